@@ -1,0 +1,44 @@
+/**
+ * The three number formats that tensors have in files, on the wire and in device memory.
+ *
+ * @module
+ */
+
+/** IEEE single, IEEE half, or bfloat16 (the upper half of a single). */
+export type DType = "f32" | "f16" | "bf16";
+
+/** All formats, widest first. */
+export const dtypes: ReadonlyArray<DType> = ["f32", "f16", "bf16"];
+
+/** Bytes of one element. */
+export const elementBytes = (dtype: DType): number => dtype === "f32" ? 4 : 2;
+
+/** The bit pattern of the bfloat16 nearest to `x`, ties to even; an overflow becomes an infinity. */
+const toBf16 = (() => {
+  const single = new Float32Array(1);
+  const bits = new Uint32Array(single.buffer);
+  return (x: number): number => {
+    single[0] = x;
+    const b = bits[0]!;
+    if (x !== x) return 0x7fc0; // the carry below would turn some NaNs into zeros
+    return (b + 0x7fff + ((b >>> 16) & 1)) >>> 16;
+  };
+})();
+
+/** Elements as float32 values. `bytes` may start anywhere and lie in shared memory; the result is a copy. */
+export const decode = (dtype: DType, bytes: Uint8Array): Float32Array<ArrayBuffer> => {
+  const aligned = new Uint8Array(bytes).buffer;
+  if (dtype === "f32") return new Float32Array(aligned);
+  if (dtype === "f16") return Float32Array.from(new Float16Array(aligned));
+  const upper = new Uint16Array(aligned);
+  const words = new Uint32Array(upper.length);
+  for (let i = 0; i < upper.length; i++) words[i] = upper[i]! << 16;
+  return new Float32Array(words.buffer);
+};
+
+/** float32 values as elements of `dtype`, rounded to nearest even; always a copy. */
+export const encode = (dtype: DType, values: Float32Array): Uint8Array<ArrayBuffer> => {
+  if (dtype === "f32") return new Uint8Array(Float32Array.from(values).buffer);
+  if (dtype === "f16") return new Uint8Array(Float16Array.from(values).buffer);
+  return new Uint8Array(Uint16Array.from(values, toBf16).buffer);
+};

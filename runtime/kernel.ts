@@ -1,0 +1,89 @@
+/**
+ * The kernel port: attention as a stateful operation, so that nothing but arriving K/V bytes crosses to the device
+ * during a run. Implementations run inside the device's Worker and speak plain promises.
+ *
+ * @module
+ */
+import type { DType } from "./dtype.ts";
+import type { Lse } from "./lse.ts";
+import type { Band } from "./mask.ts";
+import type { Span } from "./span.ts";
+
+/** The query rows of one rank. */
+export interface Queries {
+  readonly batch: number;
+  readonly heads: number;
+  /** Divides `heads`; query head `h` reads K/V head `floor(h · kvHeads / heads)`. */
+  readonly kvHeads: number;
+  /** A multiple of 4, at most 256. */
+  readonly headDim: number;
+  /** Multiplies every score; usually 1/√headDim. */
+  readonly scale: number;
+  /** Query tokens, the shard's length. */
+  readonly tokens: number;
+  readonly dtype: DType;
+  /** [batch, tokens, heads, headDim]; may lie in shared memory. */
+  readonly bytes: Uint8Array;
+}
+
+/** The K and V of one block. */
+export interface KeyValues {
+  readonly tokens: number;
+  readonly dtype: DType;
+  /** K then V, each [batch, tokens, kvHeads, headDim]; may lie in shared memory. */
+  readonly bytes: Uint8Array;
+}
+
+/** A rectangle of (query, key) pairs, some of which the band allows. */
+export interface Tile {
+  /** Index in the shard of the rectangle's first query token. */
+  readonly row: number;
+  readonly queries: Span;
+  /** Index in the block of the rectangle's first key token. */
+  readonly column: number;
+  readonly keys: Span;
+  /** Every pair is allowed, so that no mask needs to be computed. */
+  readonly full: boolean;
+}
+
+/** What a query shard has gathered when every block was absorbed. */
+export interface Attended {
+  /** [batch, tokens, heads, headDim], normalised; 0 where a row saw no key. */
+  readonly o: Float32Array<ArrayBuffer>;
+  /** [batch, heads, tokens]; −∞ where a row saw no key. */
+  readonly lse: Lse;
+}
+
+/** (õ, m, l) of one query shard, float32 at least, on the device from `begin` to `close`. */
+export interface Accumulation {
+  /** Adds the pairs of `tiles` that `band` allows. Resolves when the device has done so. */
+  readonly absorb: (
+    block: KeyValues,
+    tiles: ReadonlyArray<Tile>,
+    band: Band,
+  ) => void | Promise<void>;
+  readonly finish: () => Attended | Promise<Attended>;
+  /** Frees the device memory; harmless when repeated. */
+  readonly close: () => void;
+}
+
+/** What kind of machine a device is, as every report repeats it. */
+export interface DeviceInfo {
+  /** The plugin's name: `webgpu`, `reference`. */
+  readonly name: string;
+  /** What it runs on: a GPU and its driver, or `JavaScript`. */
+  readonly backend: string;
+  /** Arithmetic happens on the CPU; never presented as a GPU. */
+  readonly software: boolean;
+  readonly features: ReadonlyArray<string>;
+  /** Bytes of memory of the machine or, where the driver tells, of the device. */
+  readonly memory: number;
+  /** Bytes that one tensor may have before the device splits it. */
+  readonly largestTensor: number;
+}
+
+/** Attention on one device. */
+export interface AttentionKernel {
+  readonly info: DeviceInfo;
+  readonly begin: (queries: Queries) => Accumulation | Promise<Accumulation>;
+}

@@ -1,0 +1,54 @@
+/**
+ * Masks as bands: query `q` may see key `k` when `q − back ≤ k ≤ q + ahead`, by global position. Full, causal and
+ * sliding-window attention are three bands, and the same two numbers drive the plan, the kernels and the reference.
+ *
+ * @module
+ */
+import { countUpTo, positionAt, type Span } from "./span.ts";
+
+/** What a query may see. `window` tokens count the query itself and imply causality. */
+export type Mask =
+  | { readonly kind: "full" }
+  | { readonly kind: "causal" }
+  | { readonly kind: "window"; readonly window: number };
+
+/** How far a query sees, in tokens, to either side of its own position. */
+export interface Band {
+  readonly back: number;
+  readonly ahead: number;
+}
+
+/** Farther than any sequence is long, and small enough that `position + unbounded` stays a 32-bit integer. */
+export const unbounded = 2 ** 30;
+
+/** The band of a mask. */
+export const bandOf = (mask: Mask): Band => {
+  switch (mask.kind) {
+    case "full":
+      return { back: unbounded, ahead: unbounded };
+    case "causal":
+      return { back: unbounded, ahead: 0 };
+    case "window":
+      return { back: mask.window - 1, ahead: 0 };
+  }
+};
+
+/** Whether query `q` may see key `k`, by global position. */
+export const allows = (band: Band, q: number, k: number): boolean =>
+  k <= q + band.ahead && k >= q - band.back;
+
+/** How many of the (query, key) pairs between two spans the band allows: exact, in O(queries). */
+export const pairsBetween = (band: Band, queries: Span, keys: Span): number => {
+  const all = queries.count * keys.count;
+  if (all === 0) return 0;
+  const [q0, q1] = [positionAt(queries, 0), positionAt(queries, queries.count - 1)];
+  const [k0, k1] = [positionAt(keys, 0), positionAt(keys, keys.count - 1)];
+  if (k0 > q1 + band.ahead || k1 < q0 - band.back) return 0;
+  if (k1 <= q0 + band.ahead && k0 >= q1 - band.back) return all;
+  let pairs = 0;
+  for (let i = 0; i < queries.count; i++) {
+    const q = positionAt(queries, i);
+    pairs += countUpTo(keys, q + band.ahead) - countUpTo(keys, q - band.back - 1);
+  }
+  return pairs;
+};
