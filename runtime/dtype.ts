@@ -42,3 +42,16 @@ export const encode = (dtype: DType, values: Float32Array): Uint8Array<ArrayBuff
   if (dtype === "f16") return new Uint8Array(Float16Array.from(values).buffer);
   return new Uint8Array(Uint16Array.from(values, toBf16).buffer);
 };
+
+/** The index of the first NaN or infinity among elements of `dtype`, or −1. */
+export const firstNonFinite = (dtype: DType, bytes: Uint8Array): number => {
+  const aligned = bytes.byteOffset % 4 === 0 ? bytes : new Uint8Array(bytes);
+  const { buffer, byteOffset, byteLength } = aligned;
+  if (dtype === "f32") {
+    return new Uint32Array(buffer, byteOffset, byteLength / 4)
+      .findIndex((bits) => (bits & 0x7f800000) === 0x7f800000);
+  }
+  const exponent = dtype === "f16" ? 0x7c00 : 0x7f80;
+  return new Uint16Array(buffer, byteOffset, byteLength / 2)
+    .findIndex((bits) => (bits & exponent) === exponent);
+};

@@ -1,0 +1,190 @@
+/**
+ * The independent judge: attention in float64, twice. It shares no code with the kernels, the spans or the merge that
+ * it judges; a mask is a comparison of two global positions.
+ *
+ * @module
+ */
+import type { Mask } from "../runtime/mask.ts";
+
+/** Self-attention over whole tensors. */
+export interface Problem {
+  readonly batch: number;
+  readonly tokens: number;
+  readonly heads: number;
+  /** Divides `heads`; query head `h` reads K/V head `floor(h · kvHeads / heads)`. */
+  readonly kvHeads: number;
+  readonly headDim: number;
+  /** Multiplies every score. */
+  readonly scale: number;
+  readonly mask: Mask;
+}
+
+/** Outputs and natural log-sum-exps in float64; 0 and −∞ where a row saw no key. */
+export interface Judgement {
+  readonly o: Float64Array<ArrayBuffer>;
+  readonly lse: Float64Array<ArrayBuffer>;
+}
+
+/** Whether the query at position `q` sees the key at position `k`. */
+const sees = (mask: Mask, q: number, k: number): boolean => {
+  if (mask.kind === "full") return true;
+  if (mask.kind === "causal") return k <= q;
+  return k <= q && k > q - mask.window;
+};
+
+/**
+ * Dense attention in two passes, written as naively as it can be: `q` [batch, tokens, heads, headDim], `k` and `v`
+ * [batch, tokens, kvHeads, headDim]; gives `o` [batch, tokens, heads, headDim] and `lse` [batch, heads, tokens].
+ */
+export const denseAttention = (
+  problem: Problem,
+  q: Float32Array,
+  k: Float32Array,
+  v: Float32Array,
+): Judgement => {
+  const { batch, tokens, heads, kvHeads, headDim, scale, mask } = problem;
+  const o = new Float64Array(batch * tokens * heads * headDim);
+  const lse = new Float64Array(batch * heads * tokens);
+  for (let b = 0; b < batch; b++) {
+    for (let h = 0; h < heads; h++) {
+      const g = Math.floor(h * kvHeads / heads);
+      for (let i = 0; i < tokens; i++) {
+        const row = ((b * tokens + i) * heads + h) * headDim;
+        const scores: Array<number> = [];
+        for (let j = 0; j < tokens; j++) {
+          let score = sees(mask, i, j) ? 0 : -Infinity;
+          for (let c = 0; c < headDim; c++) {
+            score += q[row + c]! * k[((b * tokens + j) * kvHeads + g) * headDim + c]! * scale;
+          }
+          scores.push(score);
+        }
+        const highest = scores.reduce((a, x) => Math.max(a, x));
+        const weights = scores.map((x) => Math.exp(x - highest));
+        const sum = weights.reduce((a, x) => a + x);
+        lse[(b * heads + h) * tokens + i] = highest + Math.log(sum);
+        for (let c = 0; c < headDim; c++) {
+          for (let j = 0; j < tokens; j++) {
+            o[row + c]! += weights[j]! / sum * v[((b * tokens + j) * kvHeads + g) * headDim + c]!;
+          }
+        }
+      }
+    }
+  }
+  return { o, lse };
+};
+
+/** Query rows of one batch entry, picked by their global positions. */
+export interface PickedRows {
+  readonly heads: number;
+  readonly kvHeads: number;
+  readonly headDim: number;
+  readonly scale: number;
+  readonly mask: Mask;
+  readonly positions: ReadonlyArray<number>;
+  /** [rows, heads, headDim]. */
+  readonly q: Float32Array;
+}
+
+/** Keys whose scores are held at once; their K and V fit a core's cache. */
+const keysAtOnce = 64;
+
+/**
+ * Judges picked rows while the keys stream past: memory is that of the rows and of one chunk, so that the sequence
+ * may be larger than memory.
+ */
+export class StreamingOracle {
+  readonly #rows: PickedRows;
+  /** Σ exp(score − highest) · v, [rows, heads, headDim]. */
+  readonly #weighted: Float64Array<ArrayBuffer>;
+  /** [heads, rows], as is `#sum` = Σ exp(score − highest). */
+  readonly #highest: Float64Array<ArrayBuffer>;
+  readonly #sum: Float64Array<ArrayBuffer>;
+
+  constructor(rows: PickedRows) {
+    this.#rows = rows;
+    this.#weighted = new Float64Array(rows.positions.length * rows.heads * rows.headDim);
+    this.#highest = new Float64Array(rows.positions.length * rows.heads).fill(-Infinity);
+    this.#sum = new Float64Array(rows.positions.length * rows.heads);
+  }
+
+  /** Adds consecutive keys from global position `first` on: `k` and `v` [tokens, kvHeads, headDim]. */
+  absorb(first: number, k: Float32Array, v: Float32Array): void {
+    const { kvHeads, headDim, mask, positions } = this.#rows;
+    const tokens = k.length / (kvHeads * headDim);
+    const keys = new Float64Array(keysAtOnce * headDim);
+    const values = new Float64Array(keysAtOnce * headDim);
+    const seen = new Int32Array(keysAtOnce);
+    for (let from = 0; from < tokens; from += keysAtOnce) {
+      const count = Math.min(keysAtOnce, tokens - from);
+      for (let g = 0; g < kvHeads; g++) {
+        for (let j = 0; j < count; j++) {
+          const at = ((from + j) * kvHeads + g) * headDim;
+          keys.set(k.subarray(at, at + headDim), j * headDim);
+          values.set(v.subarray(at, at + headDim), j * headDim);
+        }
+        for (let r = 0; r < positions.length; r++) {
+          let n = 0;
+          for (let j = 0; j < count; j++) {
+            if (sees(mask, positions[r]!, first + from + j)) seen[n++] = j * headDim;
+          }
+          if (n > 0) this.#addKeys(r, g, keys, values, seen, n);
+        }
+      }
+    }
+  }
+
+  /** `o` [rows, heads, headDim] and `lse` [heads, rows] over all keys absorbed so far. */
+  finish(): Judgement {
+    const { heads, headDim, positions } = this.#rows;
+    const rows = positions.length;
+    const o = this.#weighted.map((x, i) => {
+      const [r, h] = [Math.floor(i / (heads * headDim)), Math.floor(i / headDim) % heads];
+      const sum = this.#sum[h * rows + r]!;
+      return sum === 0 ? 0 : x / sum;
+    });
+    return { o, lse: this.#highest.map((highest, i) => highest + Math.log(this.#sum[i]!)) };
+  }
+
+  /** Adds the keys that lie at the first `n` offsets of `seen` to row `r`, for every head that reads K/V head `g`. */
+  #addKeys(
+    r: number,
+    g: number,
+    keys: Float64Array,
+    values: Float64Array,
+    seen: Int32Array,
+    n: number,
+  ): void {
+    const { heads, kvHeads, headDim, scale, positions, q } = this.#rows;
+    const [weighted, group] = [this.#weighted, heads / kvHeads];
+    const scores = new Float64Array(n);
+    for (let h = g * group; h < (g + 1) * group; h++) {
+      const [row, state] = [(r * heads + h) * headDim, h * positions.length + r];
+      const before = this.#highest[state]!;
+      let highest = before;
+      for (let s = 0; s < n; s++) {
+        const key = seen[s]!;
+        // Four sums, because one would wait for its own last addition at every step.
+        let [a, b, c, d] = [0, 0, 0, 0];
+        for (let i = 0; i < headDim; i += 4) {
+          a += q[row + i]! * keys[key + i]!;
+          b += q[row + i + 1]! * keys[key + i + 1]!;
+          c += q[row + i + 2]! * keys[key + i + 2]!;
+          d += q[row + i + 3]! * keys[key + i + 3]!;
+        }
+        const score = (a + b + (c + d)) * scale;
+        scores[s] = score;
+        if (score > highest) highest = score;
+      }
+      const keep = before === -Infinity ? 0 : Math.exp(before - highest);
+      let sum = this.#sum[state]! * keep;
+      if (keep !== 1) { for (let i = 0; i < headDim; i++) weighted[row + i]! *= keep; }
+      for (let s = 0; s < n; s++) {
+        const [value, weight] = [seen[s]!, Math.exp(scores[s]! - highest)];
+        sum += weight;
+        for (let i = 0; i < headDim; i++) weighted[row + i]! += weight * values[value + i]!;
+      }
+      this.#highest[state] = highest;
+      this.#sum[state] = sum;
+    }
+  }
+}

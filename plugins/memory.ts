@@ -1,0 +1,131 @@
+/**
+ * Links between members of one process: a bounded queue of frames in either direction.
+ *
+ * @module
+ */
+import { Duration, Effect, Layer } from "effect";
+import { Condition } from "../runtime/condition.ts";
+import { LinkClosed, LinkFailed } from "../runtime/errors.ts";
+import { type Farewell, farewellOf } from "../runtime/farewell.ts";
+import { type Ends, type Link, Links } from "../runtime/link.ts";
+
+/** How much a link holds, and how long it waits for the other end to open. */
+export interface MemoryLinksOptions {
+  /**
+   * Frames sent but not yet taken, per direction.
+   * @default 16
+   */
+  readonly windowFrames?: number;
+  /**
+   * The largest frame in bytes.
+   * @default 524288
+   */
+  readonly maxFrame?: number;
+  /** @default "10 seconds" */
+  readonly deadline?: Duration.Input;
+}
+
+/** One member's side of a link. */
+class Side {
+  /** What the peer sent and this member has not yet taken. */
+  readonly inbox: Array<Uint8Array> = [];
+  left: Farewell | undefined;
+}
+
+/** Both sides; the second stays away until that member opens its end. */
+interface Pair {
+  readonly change: Condition;
+  readonly first: Side;
+  readonly opener: string;
+  second: Side | undefined;
+}
+
+/** Links for all members that share the built layer. */
+export const memoryLinks = (options: MemoryLinksOptions = {}): Layer.Layer<Links> =>
+  Layer.sync(Links, () => {
+    const { windowFrames = 16, maxFrame = 512 * 1024, deadline = "10 seconds" } = options;
+    // A pair is known by name only until both ends are open, so nothing stays behind when they close.
+    const halfOpen = new Map<string, Pair>();
+
+    const open = Effect.fnUntraced(function* (ends: Ends) {
+      const [self, peer] = [String(ends.self), String(ends.peer)];
+      const failed = (needed: string, found: string) =>
+        new LinkFailed({ run: ends.run, self, peer, needed, found });
+      if (self === peer) return yield* failed("two different members", "one");
+
+      const name = JSON.stringify([ends.run, ...[self, peer].sort()]);
+      const waiting = halfOpen.get(name);
+      if (waiting?.opener === self) {
+        return yield* failed("to be opened once by each member", "it opened twice");
+      }
+      const mine = new Side();
+      const pair = waiting ?? { change: new Condition(), first: mine, opener: self, second: undefined };
+      const { change } = pair;
+      yield* Effect.addFinalizer((exit) =>
+        Effect.sync(() => {
+          mine.left = farewellOf(exit);
+          change.changed();
+        })
+      );
+      if (waiting === undefined) {
+        halfOpen.set(name, pair);
+        yield* change.until(() => pair.second === undefined ? undefined : Effect.void).pipe(
+          Effect.timeoutOrElse({
+            duration: deadline,
+            orElse: () => {
+              const limit = Duration.format(Duration.fromInputUnsafe(deadline));
+              return Effect.fail(failed(`${peer} to open its end within ${limit}`, "it did not"));
+            },
+          }),
+          Effect.onExit(() =>
+            Effect.sync(() => void (halfOpen.get(name) === pair && halfOpen.delete(name)))
+          ),
+        );
+      } else {
+        halfOpen.delete(name);
+        pair.second = mine;
+        change.changed();
+      }
+      const theirs = waiting === undefined ? pair.second! : pair.first;
+
+      const closed = (reason: string) =>
+        Effect.fail(new LinkClosed({ run: ends.run, self, peer, reason }));
+      const unusable = () =>
+        mine.left === undefined
+          ? undefined
+          : Effect.fail(failed("an open end", "this end was closed"));
+      const link: Link = {
+        send: (frame) =>
+          frame.length > maxFrame
+            ? Effect.fail(failed(`frames of at most ${maxFrame} bytes`, `one of ${frame.length}`))
+            : change.until(() => {
+              if (unusable()) return unusable();
+              if (theirs.left !== undefined) return closed(theirs.left.reason);
+              if (theirs.inbox.length >= windowFrames) return undefined;
+              theirs.inbox.push(new Uint8Array(frame));
+              change.changed();
+              return Effect.void;
+            }),
+        receive: change.until(() => {
+          if (unusable()) return unusable();
+          const frame = mine.inbox.shift();
+          if (frame === undefined) return theirs.left && closed(theirs.left.reason);
+          change.changed();
+          return Effect.succeed(frame);
+        }),
+        drain: change.until(() => {
+          if (unusable()) return unusable();
+          if (theirs.inbox.length === 0) return Effect.void;
+          return theirs.left && closed(theirs.left.reason);
+        }),
+        // A peer that is done has broken nothing: what it sent is still to be taken.
+        broken: change.until(() =>
+          unusable() ??
+            (theirs.left === undefined || theirs.left.done ? undefined : closed(theirs.left.reason))
+        ),
+      };
+      return link;
+    });
+
+    return Links.of({ name: "memory", maxFrame, open });
+  });

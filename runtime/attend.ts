@@ -1,0 +1,182 @@
+/**
+ * Attention over arrays in this process: what a script calls.
+ *
+ * @module
+ */
+import { Effect, Layer } from "effect";
+import { Crew } from "./crew.ts";
+import type { Device } from "./device.ts";
+import { drive, type RunRecord, Sink, Source } from "./driver.ts";
+import { type DType, elementBytes } from "./dtype.ts";
+import { type FileInvalid, InvalidProblem, type PlanRefused, type RankFailed, type TensorInvalid, type LinkError, type FrameRejected } from "./errors.ts";
+import { headerBytes } from "./frame.ts";
+import { type Job, newRun } from "./job.ts";
+import type { Layout } from "./layout.ts";
+import { Links } from "./link.ts";
+import { asLse, type Lse } from "./lse.ts";
+import type { Mask } from "./mask.ts";
+import type { Problem } from "./plan.ts";
+
+/** The layout that balances a mask: zigzag where it is causal, contiguous where it is not. */
+export const layoutFor = (mask: Mask): Layout => mask.kind === "causal" ? "zigzag" : "contiguous";
+
+/** Payload bytes of a frame on links that carry frames of `maxFrame` bytes. */
+export const chunkFor = (maxFrame: number): number =>
+  Math.floor((maxFrame - headerBytes) / 8) * 8;
+
+/** Everything of a job that has a default. */
+export interface RunOptions {
+  /** Ranks in the ring; 1 by default. */
+  readonly ring?: number;
+  /** By default what `layoutFor` says. */
+  readonly layout?: Layout;
+  /** One number a rank, the share of the tokens that it takes; equal by default. */
+  readonly weights?: ReadonlyArray<number>;
+  /** Format in which K and V travel; their own by default. */
+  readonly wire?: DType;
+}
+
+/** A job for the links at hand. */
+export const jobFor = Effect.fn("jobFor")(function* (
+  problem: Problem,
+  dtypes: { readonly q: DType; readonly kv: DType },
+  { ring = 1, layout, weights, wire }: RunOptions,
+) {
+  const { maxFrame } = yield* Links;
+  if (weights !== undefined && weights.length !== ring) {
+    return yield* new InvalidProblem({
+      what: "the number of weights",
+      needed: `the ring size, ${ring}`,
+      found: String(weights.length),
+    });
+  }
+  if (!(Number.isInteger(ring) && ring >= 1 && ring < 65_535)) {
+    return yield* new InvalidProblem({
+      what: "the ring size",
+      needed: "a whole number from 1 to 65534",
+      found: String(ring),
+    });
+  }
+  return {
+    run: yield* newRun,
+    epoch: 0,
+    problem,
+    layout: layout ?? layoutFor(problem.mask),
+    weights: weights ?? Array.from({ length: ring }, () => 1),
+    dtype: dtypes.q,
+    wire: wire ?? dtypes.kv,
+    chunkBytes: chunkFor(maxFrame),
+  } satisfies Job;
+});
+
+/** Inputs in memory, and how to attend. */
+export interface AttendOptions extends RunOptions {
+  readonly batch?: number;
+  /** Sequence length, S. */
+  readonly tokens: number;
+  readonly heads: number;
+  /** As many as `heads` by default. */
+  readonly kvHeads?: number;
+  readonly headDim: number;
+  /** [batch, tokens, heads, headDim] */
+  readonly q: Float32Array;
+  /** [batch, tokens, kvHeads, headDim] */
+  readonly k: Float32Array;
+  /** [batch, tokens, kvHeads, headDim] */
+  readonly v: Float32Array;
+  /** Full by default. */
+  readonly mask?: Mask;
+  /** 1/√headDim by default. */
+  readonly scale?: number;
+}
+
+/** Attention over the whole sequence, and how it came about. */
+export interface AttendResult extends RunRecord {
+  /** [batch, tokens, heads, headDim] */
+  readonly o: Float32Array<ArrayBuffer>;
+  /** [batch, heads, tokens] */
+  readonly lse: Lse;
+}
+
+/**
+ * Exact attention over a ring of ranks that are fibers of this process and share one device.
+ *
+ * @example A ring of two
+ * ```ts
+ * import { Effect } from "effect";
+ * import { attend, memoryLinks, reference } from "../mod.ts";
+ *
+ * const x = Float32Array.from({ length: 6 * 4 }, (_, i) => Math.sin(i));
+ * const { o } = await attend({ tokens: 6, heads: 1, headDim: 4, q: x, k: x, v: x, ring: 2 }).pipe(
+ *   Effect.provide([memoryLinks(), reference.layer]),
+ *   Effect.runPromise,
+ * );
+ * console.log(o.length); // => 24
+ * ```
+ */
+export const attend = (options: AttendOptions): Effect.Effect<
+  AttendResult,
+  | FileInvalid
+  | FrameRejected
+  | InvalidProblem
+  | LinkError
+  | PlanRefused
+  | RankFailed
+  | TensorInvalid,
+  Device | Links
+> =>
+  Effect.gen(function* () {
+    const { q, k, v, batch = 1, tokens, heads, headDim, mask = { kind: "full" } } = options;
+    const { kvHeads = heads, scale = 1 / Math.sqrt(headDim) } = options;
+    const problem = { batch, tokens, heads, kvHeads, headDim, scale, mask };
+    const job = yield* jobFor(problem, { q: "f32", kv: "f32" }, options);
+    const inputs = { q, k, v };
+    const elements = { q: batch * tokens * heads * headDim, k: batch * tokens * kvHeads * headDim };
+    for (const name of ["q", "k", "v"] as const) {
+      const needed = name === "q" ? elements.q : elements.k;
+      if (inputs[name].length === needed) continue;
+      return yield* new InvalidProblem({
+        what: `the length of ${name}`,
+        needed: `${needed} elements, batch × tokens × heads × headDim`,
+        found: String(inputs[name].length),
+      });
+    }
+    const o = new Float32Array(elements.q);
+    const lse = asLse(new Float32Array(batch * heads * tokens));
+    const source = Source.of({
+      name: "the arrays given",
+      dtypes: { q: "f32", k: "f32", v: "f32" },
+      read: (tensor, regions) =>
+        Effect.sync(() => {
+          const parts = regions.map(({ offset, length }) =>
+            inputs[tensor].subarray(offset, offset + length)
+          );
+          const bytes = new Float32Array(parts.reduce((sum, part) => sum + part.length, 0));
+          let at = 0;
+          for (const part of parts) {
+            bytes.set(part, at);
+            at += part.length;
+          }
+          return new Uint8Array(bytes.buffer);
+        }),
+    });
+    const sink = Sink.of({
+      write: (tensor, regions, bytes) =>
+        Effect.sync(() => {
+          const values = new Float32Array(new Uint8Array(bytes).buffer);
+          let at = 0;
+          for (const { offset, length } of regions) {
+            (tensor === "o" ? o : lse).set(values.subarray(at, at + length), offset);
+            at += length;
+          }
+        }),
+    });
+    const record = yield* drive(job, () => Effect.void).pipe(
+      Effect.provide(Layer.mergeAll(
+        Crew.local,
+        Layer.succeed(Source, source),
+        Layer.succeed(Sink, sink),
+      )),
+    );
+    return { ...record, o, lse };
+  });

@@ -1,0 +1,187 @@
+/**
+ * The driver: sends every rank its shard, and puts the rows that come home in token order. It streams, so that it
+ * never holds more of a tensor than a few chunks a rank.
+ *
+ * @module
+ */
+import { Clock, Context, Deferred, Effect, Fiber } from "effect";
+import { Crew } from "./crew.ts";
+import { decode, type DType, elementBytes, encode, firstNonFinite } from "./dtype.ts";
+import { type FileInvalid, type RankFailed, TensorInvalid } from "./errors.ts";
+import { type Job, planOfJob } from "./job.ts";
+import { type Link, Links } from "./link.ts";
+import { manifestOf } from "./manifest.ts";
+import type { BlockPlan, Plan, RankPlan } from "./plan.ts";
+import type { RankSummary } from "./rank.ts";
+import { type Region, regions, type TokenArray } from "./region.ts";
+import type { Interval } from "./timeline.ts";
+import { receive, send } from "./transfer.ts";
+import type { Span } from "./span.ts";
+
+/** Where inputs come from. Element regions refer to a whole tensor, [batch, tokens, heads, headDim]. */
+export class Source extends Context.Service<Source, {
+  /** For sentences: a path, or a name. */
+  readonly name: string;
+  readonly dtypes: { readonly q: DType; readonly k: DType; readonly v: DType };
+  /** The bytes of these regions, one after the other, in the tensor's own format. */
+  readonly read: (
+    tensor: "q" | "k" | "v",
+    regions: ReadonlyArray<Region>,
+  ) => Effect.Effect<Uint8Array, FileInvalid>;
+}>()("annulus/runtime/Source") {}
+
+/** Where results go: `o` [batch, tokens, heads, headDim] and `lse` [batch, heads, tokens], both float32. */
+export class Sink extends Context.Service<Sink, {
+  readonly write: (
+    tensor: "o" | "lse",
+    regions: ReadonlyArray<Region>,
+    bytes: Uint8Array,
+  ) => Effect.Effect<void, FileInvalid>;
+}>()("annulus/runtime/Sink") {}
+
+/** What a run leaves behind beside its result. */
+export interface RunRecord {
+  readonly plan: Plan;
+  readonly timeline: ReadonlyArray<Interval>;
+  /** By rank. */
+  readonly ranks: ReadonlyArray<RankSummary>;
+  /** Wall time from the first byte sent to the last byte home. */
+  readonly seconds: number;
+}
+
+const shapes = ({ problem: { batch, tokens, heads, kvHeads, headDim } }: Job) => ({
+  q: { outer: batch, tokens, inner: heads * headDim },
+  k: { outer: batch, tokens, inner: kvHeads * headDim },
+  o: { outer: batch, tokens, inner: heads * headDim },
+  lse: { outer: batch * heads, tokens, inner: 1 },
+});
+
+/** Reads elements of a shard from the source, refuses what is not finite, and gives them in the format to travel in. */
+const reader = (source: Source["Service"], job: Job) =>
+  Effect.fnUntraced(function* (
+    tensor: "q" | "k" | "v",
+    whole: TokenArray,
+    spans: ReadonlyArray<Span>,
+    from: number,
+    to: number,
+  ) {
+    const own = source.dtypes[tensor];
+    const travels = tensor === "q" ? job.dtype : job.wire;
+    const where = [...regions(whole, spans, from, to)];
+    const bytes = yield* source.read(tensor, where);
+    const invalid = (needed: string, index: number) => {
+      const size = elementBytes(own);
+      const [found] = decode(own, bytes.subarray(index * size, (index + 1) * size));
+      return new TensorInvalid({
+        file: source.name,
+        tensor,
+        needed,
+        found: `${found} near element ${where[0]!.offset}`,
+      });
+    };
+    const bad = firstNonFinite(own, bytes);
+    if (bad >= 0) return yield* invalid("finite everywhere", bad);
+    if (own === travels) return bytes;
+    const converted = encode(travels, decode(own, bytes));
+    const overflow = firstNonFinite(travels, converted);
+    if (overflow >= 0) return yield* invalid(`within the range of ${travels} to travel in it`, overflow);
+    return converted;
+  });
+
+/** Sends one rank its queries and its K/V blocks. */
+const deliver = Effect.fnUntraced(function* (
+  job: Job,
+  plan: Plan,
+  mine: RankPlan,
+  link: Link,
+  read: ReturnType<typeof reader>,
+) {
+  const manifest = manifestOf(job);
+  const { q, k } = shapes(job);
+  const qBytes = elementBytes(job.dtype), kvBytes = elementBytes(job.wire);
+  yield* send(link, manifest.queries(mine), (from, to) =>
+    read("q", q, mine.shard, from / qBytes, to / qBytes));
+  const blockPart = (block: BlockPlan) => (from: number, to: number) => {
+    const half = block.bytes / kvBytes / 2;
+    const part = (tensor: "k" | "v", begin: number, end: number) =>
+      begin < end
+        ? read(tensor, k, [block.span], begin, end)
+        : Effect.succeed(new Uint8Array(0));
+    const [first, last] = [from / kvBytes, to / kvBytes];
+    return Effect.map(
+      Effect.all([
+        part("k", first, Math.min(last, half)),
+        part("v", Math.max(first - half, 0), last - half),
+      ]),
+      ([keys, values]) => {
+        if (values.length === 0) return keys;
+        if (keys.length === 0) return values;
+        const both = new Uint8Array(keys.length + values.length);
+        both.set(keys);
+        both.set(values, keys.length);
+        return both;
+      },
+    );
+  };
+  for (const block of plan.blocks.filter(({ home }) => home === mine.rank)) {
+    yield* send(link, manifest.home(block), blockPart(block));
+  }
+});
+
+/** Takes one rank's result. */
+const collect = Effect.fnUntraced(function* (
+  job: Job,
+  mine: RankPlan,
+  link: Link,
+  sink: Sink["Service"],
+) {
+  const manifest = manifestOf(job);
+  const { o, lse } = shapes(job);
+  const into = (tensor: "o" | "lse", whole: TokenArray) => (from: number, payload: Uint8Array) => {
+    const where = regions(whole, mine.shard, from / 4, (from + payload.byteLength) / 4);
+    return sink.write(tensor, [...where], payload);
+  };
+  yield* receive(link, manifest.o(mine), into("o", o));
+  yield* receive(link, manifest.lse(mine), into("lse", lse));
+});
+
+/**
+ * Runs a job to its end: every rank of the crew gets its shard, and every row of the result reaches the sink.
+ *
+ * @param progress Gets the timeline as it happens.
+ */
+export const drive = Effect.fn("drive")(function* (
+  job: Job,
+  progress: (interval: Interval) => Effect.Effect<void>,
+) {
+  const crew = yield* Crew;
+  const links = yield* Links;
+  const sink = yield* Sink;
+  const read = reader(yield* Source, job);
+  const plan = yield* planOfJob(job);
+  const timeline: Array<Interval> = [];
+  const firstFailure = yield* Deferred.make<never, RankFailed>();
+  const summaries = yield* Effect.forEach(plan.ranks, () => Deferred.make<RankSummary>());
+  const blame = (error: RankFailed) => Deferred.fail(firstFailure, error);
+  const observer = {
+    interval: (interval: Interval) =>
+      Effect.andThen(Effect.sync(() => timeline.push(interval)), progress(interval)),
+    finished: (summary: RankSummary) => Deferred.succeed(summaries[summary.rank]!, summary),
+    failed: blame,
+  };
+
+  const began = yield* Clock.currentTimeMillis;
+  const members = yield* Effect.forEach(plan.ranks, ({ rank }) =>
+    Effect.forkScoped(Effect.catch(crew.run(job, rank, observer), blame)));
+  const exchange = Effect.scoped(Effect.forEach(plan.ranks, (mine) =>
+    Effect.gen(function* () {
+      const link = yield* links.open({ run: job.run, self: "driver", peer: mine.rank });
+      yield* deliver(job, plan, mine, link, read);
+      yield* collect(job, mine, link, sink);
+      return yield* Deferred.await(summaries[mine.rank]!);
+    }), { concurrency: "unbounded" }));
+  const ranks = yield* Effect.raceFirst(exchange, Deferred.await(firstFailure));
+  const seconds = ((yield* Clock.currentTimeMillis) - began) / 1000;
+  yield* Effect.forEach(members, Fiber.await);
+  return { plan, timeline, ranks, seconds } satisfies RunRecord;
+}, Effect.scoped);

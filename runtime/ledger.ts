@@ -1,0 +1,36 @@
+/**
+ * The ledger of one query shard: which blocks have been merged into it. A block merged twice or never gives a
+ * plausible, wrong answer; so the run fails instead.
+ *
+ * @module
+ */
+import { Effect } from "effect";
+import { MergeViolation } from "./errors.ts";
+
+/** Counts merges per block of one (run, epoch, layer, query shard). */
+export class Ledger {
+  readonly #merged = new Set<number>();
+
+  constructor(readonly rank: number, readonly required: ReadonlyArray<number>) {}
+
+  /** Enters a block, right before it is merged; fails where it was merged before. */
+  enter(block: number): Effect.Effect<void, MergeViolation> {
+    return Effect.suspend(() => {
+      if (this.#merged.has(block)) {
+        return Effect.fail(new MergeViolation({ rank: this.rank, block, times: 2 }));
+      }
+      this.#merged.add(block);
+      return Effect.void;
+    });
+  }
+
+  /** Succeeds when every required block was merged. */
+  get complete(): Effect.Effect<void, MergeViolation> {
+    return Effect.suspend(() => {
+      const missing = this.required.find((block) => !this.#merged.has(block));
+      return missing === undefined
+        ? Effect.void
+        : Effect.fail(new MergeViolation({ rank: this.rank, block: missing, times: 0 }));
+    });
+  }
+}

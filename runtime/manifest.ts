@@ -1,0 +1,67 @@
+/**
+ * The manifest of a run: every transfer that its plan asks for, with address and size, the same at both ends.
+ *
+ * @module
+ */
+import { elementBytes } from "./dtype.ts";
+import type { Job } from "./job.ts";
+import type { BlockPlan, RankPlan } from "./plan.ts";
+import type { Transfer } from "./transfer.ts";
+
+/** The transfers of a job. */
+export interface Manifest {
+  /** [batch, tokens, heads, headDim] in the job's dtype, from the driver to a rank. */
+  readonly queries: (rank: RankPlan) => Transfer;
+  /** A K/V block, K then V, each [batch, tokens, kvHeads, headDim] in the wire format, to its home. */
+  readonly home: (block: BlockPlan) => Transfer;
+  /** A K/V block's hop to rank `to` from its left neighbour. */
+  readonly hop: (block: BlockPlan, to: number) => Transfer;
+  /** [batch, tokens, heads, headDim] in float32, back to the driver. */
+  readonly o: (rank: RankPlan) => Transfer;
+  /** [batch, heads, tokens] in float32, back to the driver. */
+  readonly lse: (rank: RankPlan) => Transfer;
+}
+
+/** The manifest of a job. */
+export const manifestOf = (job: Job): Manifest => {
+  const { batch, heads, headDim } = job.problem;
+  const ring = job.weights.length;
+  const common = {
+    run: job.run,
+    epoch: job.epoch,
+    layer: 0,
+    step: 0,
+    chunkBytes: job.chunkBytes,
+  };
+  const rows = (rank: RankPlan) => batch * rank.tokens * heads;
+  const result = (rank: RankPlan) => ({ ...common, block: rank.rank, from: rank.rank, to: "driver" }) as const;
+  return {
+    queries: (rank) => ({
+      ...common,
+      kind: "q",
+      block: rank.rank,
+      from: "driver",
+      to: rank.rank,
+      bytes: rows(rank) * headDim * elementBytes(job.dtype),
+    }),
+    home: ({ id, home, bytes }) => ({
+      ...common,
+      kind: "kv",
+      block: id,
+      from: "driver",
+      to: home,
+      bytes,
+    }),
+    hop: ({ id, home, bytes }, to) => ({
+      ...common,
+      kind: "kv",
+      block: id,
+      step: (to - home + ring) % ring,
+      from: (to - 1 + ring) % ring,
+      to,
+      bytes,
+    }),
+    o: (rank) => ({ ...result(rank), kind: "o", bytes: rows(rank) * headDim * 4 }),
+    lse: (rank) => ({ ...result(rank), kind: "lse", bytes: rows(rank) * 4 }),
+  };
+};
