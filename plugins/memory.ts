@@ -5,7 +5,7 @@
  */
 import { Duration, Effect, Layer } from "effect";
 import { Condition } from "../runtime/condition.ts";
-import { LinkClosed, LinkFailed } from "../runtime/errors.ts";
+import { LinkClosed, type LinkError, LinkFailed } from "../runtime/errors.ts";
 import { type Farewell, farewellOf } from "../runtime/farewell.ts";
 import { type Ends, type Link, Links } from "../runtime/link.ts";
 
@@ -59,7 +59,8 @@ export const memoryLinks = (options: MemoryLinksOptions = {}): Layer.Layer<Links
         return yield* failed("to be opened once by each member", "it opened twice");
       }
       const mine = new Side();
-      const pair = waiting ?? { change: new Condition(), first: mine, opener: self, second: undefined };
+      const pair = waiting ??
+        { change: new Condition(), first: mine, opener: self, second: undefined };
       const { change } = pair;
       yield* Effect.addFinalizer((exit) =>
         Effect.sync(() => {
@@ -88,40 +89,36 @@ export const memoryLinks = (options: MemoryLinksOptions = {}): Layer.Layer<Links
       }
       const theirs = waiting === undefined ? pair.second! : pair.first;
 
-      const closed = (reason: string) =>
-        Effect.fail(new LinkClosed({ run: ends.run, self, peer, reason }));
-      const unusable = () =>
-        mine.left === undefined
-          ? undefined
-          : Effect.fail(failed("an open end", "this end was closed"));
+      type Failing = Effect.Effect<never, LinkError> | undefined;
+      const closed = (): Failing =>
+        theirs.left && Effect.fail(
+          new LinkClosed({ run: ends.run, self, peer, reason: theirs.left.reason }),
+        );
+      const unusable = (): Failing =>
+        mine.left && Effect.fail(failed("an open end", "this end was closed"));
       const link: Link = {
         send: (frame) =>
           frame.length > maxFrame
             ? Effect.fail(failed(`frames of at most ${maxFrame} bytes`, `one of ${frame.length}`))
-            : change.until(() => {
-              if (unusable()) return unusable();
-              if (theirs.left !== undefined) return closed(theirs.left.reason);
-              if (theirs.inbox.length >= windowFrames) return undefined;
-              theirs.inbox.push(new Uint8Array(frame));
+            : change.until((): Effect.Effect<void, LinkError> | undefined => {
+              const over = unusable() ?? closed();
+              if (over !== undefined || theirs.inbox.length >= windowFrames) return over;
+              theirs.inbox.push(new Uint8Array(frame)); // the sender may use its own again
               change.changed();
               return Effect.void;
             }),
-        receive: change.until(() => {
-          if (unusable()) return unusable();
-          const frame = mine.inbox.shift();
-          if (frame === undefined) return theirs.left && closed(theirs.left.reason);
+        receive: change.until((): Effect.Effect<Uint8Array, LinkError> | undefined => {
+          if (mine.left !== undefined || mine.inbox.length === 0) return unusable() ?? closed();
+          const frame = mine.inbox.shift()!;
           change.changed();
           return Effect.succeed(frame);
         }),
-        drain: change.until(() => {
-          if (unusable()) return unusable();
-          if (theirs.inbox.length === 0) return Effect.void;
-          return theirs.left && closed(theirs.left.reason);
-        }),
+        drain: change.until((): Effect.Effect<void, LinkError> | undefined =>
+          unusable() ?? (theirs.inbox.length === 0 ? Effect.void : closed())
+        ),
         // A peer that is done has broken nothing: what it sent is still to be taken.
         broken: change.until(() =>
-          unusable() ??
-            (theirs.left === undefined || theirs.left.done ? undefined : closed(theirs.left.reason))
+          unusable() ?? (theirs.left?.done === true ? undefined : closed())
         ),
       };
       return link;

@@ -19,7 +19,9 @@ const longest = 1000;
 /** The reason that the end of a scope gives. */
 export const farewellOf = (exit: Exit.Exit<unknown, unknown>): Farewell => {
   if (Exit.isSuccess(exit)) return { done: true, reason: "the peer is done" };
-  if (Cause.hasInterruptsOnly(exit.cause)) return { done: false, reason: "the run was interrupted" };
+  if (Cause.hasInterruptsOnly(exit.cause)) {
+    return { done: false, reason: "the run was interrupted" };
+  }
   const error = Cause.squash(exit.cause);
   // A member that left because another did passes the first cause on; whole sentences would nest around the ring.
   const sentence = error instanceof LinkClosed

@@ -32,6 +32,8 @@ export interface RankSummary {
   readonly sentBytes: number;
   /** Most bytes of K/V held at once. */
   readonly kvPeakBytes: number;
+  /** Resident set of the rank's process, which ranks of one process share. */
+  readonly rssBytes: number;
 }
 
 /** Who hears of a rank's doings while it works. */
@@ -166,7 +168,7 @@ const takePart = Effect.fn("takePart")(function* (job: Job, rank: number, observ
   });
   const homeward = { activity: "home", ...nothing, bytes: manifest.o(mine).bytes } as const;
   yield* whileSound([driver], recorder.timed(homeward, sendHome));
-  yield* observer.finished({ rank, device: device.info, sentBytes, kvPeakBytes: held.peak });
+  yield* observer.finished({ rank, device: device.info, sentBytes, kvPeakBytes: held.peak, rssBytes: Deno.memoryUsage().rss });
   // Neighbours may still be on their way to the driver; leaving now would look to them like a failure.
   yield* Effect.catchTag(driver.receive, "LinkClosed", () => Effect.void);
 });

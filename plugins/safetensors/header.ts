@@ -53,6 +53,10 @@ export const quoted = (text: string): string => {
   return `"${cut.replace(/\p{C}/gu, (c) => `\\u{${c.codePointAt(0)!.toString(16)}}`)}"`;
 };
 
+/** The names of a file's tensors as part of a sentence. */
+export const namesOf = ({ tensors }: SafetensorsHeader): string =>
+  tensors.size === 0 ? "no tensor" : [...tensors.keys()].slice(0, 20).map(quoted).join(", ");
+
 /** A JSON value as part of a sentence, however large or deep it is. */
 const shown = (value: unknown): string => {
   if (typeof value === "string") return quoted(value);

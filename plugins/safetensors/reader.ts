@@ -8,6 +8,7 @@ import { FileInvalid } from "../../runtime/errors.ts";
 import type { Region } from "../../runtime/region.ts";
 import {
   longestHeader,
+  namesOf,
   parseHeader,
   prefixBytes,
   quoted,
@@ -93,8 +94,7 @@ export const openSafetensors: (
       const attempted = `read tensor ${quoted(name)} of`;
       const tensor = header.tensors.get(name);
       if (tensor === undefined) {
-        const names = [...header.tensors.keys()].slice(0, 20).map(quoted).join(", ");
-        return yield* invalid(attempted)("the file must have it", names === "" ? "none" : names);
+        return yield* invalid(attempted)("the file must have it", namesOf(header));
       }
       const { ranges, bytes } = yield* Effect.fromResult(
         rangesOf(attempted, path, tensor, regions),

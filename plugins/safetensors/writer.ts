@@ -8,7 +8,7 @@ import { basename, dirname, join } from "node:path";
 import { Effect, type Scope } from "effect";
 import { FileInvalid } from "../../runtime/errors.ts";
 import type { Region } from "../../runtime/region.ts";
-import { buildHeader, quoted, type SafetensorsDeclaration } from "./header.ts";
+import { buildHeader, namesOf, quoted, type SafetensorsDeclaration } from "./header.ts";
 import { move, pieces, rangesOf, readAt, reasonOf, worthRewriting, writeAt } from "./pieces.ts";
 
 /** A file that is being written. */
@@ -87,6 +87,13 @@ export const createSafetensors: (
       catch: invalid("create", space),
     });
 
+    const finished = (attempted: string) =>
+      new FileInvalid({
+        attempted,
+        file: path,
+        needed: "it must not be finished yet",
+        found: "a finished file",
+      });
     const written = new Map([...head.tensors.keys()].map((name) => [name, 0]));
     // One for all writes: no fiber runs between filling and emptying it.
     let cover = new Uint8Array(0);
@@ -98,10 +105,10 @@ export const createSafetensors: (
       const attempted = `write tensor ${quoted(name)} of`;
       const refuse = (needed: string, found: string) =>
         new FileInvalid({ attempted, file: path, needed, found });
+      if (committed) return yield* finished(attempted);
       const tensor = head.tensors.get(name);
-      if (tensor === undefined || committed) {
-        const found = committed ? "a file that is finished" : "another name";
-        return yield* refuse("it must be one of the tensors of an unfinished file", found);
+      if (tensor === undefined) {
+        return yield* refuse("the file must have been created with it", namesOf(head));
       }
       const { ranges, bytes: size } = yield* Effect.fromResult(
         rangesOf(attempted, path, tensor, regions),
@@ -127,6 +134,7 @@ export const createSafetensors: (
     });
 
     const commit = Effect.gen(function* () {
+      if (committed) return yield* finished("finish");
       for (const { name, begin, end } of head.tensors.values()) {
         if (written.get(name)! >= end - begin) continue;
         return yield* new FileInvalid({

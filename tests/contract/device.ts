@@ -1,36 +1,35 @@
 /**
  * The contract of a device: what any `DevicePlugin` must compute, whatever runs it. A plugin's test is one call of
- * `testDevice`. Everything is compared with the float64 oracle; where logits are large, with the error of plain
- * float32 attention.
+ * `testDevice`. Everything is compared with the float64 oracle; where logits are large, float32 itself is off, and
+ * the error of plain float32 attention is the yardstick.
  *
  * @module
  */
-import { Context, Effect, ManagedRuntime, type Scope } from "effect";
+import { Effect, ManagedRuntime } from "effect";
 import assert from "node:assert/strict";
-import { denseAttention, type Judgement, type Problem } from "../../kernels/oracle.ts";
-import { type Accumulator, Device } from "../../runtime/device.ts";
+import type { Problem } from "../../kernels/oracle.ts";
+import { Device } from "../../runtime/device.ts";
 import { decode, type DType, encode } from "../../runtime/dtype.ts";
 import type { DeviceFailed } from "../../runtime/errors.ts";
-import type { Attended, Tile } from "../../runtime/kernel.ts";
-import { bandOf, type Mask } from "../../runtime/mask.ts";
+import type { Attended } from "../../runtime/kernel.ts";
+import type { Mask } from "../../runtime/mask.ts";
 import type { DevicePlugin } from "../../runtime/plugin.ts";
-import type { Span } from "../../runtime/span.ts";
 import { maxAbs, relativeL2 } from "../support/closeness.ts";
-import { denseFloat32 } from "../support/dense_f32.ts";
+import {
+  absorb,
+  attend,
+  begin,
+  check,
+  checkAgainstFloat32,
+  type Cut,
+  DeviceBound,
+  type Inputs,
+  stretch,
+  stretches,
+  type Tokens,
+  unaligned,
+} from "../support/cut.ts";
 import { normals, uniform } from "../support/random.ts";
-
-/** How far from float64 a device may be on standard normal float32 input. */
-export interface DeviceBound {
-  /** Relative L2 distance of the outputs. */
-  readonly o: number;
-  /** Largest distance of a log-sum-exp. */
-  readonly lse: number;
-}
-
-/** The bound in force; what a float32 device reaches unless its test says otherwise. */
-export const DeviceBound = Context.Reference<DeviceBound>("annulus/tests/DeviceBound", {
-  defaultValue: () => ({ o: 2e-6, lse: 1e-5 }),
-});
 
 /** One promise of the contract; fails by `assert`. */
 export interface DeviceCase {
@@ -38,204 +37,410 @@ export interface DeviceCase {
   readonly run: Effect.Effect<void, DeviceFailed, Device>;
 }
 
-/** The token positions of a shard or a block: spans, one after the other. */
-type Tokens = ReadonlyArray<Span>;
+const causal: Mask = { kind: "causal" };
 
-/** Whole tensors: q [batch, tokens, heads, headDim], k and v [batch, tokens, kvHeads, headDim]. */
-interface Inputs {
-  readonly q: Float32Array;
-  readonly k: Float32Array;
-  readonly v: Float32Array;
-}
-
-/** One attention problem and how it is cut up for the device. */
-interface Cut {
-  readonly problem: Problem;
-  readonly inputs: Inputs;
-  readonly queries: Tokens;
-  readonly blocks: ReadonlyArray<Tokens>;
-  readonly dtype?: DType;
-  /** Added to every position that the device is told. */
-  readonly offset?: number;
-  /** Where bytes lie: in shared memory unless a case is about something else. */
-  readonly place?: (bytes: Uint8Array) => Uint8Array;
-}
-
-// --- Positions, spans and tiles, by counting one by one -------------------------------------------------------------
-
-const positionsOfSpan = ({ start, run, stride, first, count }: Span): ReadonlyArray<number> => {
-  const sequence: Array<number> = [];
-  for (let begin = start; sequence.length < first + count; begin += stride) {
-    for (let i = 0; i < run; i++) sequence.push(begin + i);
-  }
-  return sequence.slice(first, first + count);
+/** A small problem, to be changed where a case is about something. */
+const problem = (changes: Partial<Problem> = {}): Problem => {
+  const headDim = changes.headDim ?? 64;
+  const scale = 1 / Math.sqrt(headDim);
+  return { batch: 1, tokens: 62, heads: 4, kvHeads: 2, headDim, scale, mask: causal, ...changes };
 };
 
-const positionsOf = (tokens: Tokens): ReadonlyArray<number> => tokens.flatMap(positionsOfSpan);
-
-/** Tokens `from` … `to − 1`. */
-const stretch = (from: number, to: number): Span => {
-  const count = to - from;
-  return { start: from, run: Math.max(count, 1), stride: Math.max(count, 1), first: 0, count };
-};
-
-/** Consecutive stretches of these lengths. */
-const stretches = (lengths: ReadonlyArray<number>): ReadonlyArray<Tokens> => {
-  let from = 0;
-  return lengths.map((length) => [stretch(from, from += length)]);
-};
-
-const seesIn = (mask: Mask, q: number, k: number): boolean =>
-  mask.kind === "full" || k <= q && (mask.kind === "causal" || q - k < mask.window);
-
-/** Every span of queries against every span of keys, where at least one pair counts. */
-const tilesOf = (mask: Mask, queries: Tokens, keys: Tokens, offset: number): Array<Tile> => {
-  const tiles: Array<Tile> = [];
-  const moved = (span: Span): Span => ({ ...span, start: span.start + offset });
-  let row = 0;
-  for (const rows of queries) {
-    let column = 0;
-    for (const columns of keys) {
-      const pairs = positionsOfSpan(rows).flatMap((q) =>
-        positionsOfSpan(columns).map((k) => seesIn(mask, q, k))
-      );
-      if (pairs.includes(true)) {
-        const full = !pairs.includes(false);
-        tiles.push({ row, queries: moved(rows), column, keys: moved(columns), full });
-      }
-      column += columns.count;
-    }
-    row += rows.count;
-  }
-  return tiles;
-};
-
-// --- Bytes ----------------------------------------------------------------------------------------------------------
-
-/** Rows of a [batch, tokens, …width] tensor at these tokens. */
-const gather = (
-  tensor: ArrayLike<number>,
-  batch: number,
-  width: number,
-  positions: ReadonlyArray<number>,
-): Float32Array<ArrayBuffer> => {
-  const tokens = tensor.length / (batch * width);
-  const picked = new Float32Array(batch * positions.length * width);
-  for (let b = 0, to = 0; b < batch; b++) {
-    for (const position of positions) {
-      for (let c = 0; c < width; c++) picked[to++] = tensor[(b * tokens + position) * width + c]!;
-    }
-  }
-  return picked;
-};
-
-/** In shared memory, behind some other bytes. */
-const shared = (bytes: Uint8Array): Uint8Array => {
-  const placed = new Uint8Array(new SharedArrayBuffer(bytes.length + 12), 8, bytes.length);
-  placed.set(bytes);
-  return placed;
-};
-
-/** In memory of its own, at an odd offset. */
-const unaligned = (bytes: Uint8Array): Uint8Array => {
-  const placed = new Uint8Array(new ArrayBuffer(bytes.length + 5), 3, bytes.length);
-  placed.set(bytes);
-  return placed;
-};
-
-// --- Running and comparing ------------------------------------------------------------------------------------------
-
-/** Uploads the queries of a cut, and then spoils the bytes, which the device must not need any more. */
-const begin = (cut: Cut): Effect.Effect<Accumulator, DeviceFailed, Device | Scope.Scope> =>
-  Effect.gen(function* () {
-    const { problem, inputs, queries, dtype = "f32", place = shared } = cut;
-    const { batch, heads, headDim } = problem;
-    const positions = positionsOf(queries);
-    const q = gather(inputs.q, batch, heads * headDim, positions);
-    const bytes = place(encode(dtype, q));
-    const device = yield* Device;
-    const { kvHeads, scale } = problem;
-    const shape = { batch, heads, kvHeads, headDim, scale, tokens: positions.length };
-    const accumulator = yield* device.begin({ ...shape, dtype, bytes });
-    bytes.fill(0xff);
-    return accumulator;
-  });
-
-/** Absorbs one block of a cut, and then spoils its bytes. */
-const absorb = (cut: Cut, accumulator: Accumulator, block: Tokens) =>
-  Effect.gen(function* () {
-    const { problem, inputs, queries, dtype = "f32", place = shared, offset = 0 } = cut;
-    const { batch, kvHeads, headDim, mask } = problem;
-    const tiles = tilesOf(mask, queries, block, offset);
-    if (tiles.length === 0) return;
-    const positions = positionsOf(block);
-    const [k, v] = [inputs.k, inputs.v].map((x) => gather(x, batch, kvHeads * headDim, positions));
-    const bytes = place(encode(dtype, Float32Array.of(...k!, ...v!)));
-    const keyValues = { tokens: positions.length, dtype, bytes };
-    const busy = yield* accumulator.absorb(keyValues, tiles, bandOf(mask));
-    assert.ok(busy >= 0, `the device was busy for ${busy} ms`);
-    bytes.fill(0xff);
-  });
-
-const attend = (cut: Cut): Effect.Effect<Attended, DeviceFailed, Device> =>
-  Effect.gen(function* () {
-    const accumulator = yield* begin(cut);
-    for (const block of cut.blocks) yield* absorb(cut, accumulator, block);
-    return yield* accumulator.finish;
-  }).pipe(Effect.scoped);
-
-/** The oracle's rows for the queries of a cut. */
-const rowsOf = (problem: Problem, whole: Pick<Judgement, keyof Judgement>, queries: Tokens) => {
-  const { batch, heads, headDim } = problem;
-  const positions = positionsOf(queries);
+/** Standard normal inputs, times `factor`. */
+const inputsOf = ({ batch, tokens, heads, kvHeads, headDim }: Problem, factor = 1): Inputs => {
+  const [queries, keys] = [batch * tokens * heads * headDim, batch * tokens * kvHeads * headDim];
+  const [q, k, v] = [queries, keys, keys].map((count, i) => normals(i + 1, count));
   return {
-    o: gather(whole.o, batch, heads * headDim, positions),
-    lse: gather(whole.lse, batch * heads, 1, positions),
+    q: q!.map((x) => x * factor),
+    k: k!.map((x) => x * factor),
+    v: v!.map((x) => x * factor),
   };
 };
 
-/** float32 cannot hold a log-sum-exp of this size any closer. */
-const lseRounding = (lse: ArrayLike<number>): number => {
-  let most = 0;
-  for (let i = 0; i < lse.length; i++) {
-    if (Number.isFinite(lse[i])) most = Math.max(most, Math.abs(lse[i]!));
-  }
-  return most * 2 ** -22;
+/** All queries against the keys in stretches of these lengths; half and half unless told. */
+const whole = (
+  problem: Problem,
+  {
+    lengths = [problem.tokens >> 1, problem.tokens - (problem.tokens >> 1)],
+    ...rest
+  }: Partial<Cut> & { readonly lengths?: ReadonlyArray<number> } = {},
+): Cut => ({
+  problem,
+  inputs: inputsOf(problem),
+  queries: [stretch(0, problem.tokens)],
+  blocks: stretches(lengths.filter((length) => length > 0)),
+  ...rest,
+});
+
+const checkEach = (cuts: Iterable<Cut>): DeviceCase["run"] =>
+  Effect.forEach(cuts, check, { discard: true });
+
+// --- Shapes -------------------------------------------------------------------------------------
+
+const heads: ReadonlyArray<DeviceCase> = [[8, 8], [8, 2], [6, 2], [5, 5], [8, 1]]
+  .map(([heads, kvHeads]) => ({
+    name: `${heads} query heads share ${kvHeads} key heads`,
+    run: check(whole(problem({ heads: heads!, kvHeads: kvHeads! }))),
+  }));
+
+const headDims: ReadonlyArray<DeviceCase> = [8, 16, 64, 80, 96, 128, 256].map((headDim) => ({
+  name: `head dim ${headDim}`,
+  run: check(whole(problem({ headDim }))),
+}));
+
+const lengths: ReadonlyArray<DeviceCase> = [[1, 1], [3, 1], [1, 31], [2, 31], [3, 62], [1, 257]]
+  .map(([batch, tokens]) => ({
+    name: `batch ${batch} of ${tokens} tokens`,
+    run: check(whole(problem({ batch: batch!, tokens: tokens! }))),
+  }));
+
+const masks: ReadonlyArray<DeviceCase> = ([
+  { kind: "full" },
+  causal,
+  ...[1, 28, 29, 30, 61, 100, 4000].map((window) => ({ kind: "window", window }) as const),
+] satisfies Array<Mask>).map((mask) => ({
+  name: `mask ${mask.kind}${mask.kind === "window" ? ` ${mask.window}` : ""} over blocks of 29`,
+  run: check(whole(problem({ tokens: 100, mask }), { lengths: [29, 29, 29, 13] })),
+}));
+
+const scale: DeviceCase = {
+  name: "the scale is the caller's",
+  run: check(whole(problem({ scale: 0.3 }))),
 };
 
-const rms = (x: ArrayLike<number>): number =>
-  Math.sqrt(Array.from(x).reduce((sum, a) => sum + a * a, 0) / x.length);
+// --- Cuts ---------------------------------------------------------------------------------------
 
-/** Asserts that a result is close to the expected one, and that a result of zeros would not be. */
-const assertClose = (actual: Attended, expected: Attended | Judgement, bound: DeviceBound) => {
-  assert.equal(actual.o.length, expected.o.length);
-  assert.equal(actual.lse.length, expected.lse.length);
-  assert.ok(rms(expected.o) >= 50 * bound.o, "the expected outputs are too small to tell");
-  assert.ok(bound.o <= 1 / 50, `a bound of ${bound.o} admits anything`);
-  const [o, lse] = [relativeL2(actual.o, expected.o), maxAbs(actual.lse, expected.lse)];
-  const lseBound = bound.lse + lseRounding(expected.lse);
-  assert.ok(o <= bound.o, `o is ${o} away, at most ${bound.o} is admitted`);
-  assert.ok(lse <= lseBound, `lse is ${lse} away, at most ${lseBound} is admitted`);
-};
-
-/** Runs a cut and compares it with the oracle. */
-const check = (cut: Cut): Effect.Effect<void, DeviceFailed, Device> =>
-  Effect.gen(function* () {
-    const whole = denseAttention(cut.problem, cut.inputs.q, cut.inputs.k, cut.inputs.v);
-    const expected = rowsOf(cut.problem, whole, cut.queries);
-    assertClose(yield* attend(cut), expected as Attended, yield* DeviceBound);
-  });
-
-/** As `check`, where logits are so large that float32 itself is off: thrice the error of plain dense attention. */
-const checkAgainstFloat32 = (cut: Cut): Effect.Effect<void, DeviceFailed, Device> =>
-  Effect.gen(function* () {
-    const { q, k, v } = cut.inputs;
-    const exact = denseAttention(cut.problem, q, k, v);
-    const plain = denseFloat32(cut.problem, q, k, v);
+const orders: DeviceCase = {
+  name: "the order of blocks changes nothing",
+  run: Effect.gen(function* () {
+    const cut = whole(problem({ tokens: 157 }), { lengths: [1, 62, 31, 63] });
+    const [a, b, c, d] = cut.blocks as [Tokens, Tokens, Tokens, Tokens];
     const bound = yield* DeviceBound;
-    const expected = rowsOf(cut.problem, exact, cut.queries);
-    assertClose(yield* attend(cut), expected as Attended, {
-      o: Math.max(bound.o, 3 * relativeL2(plain.o, exact.o)),
-      lse: Math.max(bound.lse, 3 * maxAbs(plain.lse, exact.lse)),
+    const results: Array<Attended> = [];
+    for (const blocks of [[a, b, c, d], [d, c, b, a], [c, a, d, b]]) {
+      yield* check({ ...cut, blocks });
+      results.push(yield* attend({ ...cut, blocks }));
+    }
+    for (const { o, lse } of results) {
+      assert.ok(relativeL2(o, results[0]!.o) <= bound.o);
+      assert.ok(maxAbs(lse, results[0]!.lse) <= bound.lse);
+    }
+  }),
+};
+
+const manyBlocks: DeviceCase = {
+  name: "many small blocks are as exact as one",
+  run: checkEach(
+    [[157], Array(52).fill(3).concat(1)].map((lengths) =>
+      whole(problem({ tokens: 157 }), { lengths })
+    ),
+  ),
+};
+
+/** Where the tokens of a ring's ranks lie, by layout. */
+const layouts: Record<string, ReadonlyArray<Tokens>> = {
+  contiguous: stretches([40, 51, 40]),
+  zigzag: [
+    [stretch(0, 22), stretch(110, 131)],
+    [stretch(22, 44), stretch(88, 110)],
+    [stretch(44, 66), stretch(66, 88)],
+  ],
+  striped: [44, 44, 43].map((count, start) => [{ start, run: 1, stride: 3, first: 0, count }]),
+  "weighted striped": [
+    [{ start: 0, run: 3, stride: 7, first: 0, count: 57 }],
+    [{ start: 3, run: 3, stride: 7, first: 0, count: 56 }],
+    [{ start: 6, run: 1, stride: 7, first: 0, count: 18 }],
+  ],
+};
+
+const rings: ReadonlyArray<DeviceCase> = Object.entries(layouts).map(([layout, shards]) => ({
+  name: `every rank of a ring of 3, ${layout}`,
+  run: checkEach(([causal, { kind: "window", window: 20 }, { kind: "full" }] as Array<Mask>)
+    .flatMap((mask) => {
+      const cut = whole(problem({ tokens: 131, mask }));
+      return shards.map((queries, rank) => ({
+        ...cut,
+        queries,
+        // As blocks arrive at a rank: its own first, then its left neighbour's, and so on.
+        blocks: shards.map((_, step) => shards[(rank - step + 3) % 3]!),
+      }));
+    })),
+}));
+
+const parts: DeviceCase = {
+  name: "spans that begin in the middle of a run",
+  run: check({
+    ...whole(problem({ tokens: 131 })),
+    queries: [{ start: 3, run: 3, stride: 7, first: 2, count: 40 }],
+    blocks: [
+      [{ start: 0, run: 3, stride: 7, first: 0, count: 20 }],
+      [{ start: 0, run: 3, stride: 7, first: 20, count: 37 }],
+      [{ start: 3, run: 4, stride: 7, first: 0, count: 10 }],
+      [{ start: 3, run: 4, stride: 7, first: 10, count: 64 }],
+    ],
+  }),
+};
+
+const farPositions: DeviceCase = {
+  name: "positions near 2³⁰",
+  run: checkEach(
+    ([causal, { kind: "window", window: 20 }] as Array<Mask>).map((mask) =>
+      whole(problem({ mask }), { offset: 2 ** 30 - 100 })
+    ),
+  ),
+};
+
+const places: DeviceCase = {
+  name: "bytes may lie anywhere",
+  run: check(whole(problem(), { place: unaligned })),
+};
+
+// --- Nothing to see -----------------------------------------------------------------------------
+
+const emptyShard: DeviceCase = {
+  name: "a shard without tokens",
+  run: Effect.gen(function* () {
+    const { o, lse } = yield* attend(whole(problem(), { queries: [] }));
+    assert.deepEqual([o.length, lse.length], [0, 0]);
+  }),
+};
+
+const noTiles: DeviceCase = {
+  name: "a block of which no pair counts",
+  run: Effect.gen(function* () {
+    const cut = whole(problem({ mask: { kind: "full" } }));
+    const [first, second] = cut.blocks as [Tokens, Tokens];
+    const expected = yield* attend({ ...cut, blocks: [first] });
+    const accumulator = yield* begin(cut);
+    yield* absorb(cut, accumulator, first);
+    yield* absorb(cut, accumulator, second, []);
+    assert.deepEqual(yield* accumulator.finish, expected);
+  }).pipe(Effect.scoped),
+};
+
+const blindRows: DeviceCase = {
+  name: "a row that sees no key is 0, and its log-sum-exp −∞",
+  run: Effect.gen(function* () {
+    const batch = 2, tokens = 62, heads = 4, headDim = 64, from = 17;
+    const cut = whole(problem({ batch, tokens, heads, headDim }));
+    // Rows before `from` see nothing of the only block.
+    const { o, lse } = yield* attend({ ...cut, blocks: [[stretch(from, tokens)]] });
+    const never = yield* attend({ ...cut, blocks: [] });
+    assert.ok(never.o.every((x) => x === 0) && never.lse.every((x) => x === -Infinity));
+    for (let b = 0; b < batch; b++) {
+      const at = b * tokens * heads * headDim;
+      assert.ok(o.subarray(at, at + from * heads * headDim).every((x) => x === 0));
+      assert.ok(
+        o.subarray(at + from * heads * headDim, at + tokens * heads * headDim).every(
+          (x) => Number.isFinite(x) && x !== 0,
+        ),
+      );
+    }
+    lse.forEach((x, i) => assert.equal(x === -Infinity, i % tokens < from));
+  }),
+};
+
+// --- Formats ------------------------------------------------------------------------------------
+
+const formats: ReadonlyArray<DeviceCase> = (["f16", "bf16"] as const).map((dtype: DType) => ({
+  name: `${dtype} inputs, float32 arithmetic`,
+  run: Effect.suspend(() => {
+    const cut = whole(problem({ tokens: 131, batch: 2 }), { dtype, lengths: [62, 69] });
+    const round = (x: Float32Array) => decode(dtype, encode(dtype, x));
+    const { q, k, v } = cut.inputs;
+    return check({ ...cut, inputs: { q: round(q), k: round(k), v: round(v) } });
+  }),
+}));
+
+// --- Numeric traps ------------------------------------------------------------------------------
+
+/**
+ * Inputs whose last component of every key is 1, so that the last one of a query shifts its logits. The last, because
+ * every sum that takes it in earlier loses more.
+ */
+const shifted = (problem: Problem, shift: (query: number) => number): Inputs => {
+  const { heads, headDim, scale } = problem;
+  const { q, k, v } = inputsOf(problem);
+  for (let i = headDim - 1; i < k.length; i += headDim) k[i] = 1;
+  for (let i = headDim - 1; i < q.length; i += headDim) {
+    q[i] = shift(Math.floor(i / (heads * headDim)) % problem.tokens) / scale;
+  }
+  return { q, k, v };
+};
+
+const shifts: ReadonlyArray<DeviceCase> = [-6e4, 1e4].map((shift) => ({
+  name: `all logits near ${shift}`,
+  run: Effect.suspend(() => {
+    const lengths = [20, 31, 11];
+    const inputs = shifted(problem(), () => shift);
+    return checkAgainstFloat32(whole(problem(), { lengths, inputs }));
+  }),
+}));
+
+const lowest: DeviceCase = {
+  name: "a row of logits near the lowest float32, among others",
+  run: Effect.suspend(() => {
+    const shape = problem({ scale: 1 });
+    const inputs = shifted(shape, (query) => query === 40 ? -3.4e38 : 0);
+    const width = shape.heads * shape.headDim;
+    const q = inputs.q.map((x, i) => {
+      const isLow = Math.floor(i / width) === 40;
+      if (isLow) return i % shape.headDim === shape.headDim - 1 ? x : 0;
+      return x / 8;
     });
+    const cut = whole(shape, { inputs: { ...inputs, q }, lengths: [20, 31, 11] });
+    // That row's log-sum-exp would hide the others'.
+    const others = [stretch(0, 40), stretch(41, 62)];
+    return checkEach([{ ...cut, queries: others }, cut]);
+  }),
+};
+
+const farBlocks: ReadonlyArray<DeviceCase> = [100, -100].map((step) => ({
+  name: `two blocks whose log-sum-exps differ by ${step}`,
+  run: Effect.suspend(() => {
+    const shape = problem({ mask: { kind: "full" } });
+    const { headDim, kvHeads, scale } = shape;
+    const { q, k, v } = inputsOf(shape);
+    for (let i = 0; i < q.length; i += headDim) q[i] = 1;
+    for (let i = 31 * kvHeads * headDim; i < k.length; i += headDim) k[i] = step / scale;
+    return checkAgainstFloat32(whole(shape, { inputs: { q, k, v }, lengths: [31, 31] }));
+  }),
+}));
+
+const constantValues: DeviceCase = {
+  name: "equal values come back as they are",
+  run: Effect.gen(function* () {
+    const cut = whole(problem({ tokens: 131 }), { lengths: [20, 51, 60] });
+    const v = cut.inputs.v.map(() => 1.7);
+    const { o } = yield* attend({ ...cut, inputs: { ...cut.inputs, v } });
+    assert.ok(maxAbs(o, o.map(() => 1.7)) <= 1e-6 * 1.7);
+  }),
+};
+
+const zeroQueries: DeviceCase = {
+  name: "zero queries give the mean of the values they see",
+  run: Effect.suspend(() => {
+    const cut = whole(problem({ tokens: 131 }), { lengths: [20, 51, 60] });
+    const q = cut.inputs.q.map(() => 0);
+    return check({ ...cut, inputs: { ...cut.inputs, q } });
+  }),
+};
+
+const largeInputs: ReadonlyArray<DeviceCase> = [8, 30].map((factor) => ({
+  name: `inputs times ${factor}`,
+  run: Effect.suspend(() => {
+    const shape = problem({ tokens: 131, heads: 8 });
+    const lengths = [20, 51, 60];
+    return checkAgainstFloat32(whole(shape, { lengths, inputs: inputsOf(shape, factor) }));
+  }),
+}));
+
+// --- One device, many uses ----------------------------------------------------------------------
+
+const repeatable: DeviceCase = {
+  name: "the same calls give the same bits",
+  run: Effect.gen(function* () {
+    const cut = whole(problem({ batch: 2, tokens: 131 }), { lengths: [20, 51, 60] });
+    assert.deepEqual(yield* attend(cut), yield* attend(cut));
+  }),
+};
+
+const interleaved: DeviceCase = {
+  name: "two accumulators do not disturb each other",
+  run: Effect.gen(function* () {
+    const ours = whole(problem({ tokens: 131 }), { lengths: [20, 51, 60] });
+    const theirs = whole(problem({ heads: 6, mask: { kind: "full" } }), { lengths: [7, 40, 15] });
+    const [a, b] = [yield* begin(ours), yield* begin(theirs)];
+    for (let i = 0; i < 3; i++) {
+      yield* Effect.all([absorb(ours, a, ours.blocks[i]!), absorb(theirs, b, theirs.blocks[i]!)], {
+        concurrency: "unbounded",
+      });
+    }
+    const [ourResult, theirResult] = [yield* a.finish, yield* b.finish];
+    assert.deepEqual(ourResult, yield* attend(ours));
+    assert.deepEqual(theirResult, yield* attend(theirs));
+  }).pipe(Effect.scoped),
+};
+
+const reopened: DeviceCase = {
+  name: "an accumulator begins and works after fifty others were closed",
+  run: Effect.gen(function* () {
+    const cut = whole(problem());
+    const random = uniform(7);
+    for (let i = 0; i < 50; i++) {
+      yield* Effect.scoped(Effect.gen(function* () {
+        const accumulator = yield* begin(cut);
+        if (random() < 0.2) yield* absorb(cut, accumulator, cut.blocks[0]!);
+      }));
+    }
+    yield* check(cut);
+  }),
+};
+
+/** Every promise of the contract. */
+export const deviceCases: ReadonlyArray<DeviceCase> = [
+  ...heads,
+  ...headDims,
+  ...lengths,
+  ...masks,
+  scale,
+  orders,
+  manyBlocks,
+  ...rings,
+  parts,
+  farPositions,
+  places,
+  emptyShard,
+  noTiles,
+  blindRows,
+  ...formats,
+  ...shifts,
+  lowest,
+  ...farBlocks,
+  constantValues,
+  zeroQueries,
+  ...largeInputs,
+  repeatable,
+  interleaved,
+  reopened,
+];
+
+/**
+ * Registers the contract as one test of this plugin, with a step for each case. `skip` maps the names of cases to the
+ * reason why this device is excused, and `ignore` excuses it from all, as where it cannot run.
+ */
+export const testDevice = (
+  plugin: DevicePlugin,
+  { bound, skip = {}, ignore }: {
+    readonly bound: DeviceBound;
+    readonly skip?: Readonly<Record<string, string>>;
+    readonly ignore?: string;
+  },
+): void => {
+  for (const name of Object.keys(skip)) {
+    assert.ok(deviceCases.some((promise) => promise.name === name), `there is no case "${name}"`);
+  }
+  const suffix = ignore === undefined ? "" : ` (not here: ${ignore})`;
+  Deno.test({
+    name: `device ${plugin.name} keeps the contract${suffix}`,
+    ignore: ignore !== undefined,
+    fn: async (test) => {
+      const runtime = ManagedRuntime.make(plugin.layer);
+      try {
+        for (const { name, run } of deviceCases) {
+          const reason = skip[name];
+          await test.step({
+            name: reason === undefined ? name : `${name} (skipped: ${reason})`,
+            ignore: reason !== undefined,
+            // The device's Worker outlives a step; the whole test is held to leave nothing open.
+            sanitizeOps: false,
+            sanitizeResources: false,
+            fn: () => runtime.runPromise(run.pipe(Effect.provideService(DeviceBound, bound))),
+          });
+        }
+      } finally {
+        await runtime.dispose();
+      }
+    },
   });
+};

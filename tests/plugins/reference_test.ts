@@ -1,0 +1,5 @@
+import { reference } from "../../plugins/reference.ts";
+import { testDevice } from "../contract/device.ts";
+
+// Its state is float64, so that nothing but the last rounding to float32 is lost.
+testDevice(reference, { bound: { o: 1e-7, lse: 1e-6 } });
