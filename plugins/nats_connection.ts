@@ -4,26 +4,27 @@
  * @module
  */
 import { connect, errors, type NatsConnection } from "@nats-io/transport-node";
-import { Effect, type Scope } from "effect";
+import { Duration, Effect, type Scope } from "effect";
 import { ServerUnavailable } from "../runtime/errors.ts";
 
 /** How long a server may take to greet, and a connection to close. */
-const deadline = { milliseconds: 5000, words: "5 seconds" };
+const deadline = "5 seconds";
 
 /** The address without its credentials, which belong in no error and no log. */
 const withoutCredentials = (url: string): string => url.replace(/\/\/[^@/]*@/, "//");
 
-const explain = (cause: unknown): { readonly needed: string; readonly found: string } => {
-  if (cause instanceof errors.AuthorizationError) {
-    const needed = "a user it knows (nats://user:password@host:port or nats://token@host:port)";
-    return { needed, found: cause.message };
-  }
-  if (cause instanceof errors.TimeoutError) {
-    const needed = `a NATS server that greets within ${deadline.words}`;
-    return { needed, found: "something that accepts connections and says nothing" };
-  }
-  const needed = "a NATS server to listen there";
-  return { needed, found: cause instanceof Error ? cause.message : String(cause) };
+const credentialsIn = ({ username, password }: URL) => {
+  const [user, pass] = [decodeURIComponent(username), decodeURIComponent(password)];
+  if (pass !== "") return { user, pass };
+  return user === "" ? {} : { token: user };
+};
+
+/** The first bytes that a listener says; a NATS server begins with `INFO `. */
+const greeting = async (hostname: string, port: number, signal: AbortSignal): Promise<string> => {
+  using socket = await Deno.connect({ hostname, port, signal });
+  const bytes = new Uint8Array(80);
+  const count = await socket.read(bytes);
+  return new TextDecoder().decode(bytes.subarray(0, count ?? 0));
 };
 
 /**
@@ -33,33 +34,56 @@ const explain = (cause: unknown): { readonly needed: string; readonly found: str
 export const connectNats = Effect.fn("connectNats")(
   function* (url: string): Effect.fn.Return<NatsConnection, ServerUnavailable, Scope.Scope> {
     const address = withoutCredentials(url);
+    const unavailable = (needed: string, found: unknown) =>
+      new ServerUnavailable({
+        url: address,
+        needed,
+        found: found instanceof Error ? found.message : String(found),
+      });
     const parts = URL.parse(url);
     if (parts === null || parts.protocol !== "nats:" || parts.hostname === "") {
-      return yield* new ServerUnavailable({
-        url: address,
-        needed: "an address of the form nats://host:port",
-        found: "another form",
-      });
+      return yield* unavailable("an address of the form nats://host:port", "another form");
     }
-    const [user, pass] = [decodeURIComponent(parts.username), decodeURIComponent(parts.password)];
-    const credentials = pass !== "" ? { user, pass } : user !== "" ? { token: user } : {};
+
+    // The client lets a listener of another protocol end the process: such a socket's errors have no handler.
+    const listening = "a NATS server to listen there";
+    const said = yield* Effect.tryPromise({
+      try: (signal) => greeting(parts.hostname, Number(parts.port || "4222"), signal),
+      catch: (cause) => unavailable(listening, cause),
+    }).pipe(
+      Effect.timeoutOrElse({
+        duration: deadline,
+        orElse: () =>
+          Effect.fail(unavailable(`${listening} and greet within ${deadline}`, "silence")),
+      }),
+    );
+    if (!said.startsWith("INFO ")) {
+      return yield* unavailable(
+        listening,
+        `a greeting of another protocol, ${JSON.stringify(said)}`,
+      );
+    }
+
     return yield* Effect.acquireRelease(
       Effect.tryPromise({
-        try: () =>
-          connect({
-            ...credentials,
+        try: async () =>
+          await connect({
+            ...credentialsIn(parts),
             servers: address,
             name: "annulus",
             reconnect: false,
-            timeout: deadline.milliseconds,
+            timeout: Duration.toMillis(deadline),
           }),
-        catch: (cause) => new ServerUnavailable({ url: address, ...explain(cause) }),
+        catch: (cause) =>
+          cause instanceof errors.AuthorizationError
+            ? unavailable("a user it knows, as in nats://user:password@host:port", cause)
+            : unavailable(listening, cause),
       }),
       // Closing waits for the last bytes to leave, which a frozen server never takes.
       (connection) =>
         Effect.promise(() => connection.close()).pipe(
           Effect.interruptible,
-          Effect.timeout(deadline.milliseconds),
+          Effect.timeout(deadline),
           Effect.ignore,
         ),
     );

@@ -127,14 +127,15 @@ export const natsLinks = (
         yield* Effect.acquireRelease(
           Effect.try({
             try: () => {
-              listeners.add(listener);
-              return connection.subscribe(incoming, {
+              const subscription = connection.subscribe(incoming, {
                 // An exception in here would end the connection's reader, without a word to anybody.
                 callback: (error, message) =>
                   error === null
                     ? conversation.hear(message.data)
                     : conversation.fail("its NATS connection", error.message),
               });
+              listeners.add(listener);
+              return subscription;
             },
             catch: (cause) => failed("to subscribe over its NATS connection", String(cause)),
           }),

@@ -118,10 +118,7 @@ export const deviceInWorker: (
       new DeviceFailed({ device: spec.name, attempted, found });
 
     const guest = yield* Effect.acquireRelease(
-      Effect.try({
-        try: () => new Guest(spec),
-        catch: (cause) => unavailable({ found: `it did not start: ${cause}` }),
-      }),
+      Effect.sync(() => new Guest(spec)),
       (guest) => Effect.sync(() => guest.end("the device was closed")),
     );
     const info = yield* guest.ask({ op: "open", options: spec.options }).pipe(

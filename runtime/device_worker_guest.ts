@@ -75,7 +75,7 @@ const refusalOf = (cause: unknown): Refusal => {
 export const serveDevice = (open: (options: unknown) => Promise<AttentionKernel>): void => {
   const scope = self as unknown as DedicatedWorkerGlobalScope;
   const accumulations = new Map<number, Accumulation>();
-  let kernel: AttentionKernel | undefined;
+  let kernel: AttentionKernel | undefined; // there is one before the host asks for anything else
 
   const accumulationOf = (key: number): Accumulation => {
     const found = accumulations.get(key);
@@ -89,8 +89,7 @@ export const serveDevice = (open: (options: unknown) => Promise<AttentionKernel>
         kernel = await open(request.options);
         return kernel.info;
       case "begin":
-        if (kernel === undefined) throw new Error("it was never opened");
-        accumulations.set(request.key, await kernel.begin(request.queries));
+        accumulations.set(request.key, await kernel!.begin(request.queries));
         return;
       case "absorb": {
         const accumulation = accumulationOf(request.key);

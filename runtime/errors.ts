@@ -172,13 +172,16 @@ export class ServerUnavailable
 export class NotEnoughNodes extends Schema.TaggedError<NotEnoughNodes>()("NotEnoughNodes", {
   cluster: Schema.String,
   url: Schema.String,
+  /** The device asked for, or `auto`. */
+  device: Schema.String,
   needed: Schema.Number,
   found: Schema.Number,
   busy: Schema.Number,
 }) {
   override get message() {
+    const idle = this.device === "auto" ? "idle nodes" : `idle nodes with device "${this.device}"`;
     const busy = this.busy === 0 ? "" : ` (${this.busy} more are busy)`;
-    return `Cannot form a ring of ${this.needed} in cluster "${this.cluster}" at ${this.url}: it needs ${this.needed} idle nodes: found ${this.found}${busy}; start some with \`annulus node --nats ${this.url} --cluster ${this.cluster}\``;
+    return `Cannot form a ring of ${this.needed} in cluster "${this.cluster}" at ${this.url}: it needs ${this.needed} ${idle}: found ${this.found}${busy}; start some with \`annulus node --nats nats://${this.url} --cluster ${this.cluster}\``;
   }
 }
 

@@ -137,7 +137,8 @@ export class Conversation {
   /** Says who we are; worth repeating until heard, as what nobody subscribes to is dropped. */
   greet(): void {
     const window = new Uint8Array(4);
-    new DataView(window.buffer).setUint32(0, this.#terms.windowBytes, true);
+    const granted = Math.min(this.#terms.windowBytes, 2 ** 32 - 1);
+    new DataView(window.buffer).setUint32(0, granted, true);
     this.#say("hello", window);
   }
 
@@ -199,7 +200,7 @@ export class Conversation {
     this.#wakeAll();
   }
 
-  /** Closes this end and tells the peer why; true if the peer may still be listening. */
+  /** Closes this end and tells the peer why; true if it is worth waiting until that has left. */
   close({ done, reason }: Farewell): boolean {
     const listening = this.#farewell === undefined;
     if (listening) {
@@ -208,7 +209,7 @@ export class Conversation {
     }
     this.#closed = true;
     this.#wakeAll();
-    return listening;
+    return listening && this.#failure === undefined;
   }
 
   /** Applies the peer's counts of what it received and took. */

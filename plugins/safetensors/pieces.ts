@@ -30,19 +30,21 @@ interface Part extends Range {
   readonly packed: number;
 }
 
-/** One read or write of a range that covers all its parts. */
-export interface Piece extends Range {
-  /** Bytes that the parts have together. */
-  readonly bytes: number;
+/** One read or write of the bytes `begin` … `end − 1`, which cover all the parts. */
+export interface Piece {
+  begin: number;
+  end: number;
   readonly parts: Array<Part>;
 }
 
+/** Whether ranges that lie in one of `span` bytes, `bytes` of them in `count` parts, had better be one piece. */
+type Worth = (span: number, bytes: number, count: number) => boolean;
+
 /** A reader fetches up to 16 times what it needs: the rest is soon wanted for another shard. */
-export const worthReading = ({ begin, end, bytes }: Piece): boolean => end - begin <= 16 * bytes;
+export const worthReading: Worth = (span, bytes) => span <= 16 * bytes;
 
 /** A writer fetches and rewrites what lies between the parts where that is cheaper than a call for each part. */
-export const worthRewriting = ({ begin, end, parts }: Piece): boolean =>
-  end - begin <= callBytes * parts.length;
+export const worthRewriting: Worth = (span, _, count) => span <= callBytes * count;
 
 /** The bytes of a tensor's regions, when all of them lie within the tensor. */
 export const rangesOf = (
@@ -73,38 +75,47 @@ export const rangesOf = (
   return Result.succeed({ ranges, bytes });
 };
 
-/** The pieces that move `ranges`, in their order; `worth` says whether parts may share a piece. */
-export function* pieces(
-  ranges: Iterable<Range>,
-  worth: (piece: Piece) => boolean,
-): Generator<Piece> {
-  let last: Piece | undefined;
+/** The pieces that move `ranges`, in their order. */
+export function* pieces(ranges: Iterable<Range>, worth: Worth): Generator<Piece> {
+  let last: Piece = { begin: 0, end: 0, parts: [] };
+  let bytes = 0;
   let packed = 0;
   for (const range of ranges) {
-    for (let begin = range.begin; begin < range.end; begin += pieceBytes) {
-      const end = Math.min(begin + pieceBytes, range.end);
-      const part = { begin, end, packed };
-      packed += end - begin;
-      if (last !== undefined) {
-        const grown: Piece = {
-          begin: Math.min(last.begin, begin),
-          end: Math.max(last.end, end),
-          bytes: last.bytes + end - begin,
-          parts: last.parts,
-        };
-        grown.parts.push(part);
-        if (grown.end - grown.begin <= pieceBytes && worth(grown)) {
-          last = grown;
-          continue;
-        }
-        grown.parts.pop();
-        yield last;
+    for (let at = range.begin; at < range.end; at += pieceBytes) {
+      const part = { begin: at, end: Math.min(at + pieceBytes, range.end), packed };
+      const length = part.end - part.begin;
+      packed += length;
+      const begin = Math.min(last.begin, part.begin);
+      const end = Math.max(last.end, part.end);
+      const count = last.parts.length;
+      if (
+        count > 0 && end - begin <= pieceBytes && worth(end - begin, bytes + length, count + 1)
+      ) {
+        last.begin = begin;
+        last.end = end;
+        last.parts.push(part);
+        bytes += length;
+      } else {
+        if (count > 0) yield last;
+        last = { begin: part.begin, end: part.end, parts: [part] };
+        bytes = length;
       }
-      last = { begin, end, bytes: end - begin, parts: [part] };
     }
   }
-  if (last !== undefined) yield last;
+  if (last.parts.length > 0) yield last;
 }
+
+/** Copies `length` bytes between buffers. A view costs more than a few bytes do. */
+export const copy = (
+  from: Uint8Array,
+  at: number,
+  length: number,
+  into: Uint8Array,
+  to: number,
+): void => {
+  if (length > 32) into.set(from.subarray(at, at + length), to);
+  else for (let i = 0; i < length; i++) into[to + i] = from[at + i]!;
+};
 
 /** Moves the pieces, a few MiB at a time, between which other fibers run. */
 export const move = (

@@ -15,7 +15,7 @@ import {
   type SafetensorsHeader,
   type SafetensorsTensor,
 } from "./header.ts";
-import { move, pieces, rangesOf, readAt, reasonOf, worthReading } from "./pieces.ts";
+import { copy, move, pieces, rangesOf, readAt, reasonOf, worthReading } from "./pieces.ts";
 
 /** An open file. */
 export interface SafetensorsFile extends SafetensorsHeader {
@@ -23,7 +23,7 @@ export interface SafetensorsFile extends SafetensorsHeader {
   /** What the header says of a tensor; undefined where the file has none of that name. */
   readonly tensor: (name: string) => SafetensorsTensor | undefined;
   /**
-   * The bytes of regions of a tensor, one after the other. Holds them and at most 4 MiB more.
+   * The bytes of regions of a tensor, one after the other. Holds them, at most 4 MiB more, and a few words for each region.
    *
    * @param regions In elements of the tensor.
    */
@@ -110,7 +110,7 @@ export const openSafetensors: (
         if (cover.length < end - begin) cover = new Uint8Array(end - begin);
         readAt(file, begin, cover.subarray(0, end - begin));
         for (const part of parts) {
-          packed.set(cover.subarray(part.begin - begin, part.end - begin), part.packed);
+          copy(cover, part.begin - begin, part.end - part.begin, packed, part.packed);
         }
       }, failed);
       return packed;

@@ -9,16 +9,27 @@ import { Effect, type Scope } from "effect";
 import { FileInvalid } from "../../runtime/errors.ts";
 import type { Region } from "../../runtime/region.ts";
 import { buildHeader, namesOf, quoted, type SafetensorsDeclaration } from "./header.ts";
-import { move, pieces, rangesOf, readAt, reasonOf, worthRewriting, writeAt } from "./pieces.ts";
+import {
+  copy,
+  move,
+  pieces,
+  rangesOf,
+  readAt,
+  reasonOf,
+  worthRewriting,
+  writeAt,
+} from "./pieces.ts";
 
 /** A file that is being written. */
 export interface SafetensorsWriter {
   readonly path: string;
+  /** Where the file is until `commit`; it can be read there once everything was written. */
+  readonly part: string;
   /**
    * Writes the bytes of regions of a tensor, one after the other.
    *
    * @param regions In elements of the tensor.
-   * @param bytes As many as the regions have; may lie in shared memory, and must stay as they are until then.
+   * @param bytes As many as the regions have; may lie in shared memory, and must not change until it is done.
    */
   readonly write: (
     name: string,
@@ -120,14 +131,16 @@ export const createSafetensors: (
         );
       }
       yield* move(pieces(ranges, worthRewriting), ({ begin, end, parts }) => {
-        const packed = parts.map((part) =>
-          bytes.subarray(part.packed, part.packed + part.end - part.begin)
-        );
-        if (parts.length === 1) return writeAt(file, begin, packed[0]!);
+        if (parts.length === 1) {
+          const at = parts[0]!.packed;
+          return writeAt(file, begin, bytes.subarray(at, at + end - begin));
+        }
         if (cover.length < end - begin) cover = new Uint8Array(end - begin);
         const covered = cover.subarray(0, end - begin);
         readAt(file, begin, covered);
-        parts.forEach((part, i) => covered.set(packed[i]!, part.begin - begin));
+        for (const part of parts) {
+          copy(bytes, part.packed, part.end - part.begin, covered, part.begin - begin);
+        }
         writeAt(file, begin, covered);
       }, invalid(attempted, space));
       written.set(name, written.get(name)! + size);
@@ -153,6 +166,6 @@ export const createSafetensors: (
       file.close();
     }).pipe(Effect.uninterruptible);
 
-    return { path, write, commit };
+    return { path, part: temporary, write, commit };
   },
 );

@@ -14,7 +14,7 @@ import type { DeviceFailed } from "../../runtime/errors.ts";
 import type { Attended } from "../../runtime/kernel.ts";
 import type { Mask } from "../../runtime/mask.ts";
 import type { DevicePlugin } from "../../runtime/plugin.ts";
-import { maxAbs, relativeL2 } from "../support/closeness.ts";
+import { maxAbs, relativeL2, sameNumbers } from "../support/closeness.ts";
 import {
   absorb,
   attend,
@@ -71,6 +71,11 @@ const whole = (
   blocks: stretches(lengths.filter((length) => length > 0)),
   ...rest,
 });
+
+const assertSame = (a: Attended, b: Attended): void => {
+  assert.ok(sameNumbers(a.o, b.o), "o differs");
+  assert.ok(sameNumbers(a.lse, b.lse), "lse differs");
+};
 
 const checkEach = (cuts: Iterable<Cut>): DeviceCase["run"] =>
   Effect.forEach(cuts, check, { discard: true });
@@ -214,7 +219,7 @@ const noTiles: DeviceCase = {
     const accumulator = yield* begin(cut);
     yield* absorb(cut, accumulator, first);
     yield* absorb(cut, accumulator, second, []);
-    assert.deepEqual(yield* accumulator.finish, expected);
+    assertSame(yield* accumulator.finish, expected);
   }).pipe(Effect.scoped),
 };
 
@@ -341,7 +346,7 @@ const repeatable: DeviceCase = {
   name: "the same calls give the same bits",
   run: Effect.gen(function* () {
     const cut = whole(problem({ batch: 2, tokens: 131 }), { lengths: [20, 51, 60] });
-    assert.deepEqual(yield* attend(cut), yield* attend(cut));
+    assertSame(yield* attend(cut), yield* attend(cut));
   }),
 };
 
@@ -357,8 +362,8 @@ const interleaved: DeviceCase = {
       });
     }
     const [ourResult, theirResult] = [yield* a.finish, yield* b.finish];
-    assert.deepEqual(ourResult, yield* attend(ours));
-    assert.deepEqual(theirResult, yield* attend(theirs));
+    assertSame(ourResult, yield* attend(ours));
+    assertSame(theirResult, yield* attend(theirs));
   }).pipe(Effect.scoped),
 };
 

@@ -22,3 +22,10 @@ export const maxAbs = (actual: ArrayLike<number>, expected: ArrayLike<number>): 
   }
   return most;
 };
+
+/** Whether two arrays hold the same numbers; `deepEqual` would print every element of large ones. */
+export const sameNumbers = (a: ArrayLike<number>, b: ArrayLike<number>): boolean => {
+  if (a.length !== b.length) return false;
+  for (let i = 0; i < a.length; i++) if (!Object.is(a[i], b[i])) return false;
+  return true;
+};

@@ -1,0 +1,110 @@
+/**
+ * `annulus attend`: exact attention over a ring, from file to file.
+ *
+ * @module
+ */
+import { Effect, Layer } from "effect";
+import { createSafetensors, openSafetensors } from "../plugins/safetensors.ts";
+import { jobFor } from "../runtime/attend.ts";
+import { drive, Sink, Source } from "../runtime/driver.ts";
+import type { DType } from "../runtime/dtype.ts";
+import { FileInvalid } from "../runtime/errors.ts";
+import type { Layout } from "../runtime/layout.ts";
+import type { Mask } from "../runtime/mask.ts";
+import { planOf } from "../runtime/plan.ts";
+import { chromeTrace } from "../runtime/timeline.ts";
+import { version } from "../runtime/version.ts";
+import { findCrew } from "./crews.ts";
+import { openInput } from "./inputs.ts";
+import { boundsFor, type ErrorFigures, judge, mustBeExact } from "./judge.ts";
+import { draw, note } from "./output.ts";
+import { Progress } from "./progress.ts";
+import { reportOf } from "./report.ts";
+
+/** All that `attend` can be told. */
+export interface AttendFlags {
+  readonly input: string;
+  readonly out: string;
+  readonly ring: number | undefined;
+  readonly mask: Mask;
+  readonly layout: Layout | undefined;
+  readonly weights: ReadonlyArray<number> | undefined;
+  readonly device: string;
+  readonly link: "memory" | "nats";
+  readonly nats: string | undefined;
+  readonly cluster: string | undefined;
+  readonly wire: DType | undefined;
+  readonly trace: string | undefined;
+  readonly verify: boolean;
+  /** Show progress on standard error. */
+  readonly progress: boolean;
+}
+
+/** The wider of two formats, or float32 where neither holds the other. */
+const common = (a: DType, b: DType): DType => a === b ? a : "f32";
+
+const writeTrace = (path: string, trace: unknown) =>
+  Effect.tryPromise({
+    try: () => Deno.writeTextFile(path, JSON.stringify(trace)),
+    catch: (cause) =>
+      new FileInvalid({
+        attempted: "write",
+        file: path,
+        needed: "its folder must be there and writable",
+        found: cause instanceof Error ? cause.message : String(cause),
+      }),
+  });
+
+/** Runs the command and gives its report. Nothing is left at `out` unless all went well. */
+export const attendFiles = Effect.fn("attendFiles")(function* (flags: AttendFlags) {
+  const input = yield* openInput(flags.input, flags.mask);
+  if (input.ignored.length > 0 && flags.progress) {
+    yield* note(`annulus: ignoring tensors ${input.ignored.map((name) => `"${name}"`).join(", ")}`);
+  }
+  const { batch, tokens, heads, headDim } = input.problem;
+  const writer = yield* createSafetensors(flags.out, [
+    { name: "o", dtype: "F32", shape: [batch, tokens, heads, headDim] },
+    { name: "lse", dtype: "F32", shape: [batch, heads, tokens] },
+  ], { format: `annulus ${version}` });
+
+  const crew = yield* findCrew(flags);
+  const stored = common(input.dtypes.k, input.dtypes.v);
+  const job = yield* jobFor(input.problem, { q: input.dtypes.q, kv: stored }, {
+    ring: crew.ring,
+    ...(flags.layout === undefined ? {} : { layout: flags.layout }),
+    ...(flags.weights === undefined ? {} : { weights: flags.weights }),
+    ...(flags.wire === undefined ? {} : { wire: flags.wire }),
+  }).pipe(Effect.provideContext(crew.services));
+  const plan = yield* Effect.fromResult(planOf({ ...job, memory: crew.memory }));
+
+  const terminal = Deno.stderr.isTerminal();
+  const progress = new Progress(plan, terminal);
+  const record = yield* drive(
+    job,
+    (interval) => flags.progress ? progress.see(interval) : Effect.void,
+  ).pipe(
+    Effect.provideContext(crew.services),
+    Effect.provide(Layer.mergeAll(
+      Layer.succeed(Source, input.source),
+      Layer.succeed(Sink, Sink.of({ write: writer.write })),
+    )),
+  );
+
+  let error: ErrorFigures | undefined;
+  if (flags.verify) {
+    const result = yield* openSafetensors(writer.part);
+    const tell = (share: number) =>
+      flags.progress && terminal
+        ? draw(`\x1b[2K\rcomparing with the float64 reference ${Math.round(100 * share)} %`)
+        : Effect.void;
+    const figures = yield* judge(input, result, plan, tell);
+    if (flags.progress && terminal) yield* draw("\x1b[2K\r");
+    const { k, v } = input.dtypes;
+    const exact = job.wire === "f32" || job.wire === k && job.wire === v;
+    yield* mustBeExact(figures, boundsFor(figures.largestLse, exact ? undefined : job.wire));
+    error = figures;
+  }
+  if (flags.trace !== undefined) yield* writeTrace(flags.trace, chromeTrace(record.timeline));
+  yield* writer.commit;
+  return reportOf(record, error);
+}, Effect.scoped);

@@ -1,0 +1,110 @@
+/**
+ * Nodes as child processes: each with its own device and its own connection, with no more permissions than it needs,
+ * and gone when this process is.
+ *
+ * @module
+ */
+import { Effect, type Scope } from "effect";
+import { NodeRefused } from "../runtime/errors.ts";
+import type { NodeCard } from "../runtime/membership.ts";
+import { fromFileUrl } from "./paths.ts";
+
+const mainModule = new URL("./main.ts", import.meta.url);
+const project = new URL("..", import.meta.url);
+
+/**
+ * The Deno permissions of a node: its server, its own files, and the facts about the machine that its card tells.
+ *
+ * @param server `host:port` of the NATS server.
+ */
+export const nodePermissions = (server: string): ReadonlyArray<string> => [
+  `--allow-net=${server}`,
+  `--allow-read=${fromFileUrl(project)}`,
+  "--allow-env",
+  "--allow-sys",
+];
+
+/** A node that runs as a child process. */
+export interface Child {
+  readonly pid: number;
+  readonly card: NodeCard;
+  /** Returns when the process ended, with the last line that it wrote to standard error. */
+  readonly ended: Effect.Effect<string>;
+}
+
+/** Reads lines until the stream ends; `each` gets every one. */
+const eachLine = async (
+  stream: ReadableStream<Uint8Array<ArrayBuffer>>,
+  each: (line: string) => void,
+): Promise<void> => {
+  let rest = "";
+  for await (const text of stream.pipeThrough(new TextDecoderStream())) {
+    const lines = (rest + text).split("\n");
+    rest = lines.pop()!;
+    lines.forEach(each);
+  }
+  if (rest !== "") each(rest);
+};
+
+/** Starts a node and returns when it waits for work. It ends with the scope. */
+export const startNode = Effect.fn("startNode")(function* (
+  url: string,
+  cluster: string,
+  device: string,
+): Effect.fn.Return<Child, NodeRefused, Scope.Scope> {
+  const { host } = new URL(url.replace(/^nats:/, "http:"));
+  const child = yield* Effect.acquireRelease(
+    Effect.sync(() =>
+      new Deno.Command(Deno.execPath(), {
+        args: [
+          "run",
+          "--no-prompt",
+          `--config=${fromFileUrl(new URL("../deno.json", import.meta.url))}`,
+          ...nodePermissions(host),
+          fromFileUrl(mainModule),
+          ...["node", "--nats", url, "--cluster", cluster, "--device", device],
+          "--json",
+          "--until-stdin-ends",
+        ],
+        stdin: "piped",
+        stdout: "piped",
+        stderr: "piped",
+        // Away from the terminal: Ctrl-C is for the driver, which then ends its nodes.
+        detached: true,
+      }).spawn()
+    ),
+    (child) =>
+      Effect.promise(async () => {
+        // The end of its input is the goodbye; the signals are for one that does not listen any more.
+        const kill = setTimeout(() => child.kill("SIGKILL"), 8000);
+        await child.stdin.close().catch(() => {});
+        await child.status;
+        clearTimeout(kill);
+      }),
+  );
+  let lastWords = "";
+  const errors = eachLine(child.stderr, (line) => void (lastWords = line.trim() || lastWords));
+  const card = Promise.withResolvers<NodeCard>();
+  const output = eachLine(child.stdout, (line) => {
+    const said = JSON.parse(line);
+    if (said.event === "waiting" && said.card !== undefined) card.resolve(said.card);
+  });
+  const ended = Promise.all([errors, output, child.status]).then(() => lastWords);
+  const refused = (reason: string) => new NodeRefused({ node: `process ${child.pid}`, reason });
+  return {
+    pid: child.pid,
+    ended: Effect.promise(() => ended),
+    card: yield* Effect.raceFirst(
+      Effect.promise(() => card.promise),
+      Effect.flatMap(
+        Effect.promise(() => ended),
+        (words) => Effect.fail(refused(words.replace(/^annulus: /, "") || "it ended at once")),
+      ),
+    ).pipe(
+      Effect.timeoutOrElse({
+        duration: "60 seconds",
+        orElse: () => Effect.fail(refused("it was not ready within 60 seconds")),
+      }),
+    ),
+  };
+});

@@ -1,0 +1,10 @@
+/**
+ * The devices that the command knows, best first.
+ *
+ * @module
+ */
+import { reference } from "../plugins/reference.ts";
+import type { DevicePlugin } from "../runtime/plugin.ts";
+
+/** Every device plugin of this command. */
+export const devices: ReadonlyArray<DevicePlugin> = [reference];

@@ -1,0 +1,105 @@
+/**
+ * The tensors that `attend` reads: `q` [batch, sequence, heads, head_dim], `k` and `v` [batch, sequence, kv_heads,
+ * head_dim], in f32, f16 or bf16.
+ *
+ * @module
+ */
+import { Effect, type Scope } from "effect";
+import { openSafetensors, type SafetensorsFile, type SafetensorsTensor } from "../plugins/safetensors.ts";
+import { Source } from "../runtime/driver.ts";
+import type { DType } from "../runtime/dtype.ts";
+import { type FileInvalid, TensorInvalid } from "../runtime/errors.ts";
+import type { Mask } from "../runtime/mask.ts";
+import type { Problem } from "../runtime/plan.ts";
+
+const dtypes = new Map<string, DType>([["F32", "f32"], ["F16", "f16"], ["BF16", "bf16"]]);
+
+/** Tensors that mean something to other versions: ignoring them would give a wrong answer without a word. */
+const unsupported = new Map([
+  ["cu_seqlens", "absent, since packed documents are not supported yet; split the file by document"],
+  ["do", "absent, since gradients are not supported yet; rename it to have it ignored"],
+]);
+
+/** An input file whose tensors fit together. */
+export interface Input {
+  readonly file: SafetensorsFile;
+  readonly problem: Problem;
+  readonly dtypes: { readonly q: DType; readonly k: DType; readonly v: DType };
+  readonly source: Source["Service"];
+  /** Names of tensors that are none of ours. */
+  readonly ignored: ReadonlyArray<string>;
+}
+
+/** Opens a file and checks its tensors against each other. */
+export const openInput = Effect.fn("openInput")(function* (
+  path: string,
+  mask: Mask,
+): Effect.fn.Return<Input, FileInvalid | TensorInvalid, Scope.Scope> {
+  const file = yield* openSafetensors(path);
+  const refuse = (tensor: string, needed: string, found: string) =>
+    new TensorInvalid({ file: path, tensor, needed, found });
+  for (const [name, needed] of unsupported) {
+    const there = file.tensor(name);
+    if (there !== undefined) {
+      return yield* refuse(name, needed, `${there.dtype} [${there.shape.join(", ")}]`);
+    }
+  }
+  const read = Effect.fnUntraced(function* (name: "q" | "k" | "v") {
+    const tensor = file.tensor(name);
+    const layout = `[batch, sequence, ${name === "q" ? "heads" : "kv_heads"}, head_dim]`;
+    if (tensor === undefined) {
+      const names = [...file.tensors.keys()].map((key) => `"${key}"`).join(", ") || "none";
+      return yield* refuse(name, `there, ${layout}`, `tensors ${names}`);
+    }
+    const dtype = dtypes.get(tensor.dtype);
+    if (dtype === undefined) return yield* refuse(name, "of type F32, F16 or BF16", tensor.dtype);
+    if (tensor.shape.length !== 4) {
+      return yield* refuse(name, `of 4 dimensions, ${layout}`, shapeOf(tensor));
+    }
+    const [batch, tokens, heads, headDim] = tensor.shape as [number, number, number, number];
+    return { tensor, dtype, batch, tokens, heads, headDim };
+  });
+  const [q, k, v] = [yield* read("q"), yield* read("k"), yield* read("v")];
+  const empty = q.tensor.shape.includes(0);
+  if (empty) return yield* refuse("q", "of at least one element", shapeOf(q.tensor));
+  if (q.headDim % 4 !== 0 || q.headDim > 256) {
+    return yield* refuse("q", "of a head_dim that is a multiple of 4 up to 256", shapeOf(q.tensor));
+  }
+  for (const [name, other] of [["k", k], ["v", v]] as const) {
+    const wanted = [q.batch, q.tokens, k.heads, q.headDim];
+    if (wanted.some((size, i) => size !== other.tensor.shape[i])) {
+      const words = name === "k"
+        ? `[${q.batch}, ${q.tokens}, kv_heads, ${q.headDim}] to go with q`
+        : `[${wanted.join(", ")}], the shape of k`;
+      return yield* refuse(name, words, shapeOf(other.tensor));
+    }
+  }
+  if (k.heads === 0 || q.heads % k.heads !== 0) {
+    return yield* refuse(
+      "k",
+      `of a number of kv_heads that divides the ${q.heads} heads of q`,
+      shapeOf(k.tensor),
+    );
+  }
+  return {
+    file,
+    problem: {
+      batch: q.batch,
+      tokens: q.tokens,
+      heads: q.heads,
+      kvHeads: k.heads,
+      headDim: q.headDim,
+      scale: 1 / Math.sqrt(q.headDim),
+      mask,
+    },
+    dtypes: { q: q.dtype, k: k.dtype, v: v.dtype },
+    source: Source.of({
+      name: path,
+      dtypes: { q: q.dtype, k: k.dtype, v: v.dtype },
+      read: file.read,
+    }),
+    ignored: [...file.tensors.keys()].filter((name) => !["q", "k", "v"].includes(name)),
+  };
+});
+
+const shapeOf = ({ shape }: SafetensorsTensor): string => `[${shape.join(", ")}]`;

@@ -1,0 +1,190 @@
+/**
+ * The `annulus` command: verbs, flags and exit codes. Every verb's work is in the file of its name.
+ *
+ * Exit codes: 0 when the answer is right, 1 when there is none, 2 for wrong usage, 130 for Ctrl-C.
+ *
+ * @module
+ */
+import { Cause, Data, Effect, Option } from "effect";
+import { Argument, CliError, CliOutput, Command, Flag } from "effect/cli";
+import { layouts } from "../runtime/layout.ts";
+import { dtypes } from "../runtime/dtype.ts";
+import { version } from "../runtime/version.ts";
+import { attendFiles } from "./attend.ts";
+import { runDemo } from "./demo.ts";
+import { devices } from "./devices.ts";
+import { runDoctor } from "./doctor.ts";
+import { runNode } from "./node.ts";
+import { listNodes } from "./nodes.ts";
+import { note, print, printJson } from "./output.ts";
+import { platform, runMain } from "./platform.ts";
+import { reportInWords } from "./report.ts";
+import { runUp } from "./up.ts";
+import { runVerify } from "./verify.ts";
+
+const optional = <A>(flag: Flag.Flag<A>) =>
+  flag.pipe(Flag.optional, Flag.map((value) => Option.getOrUndefined(value)));
+const boolean = (name: string) => Flag.withDefault(Flag.Boolean(name), false);
+const json = boolean("json").pipe(Flag.withDescription("Print the result as JSON"));
+const device = Flag.Literals("device", ["auto", ...devices.map(({ name }) => name)]).pipe(
+  Flag.withDefault("auto"),
+  Flag.withDescription("What computes; auto takes the best that is there"),
+);
+const nats = Flag.String("nats").pipe(
+  Flag.withDescription("A running NATS server, nats://host:port; without it one is started"),
+);
+const cluster = Flag.String("cluster").pipe(
+  Flag.filter((name) => /^[\w-]+$/.test(name), () => "a name of letters, digits, - and _"),
+);
+const atLeast = (least: number) => (flag: Flag.Flag<number>) =>
+  Flag.filter(flag, (value) => value >= least, (value) => `at least ${least}: found ${value}`);
+
+/** Wrong usage that no single flag shows. */
+class Misuse extends Data.TaggedError("Misuse")<{ readonly message: string }> {}
+const misuse = (message: string) => new Misuse({ message });
+
+const attend = Command.make("attend", {
+  input: Argument.String("IN.safetensors").pipe(
+    Argument.withDescription("q [batch, sequence, heads, head_dim], k and v [batch, sequence, kv_heads, head_dim]"),
+  ),
+  out: Flag.String("out").pipe(
+    Flag.withDescription("Where to write o [batch, sequence, heads, head_dim] and lse [batch, heads, sequence]"),
+  ),
+  ring: optional(Flag.Int("ring").pipe(atLeast(1), Flag.withDescription("Ranks in the ring"))),
+  causal: boolean("causal").pipe(
+    Flag.withDescription("Each query sees itself and what comes before it"),
+  ),
+  window: optional(Flag.Int("window").pipe(
+    atLeast(1),
+    Flag.withDescription("Each query sees itself and the W − 1 tokens before it"),
+  )),
+  layout: Flag.Literals("layout", ["auto", ...layouts]).pipe(
+    Flag.withDefault("auto"),
+    Flag.withDescription("How tokens become shards"),
+  ),
+  weights: optional(Flag.String("weights").pipe(
+    Flag.withDescription("One number a rank, the share of the tokens that it takes: 1,1,2"),
+  )),
+  device,
+  link: optional(Flag.Literals("link", ["memory", "nats"]).pipe(
+    Flag.withDescription("One process, or a process a rank; nats where --nats or --cluster is given, else memory"),
+  )),
+  nats: optional(nats),
+  cluster: optional(cluster.pipe(Flag.withDescription("Use the nodes of this cluster at --nats"))),
+  wire: optional(Flag.Literals("wire", [...dtypes]).pipe(
+    Flag.withDescription("Format in which K and V travel; their own by default"),
+  )),
+  trace: optional(Flag.String("trace").pipe(
+    Flag.withDescription("Where to write the timeline, for Perfetto or chrome://tracing"),
+  )),
+  verify: boolean("verify").pipe(
+    Flag.withDescription("Compare 256 random rows of every rank with the float64 reference"),
+  ),
+  json,
+}, Effect.fn(function* (flags) {
+  const link = flags.link ?? (flags.nats ?? flags.cluster ? "nats" : "memory");
+  if (link === "memory" && (flags.nats ?? flags.cluster) !== undefined) {
+    return yield* misuse("--link memory keeps to this process: leave out --nats and --cluster");
+  }
+  if (flags.cluster !== undefined && flags.nats === undefined) {
+    return yield* misuse("--cluster needs --nats, the server where the cluster is");
+  }
+  const weights = flags.weights?.split(",").map((text) => text.trim() === "" ? NaN : Number(text));
+  if (weights?.some((weight) => !(weight >= 0)) === true) {
+    return yield* misuse(`--weights needs numbers with commas between them: found "${flags.weights}"`);
+  }
+  const report = yield* attendFiles({
+    ...flags,
+    mask: flags.window !== undefined
+      ? { kind: "window", window: flags.window }
+      : { kind: flags.causal ? "causal" : "full" },
+    layout: flags.layout === "auto" ? undefined : flags.layout,
+    weights,
+    ring: flags.ring ?? weights?.length,
+    link,
+    progress: !flags.json,
+  });
+  if (flags.json) return yield* printJson(report);
+  for (const line of reportInWords(report)) yield* print(line);
+})).pipe(Command.withDescription("Exact attention over a ring, from file to file"));
+
+const up = Command.make("up", {
+  nodes: Flag.Int("nodes").pipe(Flag.withAlias("n"), atLeast(1), Flag.withDefault(4)),
+  nats: optional(nats),
+  cluster: cluster.pipe(Flag.withDefault("local")),
+  device,
+  json,
+}, runUp).pipe(Command.withDescription("A whole cluster on this machine, until Ctrl-C"));
+
+const node = Command.make("node", {
+  nats,
+  cluster: cluster.pipe(Flag.withDefault("local")),
+  device,
+  json,
+  untilStdinEnds: boolean("until-stdin-ends").pipe(
+    Flag.withDescription("End when standard input does, for programs that start nodes"),
+  ),
+}, runNode).pipe(Command.withDescription("One node: takes ranks of the cluster's runs"));
+
+const nodes = Command.make("nodes", {
+  nats,
+  cluster: cluster.pipe(Flag.withDefault("local")),
+  json,
+}, listNodes).pipe(Command.withDescription("Who is in a cluster"));
+
+const doctor = Command.make("doctor", { nats: optional(nats), json }, Effect.fn(function* (flags) {
+  if (!(yield* runDoctor(flags))) Deno.exitCode = 1;
+})).pipe(Command.withDescription("What this machine has, and how to mend what is missing"));
+
+const verify = Command.make("verify", {
+  device,
+  tokens: Flag.Int("tokens").pipe(
+    atLeast(1),
+    Flag.withDefault(1531),
+    Flag.withDescription("Sequence length of every case"),
+  ),
+  json,
+}, runVerify).pipe(Command.withDescription("The ring against the float64 reference, as a table"));
+
+const demo = Command.make("demo", {}, () => runDemo).pipe(
+  Command.withDescription("A ring of four nodes over 8,192 tokens, checked"),
+);
+
+const annulus = Command.make("annulus").pipe(
+  Command.withDescription("Exact attention over sequences that no single device can hold"),
+  Command.withSubcommands([attend, up, node, nodes, doctor, verify, demo]),
+);
+
+/** One sentence on standard error, and the exit code. */
+const refuse = (sentence: string, code: number): Effect.Effect<void> =>
+  Effect.andThen(
+    note(`annulus: ${sentence.replaceAll(/\s*\n\s*/g, " ")}`),
+    Effect.sync(() => void (Deno.exitCode = code)),
+  );
+
+/** Help is for who asks for it; wrong usage gets a sentence, from `refuse`. */
+const presenter = CliOutput.layerPresenter({
+  present: (event) =>
+    event._tag === "InvalidInvocation" ? Effect.void : CliOutput.defaultPresenter.present(event),
+});
+
+const usage = (error: CliError.CliError): Effect.Effect<void> => {
+  const sentences = error._tag === "ShowHelp" ? error.errors.map(({ message }) => message) : [error.message];
+  return sentences.length === 0 ? Effect.void : refuse(`${sentences.join("; ")}; see annulus --help`, 2);
+};
+
+/** Runs the command with these arguments; never fails, but sets the exit code. */
+export const run = (args: ReadonlyArray<string>): Effect.Effect<void> =>
+  Command.runWith(annulus, { version })(args).pipe(
+    Effect.catchCause((cause) => {
+      if (Cause.hasInterrupts(cause)) return Effect.interrupt;
+      const error = Cause.squash(cause);
+      if (CliError.isCliError(error)) return usage(error);
+      if (error instanceof Misuse) return refuse(`${error.message}; see annulus --help`, 2);
+      const sentence = error instanceof Error ? error.message : String(error);
+      return refuse(Cause.hasDies(cause) ? `internal error, please report it: ${sentence}` : sentence, 1);
+    }),
+    Effect.provide([platform, presenter]),
+  );
+
+if (import.meta.main) runMain(run(Deno.args));

@@ -1,0 +1,73 @@
+/**
+ * `annulus node`: one process that owns one device and takes ranks of a cluster's runs.
+ *
+ * @module
+ */
+import { Effect, Layer } from "effect";
+import { type NodeState, serveNode } from "../plugins/nats_cluster.ts";
+import { connectNats } from "../plugins/nats_connection.ts";
+import { natsLinks } from "../plugins/nats_links.ts";
+import { measureAttention, measureLink } from "../runtime/calibrate.ts";
+import { Device } from "../runtime/device.ts";
+import { chooseDevice } from "../runtime/plugin.ts";
+import { version } from "../runtime/version.ts";
+import { devices } from "./devices.ts";
+import { print } from "./output.ts";
+
+/** All that `node` can be told. */
+export interface NodeFlags {
+  readonly nats: string;
+  readonly cluster: string;
+  readonly device: string;
+  readonly json: boolean;
+  /** End when standard input does, so as not to outlive the process that started this one. */
+  readonly untilStdinEnds: boolean;
+}
+
+const stdinEnds: Effect.Effect<void> = Effect.promise(async () => {
+  for await (const _ of Deno.stdin.readable);
+});
+
+/** Joins the cluster and serves it until the connection ends. */
+export const runNode = Effect.fn("runNode")(function* (flags: NodeFlags) {
+  const connection = yield* connectNats(flags.nats);
+  const plugin = yield* chooseDevice(devices, flags.device);
+  const services = yield* Layer.build(
+    Layer.mergeAll(plugin.layer, natsLinks(connection, { cluster: flags.cluster })),
+  );
+  const serve = Effect.gen(function* () {
+    const { info } = yield* Device;
+    const card = {
+      id: crypto.randomUUID().slice(0, 8),
+      version,
+      host: Deno.hostname(),
+      pid: Deno.pid,
+      device: info,
+      attentionGflops: yield* measureAttention,
+      linkMegabytes: yield* measureLink,
+    };
+    const tell = (state: NodeState) => {
+      if (flags.json) {
+        const { state: event, ...rest } = state;
+        return print(JSON.stringify({
+          event,
+          ...rest,
+          ...(event === "waiting" ? { card: { ...card, state: "idle" } } : {}),
+        }));
+      }
+      switch (state.state) {
+        case "waiting":
+          return print(
+            `node ${card.id} (${info.name} on ${info.backend}${info.software ? ", software" : ""}) ` +
+              `waits for a driver of cluster "${flags.cluster}" at ${connection.getServer()}`,
+          );
+        case "working":
+          return print(`node ${card.id} computes rank ${state.rank} of run ${state.run}`);
+        case "failed":
+          return print(`node ${card.id} gave up rank ${state.rank} of run ${state.run}: ${state.reason}`);
+      }
+    };
+    return yield* serveNode(connection, flags.cluster, card, tell);
+  }).pipe(Effect.provideContext(services));
+  yield* flags.untilStdinEnds ? Effect.raceFirst(serve, stdinEnds) : serve;
+}, Effect.scoped);

@@ -1,0 +1,46 @@
+/**
+ * `annulus nodes`: who is in a cluster.
+ *
+ * @module
+ */
+import { Effect } from "effect";
+import { rollCall } from "../plugins/nats_cluster.ts";
+import { connectNats } from "../plugins/nats_connection.ts";
+import type { NodeCard } from "../runtime/membership.ts";
+import { note, print, printJson, sizeInWords, table } from "./output.ts";
+
+/** All that `nodes` can be told. */
+export interface NodesFlags {
+  readonly nats: string;
+  readonly cluster: string;
+  readonly json: boolean;
+}
+
+/** The cards of a cluster's nodes as a table. */
+export const cardTable = (cards: ReadonlyArray<NodeCard>): string =>
+  table([
+    ["id", "host", "device", "on", "memory", "GFLOP/s", "link MB/s", "version", "state"],
+    ...cards.map((card) => [
+      card.id,
+      `${card.host}:${card.pid}`,
+      card.device.software ? `${card.device.name} (software)` : card.device.name,
+      card.device.backend,
+      sizeInWords(card.device.memory),
+      card.attentionGflops.toPrecision(3),
+      card.linkMegabytes.toPrecision(3),
+      card.version,
+      card.state,
+    ]),
+  ]);
+
+/** Lists the nodes that answer within a second. */
+export const listNodes = Effect.fn("listNodes")(function* (flags: NodesFlags) {
+  const connection = yield* connectNats(flags.nats);
+  const cards = yield* rollCall(connection, flags.cluster, 1000);
+  if (flags.json) return yield* printJson(cards);
+  if (cards.length > 0) return yield* print(cardTable(cards));
+  yield* note(
+    `annulus: no node answers in cluster "${flags.cluster}" at ${connection.getServer()}; start one with ` +
+      `\`annulus node --nats ${flags.nats} --cluster ${flags.cluster}\``,
+  );
+}, Effect.scoped);

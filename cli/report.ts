@@ -1,0 +1,96 @@
+/**
+ * The report of a run, as `--json` prints it and as a person reads it.
+ *
+ * @module
+ */
+import type { RunRecord } from "../runtime/driver.ts";
+import type { DeviceInfo } from "../runtime/kernel.ts";
+import { balanceOf } from "../runtime/plan.ts";
+import { hiddenFraction, type Interval } from "../runtime/timeline.ts";
+import type { ErrorFigures } from "./judge.ts";
+import { sizeInWords } from "./output.ts";
+
+/** What the members of a ring compute on; one entry where all are alike. */
+const deviceOf = (infos: ReadonlyArray<DeviceInfo>) => {
+  const distinct = [...new Map(infos.map((info) => [info.name + info.backend, info])).values()];
+  const joined = (of: (info: DeviceInfo) => string) => [...new Set(distinct.map(of))].join(" + ");
+  return {
+    name: joined(({ name }) => name),
+    backend: joined(({ backend }) => backend),
+    software: distinct.some(({ software }) => software),
+  };
+};
+
+const lasting = (intervals: ReadonlyArray<Interval>): number =>
+  intervals.reduce((sum, { begin, end }) => sum + end - begin, 0);
+
+/**
+ * The report of a run. Milliseconds are wall time on the rank; `pairs` are (query, key) pairs that count, per head and
+ * batch entry; `hidden_fraction` is the share of the time in which blocks arrived that no rank stood still for;
+ * `balance` is the largest share of the pairs over the mean.
+ */
+export const reportOf = (
+  { plan, timeline, ranks, seconds }: RunRecord,
+  error: ErrorFigures | undefined,
+) => {
+  const activities = (rank: number, block: number, activity: Interval["activity"]) =>
+    timeline.filter((i) => i.rank === rank && i.block === block && i.activity === activity);
+  return {
+    ring: plan.ring,
+    layout: plan.layout,
+    mask: plan.problem.mask,
+    wire: plan.wire,
+    device: deviceOf(ranks.map(({ device }) => device)),
+    tokens: plan.problem.tokens,
+    seconds,
+    tokens_per_second: plan.problem.tokens / seconds,
+    flops: plan.flops,
+    bytes_sent: ranks.map(({ sentBytes }) => sentBytes),
+    kv_peak_bytes: ranks.map(({ kvPeakBytes }) => kvPeakBytes),
+    rss_bytes: ranks.map(({ rssBytes }) => rssBytes),
+    hidden_fraction: hiddenFraction(timeline),
+    balance: balanceOf(plan),
+    ranks: plan.ranks.map(({ rank, tokens, pairs, steps }) => ({
+      rank,
+      tokens,
+      pairs,
+      steps: steps.map(({ block, distance, state, pairs }) => ({
+        block: block.id,
+        home: block.home,
+        step: distance,
+        state,
+        compute_ms: lasting(activities(rank, block.id, "compute")),
+        wait_ms: lasting(activities(rank, block.id, "wait")),
+        pairs,
+      })),
+    })),
+    ...(error === undefined ? {} : { error: { o: error.o, lse: error.lse, rows: error.rows } }),
+  };
+};
+
+/** A report of a run. */
+export type Report = ReturnType<typeof reportOf>;
+
+/** "webgpu on llvmpipe …, which is software on the CPU, not a GPU" */
+export const deviceInWords = ({ name, backend, software }: Report["device"]): string =>
+  `${name} on ${backend}${software ? ", which is software on the CPU, not a GPU" : ""}`;
+
+/** The report in lines for a person. */
+export const reportInWords = (report: Report): ReadonlyArray<string> => {
+  const most = Math.max(...report.bytes_sent);
+  const percent = (share: number) => `${(100 * share).toFixed(1)} %`;
+  return [
+    `ring       ${report.ring} rank${report.ring === 1 ? "" : "s"}, ${report.layout}, K and V travel as ${report.wire}`,
+    `device     ${deviceInWords(report.device)}`,
+    `tokens     ${report.tokens} in ${report.seconds.toFixed(2)} s: ${Math.round(report.tokens_per_second)} tokens/s, ${
+      (report.flops / report.seconds / 1e9).toFixed(1)
+    } GFLOP/s`,
+    `balance    ${report.balance.toFixed(3)} (pairs of the busiest rank over the mean)`,
+    `sent       ${sizeInWords(most)} by the busiest rank; ${percent(report.hidden_fraction)} of the time it took was hidden`,
+    ...(report.error === undefined ? [] : [
+      `error      o ${report.error.o.toExponential(1)} (relative L2), lse ${
+        report.error.lse.toExponential(1)
+      } (largest), against float64 over ${report.error.rows} rows`,
+    ]),
+  ];
+};

@@ -1,0 +1,45 @@
+/**
+ * `annulus up`: a whole cluster on this machine, until Ctrl-C.
+ *
+ * @module
+ */
+import { Effect } from "effect";
+import { startNatsServer } from "../plugins/nats_server.ts";
+import { NodeRefused } from "../runtime/errors.ts";
+import { startNode } from "./children.ts";
+import { cardTable } from "./nodes.ts";
+import { note, print } from "./output.ts";
+
+/** All that `up` can be told. */
+export interface UpFlags {
+  readonly nodes: number;
+  readonly nats: string | undefined;
+  readonly cluster: string;
+  readonly device: string;
+  readonly json: boolean;
+}
+
+/** Starts a server, unless one was named, and the nodes; ends when one of them does. */
+export const runUp = Effect.fn("runUp")(function* (flags: UpFlags) {
+  const url = flags.nats ?? (yield* startNatsServer()).url;
+  if (!flags.json) yield* note(`starting ${flags.nodes} nodes at ${url}`);
+  const children = yield* Effect.all(
+    Array.from({ length: flags.nodes }, () => startNode(url, flags.cluster, flags.device)),
+    { concurrency: "unbounded" },
+  );
+  const cards = children.map(({ card }) => card);
+  if (flags.json) {
+    yield* print(JSON.stringify({ event: "up", nats: url, cluster: flags.cluster, nodes: cards }));
+  } else {
+    yield* print(cardTable(cards));
+    yield* print(
+      `\ncluster "${flags.cluster}" is up; use it with\n` +
+        `  annulus attend IN.safetensors --out OUT.safetensors --nats ${url} --cluster ${flags.cluster}\n` +
+        `Ctrl-C stops it`,
+    );
+  }
+  return yield* Effect.raceAllFirst(children.map((child) =>
+    Effect.flatMap(child.ended, (words) =>
+      Effect.fail(new NodeRefused({ node: child.card.id, reason: words || "it ended" })))
+  ));
+}, Effect.scoped);

@@ -1,0 +1,231 @@
+/**
+ * Clusters over NATS: how nodes say that they are there and take ranks, and how a driver finds them. Tensors travel
+ * elsewhere, over `nats_links.ts`.
+ *
+ * | subject | from | to |
+ * | --- | --- | --- |
+ * | `annulus.<cluster>.ctl.roll` | driver | every node, which answers with its card |
+ * | `annulus.<cluster>.ctl.node.<id>` | driver | one node, which accepts or refuses a rank |
+ * | `annulus.<cluster>.ctl.run.<run>.<rank>` | node | driver: what the rank is doing |
+ *
+ * @module
+ */
+import type { Msg, NatsConnection } from "@nats-io/transport-node";
+import { Effect, Queue, Result, Schema, type Scope } from "effect";
+import { Crew } from "../runtime/crew.ts";
+import type { Device } from "../runtime/device.ts";
+import { NodeRefused, RankFailed, ServerUnavailable, VersionMismatch } from "../runtime/errors.ts";
+import type { Links } from "../runtime/link.ts";
+import { Answer, NodeCard, Offer, RankEvent } from "../runtime/membership.ts";
+import { attendRank } from "../runtime/rank.ts";
+import { version } from "../runtime/version.ts";
+
+/** The state of a node, told to its operator. */
+export type NodeState =
+  | { readonly state: "waiting" }
+  | { readonly state: "working"; readonly run: string; readonly rank: number }
+  | { readonly state: "failed"; readonly run: string; readonly rank: number; readonly reason: string };
+
+const subjects = (cluster: string) => ({
+  roll: `annulus.${cluster}.ctl.roll`,
+  node: (id: string) => `annulus.${cluster}.ctl.node.${id}`,
+  run: (run: string, rank: number) => `annulus.${cluster}.ctl.run.${run}.${rank}`,
+});
+
+/** Control messages are small; a larger one is not ours. */
+const largestMessage = 64 * 1024;
+
+const codec = <S extends Schema.Codec<unknown, unknown>>(schema: S) => {
+  const json = Schema.fromJsonString(schema);
+  const decodeJson = Schema.decodeUnknownResult(json);
+  return {
+    encode: Schema.encodeSync(json),
+    decode: (message: Msg): Result.Result<S["Type"], string> =>
+      message.data.byteLength > largestMessage
+        ? Result.fail(`a message of at most ${largestMessage} bytes: found ${message.data.byteLength}`)
+        : Result.mapError(decodeJson(message.string()), (error) => error.message),
+  };
+};
+const cards = codec(NodeCard);
+const offers = codec(Offer);
+const answers = codec(Answer);
+const events = codec(RankEvent);
+
+const gone = (connection: NatsConnection) => (cause: unknown) =>
+  new ServerUnavailable({
+    url: connection.getServer(),
+    needed: "to stay connected",
+    found: cause instanceof Error ? cause.message : String(cause),
+  });
+
+/** A subscription whose messages are handled one by one by fibers of ours; the callback itself cannot throw. */
+const subscribed = (connection: NatsConnection, subject: string) =>
+  Effect.gen(function* () {
+    const inbox = yield* Queue.unbounded<Msg>();
+    yield* Effect.acquireRelease(
+      Effect.try({
+        try: () =>
+          connection.subscribe(subject, {
+            callback: (error, message) => void (error ?? Queue.offerUnsafe(inbox, message)),
+          }),
+        catch: gone(connection),
+      }),
+      (subscription) => Effect.sync(() => subscription.unsubscribe()),
+    );
+    return inbox;
+  });
+
+/** Publishing fails only where the connection is closed, which `closed` reports better. */
+const say = (send: () => unknown): Effect.Effect<void> => Effect.ignore(Effect.try(send));
+
+/**
+ * Makes this process a node: answers roll calls, and takes one rank after the other. Ends only with its connection.
+ *
+ * @param card All but the state, which changes.
+ */
+export const serveNode = Effect.fn("serveNode")(function* (
+  connection: NatsConnection,
+  cluster: string,
+  card: Omit<NodeCard, "state">,
+  tell: (state: NodeState) => Effect.Effect<void>,
+) {
+  const names = subjects(cluster);
+  const roll = yield* subscribed(connection, names.roll);
+  const asked = yield* subscribed(connection, names.node(card.id));
+  yield* Effect.tryPromise({ try: () => connection.flush(), catch: gone(connection) });
+  let busy = false;
+
+  const introduce = Effect.forever(Effect.gen(function* () {
+    const message = yield* Queue.take(roll);
+    yield* say(() => message.respond(cards.encode({ ...card, state: busy ? "busy" : "idle" })));
+  }));
+
+  const work = Effect.fnUntraced(function* ({ job, rank }: Offer) {
+    const emit = (event: RankEvent) =>
+      say(() => connection.publish(names.run(job.run, rank), events.encode(event)));
+    yield* tell({ state: "working", run: job.run, rank });
+    yield* attendRank(job, rank, {
+      interval: (interval) => emit({ event: "interval", interval }),
+      finished: (summary) => emit({ event: "finished", summary }),
+      failed: (error) => emit({ event: "failed", tag: error._tag, reason: error.message }),
+    }).pipe(
+      Effect.catch((error) =>
+        tell({ state: "failed", run: job.run, rank, reason: error.message })
+      ),
+    );
+    busy = false;
+    yield* emit({ event: "ended" });
+    yield* tell({ state: "waiting" });
+  });
+
+  const takeOffers = Effect.forever(Effect.gen(function* () {
+    const message = yield* Queue.take(asked);
+    const offer = offers.decode(message);
+    const refusal = Result.isFailure(offer)
+      ? `it does not understand the offer: ${offer.failure}`
+      : offer.success.version !== version
+      ? `it runs annulus ${version}, the driver ${offer.success.version}`
+      : busy
+      ? "it is busy with another run"
+      : undefined;
+    if (refusal !== undefined || Result.isFailure(offer)) {
+      const reason = refusal ?? "";
+      yield* say(() => message.respond(answers.encode({ accepted: false, reason })));
+      return;
+    }
+    busy = true;
+    yield* say(() => message.respond(answers.encode({ accepted: true })));
+    yield* Effect.forkScoped(work(offer.success));
+  }));
+
+  const closed = Effect.flatMap(
+    Effect.promise(() => connection.closed()),
+    (cause) => Effect.fail(gone(connection)(cause ?? "the connection was closed")),
+  );
+  yield* tell({ state: "waiting" });
+  return yield* Effect.raceAllFirst<Effect.Effect<never, ServerUnavailable, Device | Links | Scope.Scope>>([
+    introduce,
+    takeOffers,
+    closed,
+  ]);
+}, Effect.scoped);
+
+/** The nodes that answer within `milliseconds`, by id. */
+export const rollCall = Effect.fn("rollCall")(function* (
+  connection: NatsConnection,
+  cluster: string,
+  milliseconds: number,
+) {
+  const found: Array<NodeCard> = [];
+  yield* Effect.tryPromise({
+    try: async () => {
+      const replies = await connection.requestMany(subjects(cluster).roll, "", {
+        strategy: "timer",
+        maxWait: milliseconds,
+      });
+      for await (const reply of replies) {
+        const card = cards.decode(reply);
+        if (Result.isSuccess(card)) found.push(card.success);
+      }
+    },
+    // "No responders" is an answer: there is no node.
+    catch: gone(connection),
+  }).pipe(Effect.catchIf(() => !connection.isClosed(), () => Effect.void));
+  return found.sort((a, b) => a.id < b.id ? -1 : 1);
+});
+
+/** The crew of these nodes: the node at index r takes rank r. Refuses nodes of another version. */
+export const natsCrew = Effect.fn("natsCrew")(function* (
+  connection: NatsConnection,
+  cluster: string,
+  nodes: ReadonlyArray<NodeCard>,
+) {
+  const names = subjects(cluster);
+  const odd = nodes.find((node) => node.version !== version);
+  if (odd !== undefined) {
+    return yield* new VersionMismatch({
+      node: `${odd.id} on ${odd.host}`,
+      has: odd.version,
+      needed: version,
+    });
+  }
+  return Crew.of({
+    run: (job, rank, { interval, finished, failed }) => {
+      const node = nodes[rank]!;
+      const name = `node ${node.id} on ${node.host}`;
+      const blame = (tag: string, reason: string) =>
+        new RankFailed({ rank, node: name, tag, reason });
+      return Effect.gen(function* () {
+        const inbox = yield* subscribed(connection, names.run(job.run, rank));
+        const answer = yield* Effect.tryPromise({
+          try: () =>
+            connection.request(names.node(node.id), offers.encode({ version, job, rank }), {
+              timeout: 5000,
+            }),
+          catch: () => new NodeRefused({ node: name, reason: "it does not answer" }),
+        });
+        const read = answers.decode(answer);
+        if (Result.isFailure(read)) {
+          return yield* new NodeRefused({ node: name, reason: `its answer is odd: ${read.failure}` });
+        }
+        if (!read.success.accepted) {
+          return yield* new NodeRefused({ node: name, reason: read.success.reason });
+        }
+        for (;;) {
+          const heard = events.decode(yield* Queue.take(inbox));
+          if (Result.isFailure(heard)) return yield* blame("NodeRefused", heard.failure);
+          const event = heard.success;
+          if (event.event === "interval") yield* interval(event.interval);
+          if (event.event === "finished") yield* finished(event.summary);
+          if (event.event === "failed") yield* failed(blame(event.tag, event.reason));
+          if (event.event === "ended") return;
+        }
+      }).pipe(
+        Effect.scoped,
+        Effect.mapError((error) =>
+          error._tag === "RankFailed" ? error : blame(error._tag, error.message)
+        ),
+      );
+    },
+  });
+});

@@ -1,0 +1,95 @@
+import fc from "fast-check";
+import assert from "node:assert/strict";
+import {
+  denseAttention,
+  type Judgement,
+  type Problem,
+  StreamingOracle,
+} from "../../kernels/oracle.ts";
+import { maxAbs } from "../support/closeness.ts";
+import { normals } from "../support/random.ts";
+
+/** Judges every row of a problem of one batch entry, with the keys in chunks that begin at `starts`. */
+const stream = (
+  problem: Problem,
+  q: Float32Array,
+  k: Float32Array,
+  v: Float32Array,
+  starts: ReadonlyArray<number>,
+): Judgement => {
+  const positions = Array.from({ length: problem.tokens }, (_, i) => i);
+  const oracle = new StreamingOracle({ ...problem, positions, q });
+  const width = problem.kvHeads * problem.headDim;
+  starts.forEach((start, i) => {
+    const [from, to] = [start * width, (starts[i + 1] ?? problem.tokens) * width];
+    oracle.absorb(start, k.subarray(from, to), v.subarray(from, to));
+  });
+  return oracle.finish();
+};
+
+Deno.test("denseAttention() gives what a hand finds", () => {
+  const ln = Math.log;
+  // Two tokens, one head of four components, of which one is used; scores ln 1, ln 3 for the second query.
+  const q = Float32Array.of(5, 0, 0, 0, 2, 0, 0, 0);
+  const k = Float32Array.of(0, 0, 0, 0, ln(3), 0, 0, 0);
+  const v = Float32Array.of(10, 1, 0, 0, 20, 1, 0, 0);
+  const shape = { batch: 1, tokens: 2, heads: 1, kvHeads: 1, headDim: 4, scale: 0.5 };
+  const causal = denseAttention({ ...shape, mask: { kind: "causal" } }, q, k, v);
+  assert.ok(maxAbs(causal.o, [10, 1, 0, 0, 17.5, 1, 0, 0]) < 1e-6);
+  assert.ok(maxAbs(causal.lse, [0, ln(4)]) < 1e-7);
+  const itself = denseAttention({ ...shape, mask: { kind: "window", window: 1 } }, q, k, v);
+  assert.ok(maxAbs(itself.o, v) < 1e-12);
+  assert.ok(maxAbs(itself.lse, [0, ln(3)]) < 1e-7);
+  const full = denseAttention({ ...shape, mask: { kind: "full" } }, q, k, v);
+  assert.ok(maxAbs(full.lse, [2.5 * ln(3) + Math.log1p(3 ** -2.5), ln(4)]) < 1e-6);
+});
+
+Deno.test("StreamingOracle agrees with denseAttention(), however the keys are cut", () => {
+  const problem = fc.record({
+    batch: fc.constant(1),
+    tokens: fc.integer({ min: 1, max: 150 }),
+    group: fc.integer({ min: 1, max: 3 }),
+    kvHeads: fc.integer({ min: 1, max: 3 }),
+    headDim: fc.constantFrom(4, 8, 20),
+    scale: fc.constantFrom(0.25, 1, 3),
+    mask: fc.oneof(
+      fc.constantFrom({ kind: "full" } as const, { kind: "causal" } as const),
+      fc.record({ kind: fc.constant("window" as const), window: fc.integer({ min: 1, max: 160 }) }),
+    ),
+  }).map(({ group, ...rest }) => ({ ...rest, heads: rest.kvHeads * group }));
+  const property = fc.property(problem, fc.nat(), fc.array(fc.nat(149)), (problem, seed, cuts) => {
+    const { tokens, heads, kvHeads, headDim } = problem;
+    const q = normals(seed, tokens * heads * headDim);
+    const k = normals(seed + 1, tokens * kvHeads * headDim);
+    const v = normals(seed + 2, tokens * kvHeads * headDim);
+    const starts = [...new Set([0, ...cuts])].filter((cut) => cut < tokens).sort((a, b) => a - b);
+    const dense = denseAttention(problem, q, k, v);
+    const streamed = stream(problem, q, k, v, starts);
+    assert.ok(maxAbs(streamed.o, dense.o) <= 1e-13);
+    assert.ok(
+      maxAbs(streamed.lse, dense.lse) <= 1e-13 * Math.max(
+            1,
+            maxAbs(dense.lse, dense.lse.map(() => 0)),
+          ),
+    );
+  });
+  fc.assert(property, { numRuns: 60 });
+});
+
+Deno.test("StreamingOracle says 0 and −∞ of a row that sees no key", () => {
+  const shape = { heads: 1, kvHeads: 1, headDim: 4, scale: 1, mask: { kind: "causal" } as const };
+  const oracle = new StreamingOracle({ ...shape, positions: [3, 9], q: normals(1, 8) });
+  oracle.absorb(5, normals(2, 8), normals(3, 8));
+  const { o, lse } = oracle.finish();
+  assert.deepEqual([...o.subarray(0, 4)], [0, 0, 0, 0]);
+  assert.equal(lse[0], -Infinity);
+  assert.ok(Number.isFinite(lse[1]) && o[4] !== 0);
+});
+
+Deno.test("StreamingOracle passes a NaN on", () => {
+  const shape = { heads: 1, kvHeads: 1, headDim: 4, scale: 1, mask: { kind: "full" } as const };
+  const oracle = new StreamingOracle({ ...shape, positions: [0], q: normals(1, 4) });
+  oracle.absorb(0, normals(2, 8).fill(NaN, 0, 1), normals(3, 8));
+  const { o, lse } = oracle.finish();
+  assert.ok(Number.isNaN(o[0]) && Number.isNaN(lse[0]));
+});

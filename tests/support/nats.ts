@@ -1,0 +1,46 @@
+/**
+ * Real NATS servers and connections for tests.
+ *
+ * @module
+ */
+import type { NatsConnection } from "@nats-io/transport-node";
+import { Effect, type Scope } from "effect";
+import { findNatsServer } from "../../cli/system.ts";
+import { connectNats } from "../../plugins/nats_connection.ts";
+import { type NatsServer, startNatsServer } from "../../plugins/nats_server.ts";
+import type { ServerUnavailable } from "../../runtime/errors.ts";
+
+/** True where nats-server is not installed; tests that need one are then ignored. */
+export const noNatsServer = findNatsServer() === undefined;
+
+/** A server of the test's own, gone with the scope; `config` is the text of a configuration file. */
+export const natsServer = (
+  config?: string,
+): Effect.Effect<NatsServer, ServerUnavailable, Scope.Scope> =>
+  Effect.gen(function* () {
+    if (config === undefined) return yield* startNatsServer();
+    const file = yield* Effect.acquireRelease(
+      Effect.promise(() => Deno.makeTempFile({ suffix: ".conf" })),
+      (file) => Effect.promise(() => Deno.remove(file)),
+    );
+    yield* Effect.promise(() => Deno.writeTextFile(file, config));
+    return yield* startNatsServer({ config: file });
+  });
+
+/** A server and `count` connections to it. */
+export const natsConnections = (
+  count: number,
+  config?: string,
+): Effect.Effect<
+  { readonly server: NatsServer; readonly connections: ReadonlyArray<NatsConnection> },
+  ServerUnavailable,
+  Scope.Scope
+> =>
+  Effect.gen(function* () {
+    const server = yield* natsServer(config);
+    const connections = yield* Effect.forEach(
+      Array.from({ length: count }),
+      () => connectNats(server.url),
+    );
+    return { server, connections };
+  });
