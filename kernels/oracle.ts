@@ -175,7 +175,7 @@ export class StreamingOracle {
         scores[s] = score;
         if (score > highest) highest = score;
       }
-      const keep = before === -Infinity ? 0 : Math.exp(before - highest);
+      const keep = Math.exp(before - highest);
       let sum = this.#sum[state]! * keep;
       if (keep !== 1) { for (let i = 0; i < headDim; i++) weighted[row + i]! *= keep; }
       for (let s = 0; s < n; s++) {

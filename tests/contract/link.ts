@@ -175,6 +175,13 @@ export const linkCases: ReadonlyArray<LinkCase> = [
       assertFrame(received, frameOf(3, 100), "after the sender changed its own");
       received.fill(1);
       assertFrame(frame, new Uint8Array(100), "after the receiver changed its own");
+
+      // Frames that came together must not share memory, either.
+      yield* a.send(frameOf(4, 100));
+      yield* a.send(frameOf(5, 100));
+      const [first, second] = [yield* b.receive, yield* b.receive];
+      new Uint8Array(first.buffer).fill(1);
+      assertFrame(second, frameOf(5, 100), "after its neighbour was changed");
     }),
   },
   {

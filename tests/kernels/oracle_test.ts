@@ -51,7 +51,7 @@ Deno.test("StreamingOracle agrees with denseAttention(), however the keys are cu
     group: fc.integer({ min: 1, max: 3 }),
     kvHeads: fc.integer({ min: 1, max: 3 }),
     headDim: fc.constantFrom(4, 8, 20),
-    scale: fc.constantFrom(0.25, 1, 3),
+    scale: fc.constantFrom(0.1, 0.25, 1),
     mask: fc.oneof(
       fc.constantFrom({ kind: "full" } as const, { kind: "causal" } as const),
       fc.record({ kind: fc.constant("window" as const), window: fc.integer({ min: 1, max: 160 }) }),
@@ -66,12 +66,7 @@ Deno.test("StreamingOracle agrees with denseAttention(), however the keys are cu
     const dense = denseAttention(problem, q, k, v);
     const streamed = stream(problem, q, k, v, starts);
     assert.ok(maxAbs(streamed.o, dense.o) <= 1e-13);
-    assert.ok(
-      maxAbs(streamed.lse, dense.lse) <= 1e-13 * Math.max(
-            1,
-            maxAbs(dense.lse, dense.lse.map(() => 0)),
-          ),
-    );
+    assert.ok(maxAbs(streamed.lse, dense.lse) <= 1e-13);
   });
   fc.assert(property, { numRuns: 60 });
 });

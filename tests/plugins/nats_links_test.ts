@@ -145,7 +145,7 @@ it(
 const fakePeer = (connection: NatsConnection) =>
   Effect.promise(async () => {
     const session = 77;
-    let [heard, frames] = [0, 0];
+    let [heard, greetings] = [0, 0];
     const say = (message: Partial<Message>) =>
       connection.publish(
         toHere,
@@ -163,14 +163,14 @@ const fakePeer = (connection: NatsConnection) =>
     connection.subscribe(toThere, {
       callback: (_, { data }) => {
         const { kind, from } = decodeMessage(data)!;
-        if (kind === "frame") frames++;
+        if (kind === "hello") greetings++;
         if (kind !== "hello" || heard !== 0) return;
         heard = from;
         say({ kind: "hello", body: Uint8Array.of(0, 0, 16, 0) });
       },
     });
     await connection.flush();
-    return { say, frames: () => frames };
+    return { say, greetings: () => greetings };
   });
 
 it(
@@ -307,6 +307,50 @@ it(
     const again = yield* linksOver(yield* connectNats(server.url));
     yield* Effect.forkScoped(Effect.ignore(again.open(here)));
     assertFailed(yield* Effect.flip(far.broken), /one 0: found two that speak as 0$/);
+  })),
+);
+
+it(
+  "open although the last words of an earlier link still arrive",
+  Effect.scoped(Effect.gen(function* () {
+    const { connections } = yield* natsConnections(3);
+    const [a, b] = yield* Effect.forEach(connections, (c) => linksOver(c));
+    const meddler = connections[2]!;
+    const greeted = Effect.callback<void>((resume) => {
+      meddler.subscribe(toThere, { max: 1, callback: () => resume(Effect.void) });
+    });
+    const [near, far] = yield* Effect.all([
+      a!.open(here),
+      Effect.gen(function* () {
+        yield* greeted;
+        const old = { from: 5, to: 6, sent: 3, received: 2, taken: 1, body: new Uint8Array(4) };
+        for (const kind of ["hello", "frame", "alive", "left"] as const) {
+          meddler.publish(toHere, encodeMessage({ kind, ...old }));
+        }
+        yield* Effect.promise(() => meddler.flush());
+        return yield* b!.open(there);
+      }),
+    ], { concurrency: "unbounded" });
+    yield* far.send(Uint8Array.of(1));
+    assert.deepEqual(yield* near.receive, Uint8Array.of(1));
+  })),
+);
+
+it(
+  "greet a peer again that has not heard them",
+  Effect.scoped(Effect.gen(function* () {
+    const { connections } = yield* natsConnections(2);
+    const a = yield* linksOver(connections[0]!);
+    const peer = yield* fakePeer(connections[1]!);
+    yield* a.open(here);
+    const settle = Effect.promise(async () => {
+      for (const connection of [1, 0, 1]) await connections[connection]!.flush();
+    });
+    yield* settle;
+    const before = peer.greetings();
+    peer.say({ kind: "hello", to: 0, body: Uint8Array.of(0, 0, 16, 0) });
+    yield* settle;
+    assert.equal(peer.greetings(), before + 1);
   })),
 );
 

@@ -1,0 +1,501 @@
+/**
+ * Bad input: each kind of it is one sentence on standard error that says what to do, and nothing else is left.
+ *
+ * @module
+ */
+import { Effect, Schema } from "effect";
+import assert from "node:assert/strict";
+import { connectNats } from "../../plugins/nats_connection.ts";
+import { devices } from "../../cli/devices.ts";
+import { NodeCard } from "../../runtime/membership.ts";
+import { version } from "../../runtime/version.ts";
+import { annulus, type Finished, scratch, twoAtOnce } from "../support/cli.ts";
+import { natsServer, noNatsServer } from "../support/nats.ts";
+import { normals } from "../support/random.ts";
+import { fileOf, fileOfTensors, type Tensor } from "../support/tensors.ts";
+
+/** One thing that a person may get wrong. */
+interface Case {
+  readonly name: string;
+  /** 1 unless said otherwise; 2 is wrong usage. */
+  readonly code?: 1 | 2;
+  readonly says: RegExp;
+  /** The bytes of `in.safetensors`, a good file by default; none, or a folder of that name. */
+  readonly input?: Uint8Array<ArrayBuffer> | "none" | "folder";
+  /** More flags for `annulus attend IN --out OUT`, or where that does not do, the whole command line. */
+  readonly flags?: ReadonlyArray<string>;
+  readonly args?: (folder: string) => ReadonlyArray<string>;
+  readonly env?: Readonly<Record<string, string>>;
+}
+
+const tensor = (seed: number, ...shape: ReadonlyArray<number>): Tensor => ({
+  dtype: "f32",
+  shape,
+  values: normals(seed, shape.reduce((a, b) => a * b, 1)),
+});
+const good = {
+  q: tensor(1, 1, 6, 4, 8),
+  k: tensor(2, 1, 6, 2, 8),
+  v: tensor(3, 1, 6, 2, 8),
+};
+const withChange = (change: Partial<Record<string, Tensor>>) =>
+  fileOfTensors({ ...good, ...change } as Record<string, Tensor>);
+/** A tensor with one value replaced. */
+const spoiled = (from: Tensor, index: number, value: number): Tensor => ({
+  ...from,
+  values: from.values.map((x, i) => i === index ? value : x),
+});
+/** A file whose header is odd but for its form. */
+const withHeader = (header: unknown, dataBytes: number) =>
+  fileOf(JSON.stringify(header), new Uint8Array(dataBytes));
+const entry = (shape: ReadonlyArray<unknown>, begin: number, end: number, dtype = "F32") => ({
+  dtype,
+  shape,
+  data_offsets: [begin, end],
+});
+
+const run = async ({ input = fileOfTensors(good), flags = [], args, env }: Case) => {
+  await using folder = await scratch();
+  const file = `${folder.path}/in.safetensors`;
+  if (input === "folder") await Deno.mkdir(file);
+  else if (input !== "none") await Deno.writeFile(file, input);
+  await Deno.mkdir(`${folder.path}/folder`);
+  const names = async () => {
+    const found = [];
+    for await (const { name } of Deno.readDir(folder.path)) found.push(name);
+    return found.sort();
+  };
+  const before = await names();
+  const attend = ["attend", file, "--out", `${folder.path}/out.safetensors`];
+  const command = args?.(folder.path) ??
+    [...attend, ...flags, ...(flags.includes("--device") ? [] : ["--device", "reference"])];
+  const finished = await annulus(command, env === undefined ? {} : { env });
+  return { ...finished, left: (await names()).filter((name) => !before.includes(name)) };
+};
+
+const judge = ({ says, code = 1 }: Case, found: Finished & { left: ReadonlyArray<string> }) => {
+  const lines = found.stderr.split("\n");
+  assert.equal(lines.pop(), "", "the last line ends");
+  assert.equal(lines.length, 1, `one line: ${found.stderr}`);
+  assert.match(lines[0]!, /^annulus: \S/);
+  assert.match(lines[0]!, says);
+  assert.doesNotMatch(lines[0]!, /internal error|file:\/\/|\bat .*\.ts\b/);
+  assert.equal(found.stdout, "");
+  assert.equal(found.code, code);
+  assert.deepEqual(found.left, []);
+};
+
+/** Runs all cases, two at once, then judges each in a step of its own. */
+const judgeAll = async (t: Deno.TestContext, cases: ReadonlyArray<Case>) => {
+  const found = await twoAtOnce(cases, run);
+  for (const [i, one] of cases.entries()) await t.step(one.name, () => judge(one, found[i]!));
+};
+
+const cannotUse = (name: string) => `Cannot use tensor "${name}" of ".*in\\.safetensors": `;
+
+Deno.test("attend refuses tensors that do not make a problem", (t) =>
+  judgeAll(t, [
+    {
+      name: "a tensor is missing",
+      input: fileOfTensors({ q: good.q, v: good.v }),
+      says: RegExp(`${cannotUse("k")}it must be there, \\[batch.*: found tensors "q", "v"`),
+    },
+    { name: "no tensor at all", input: withHeader({}, 0), says: RegExp(cannotUse("q")) },
+    {
+      name: "a tensor of another rank",
+      input: withChange({ q: { ...good.q, shape: [6, 4, 8] } }),
+      says: RegExp(`${cannotUse("q")}it must be of 4 dimensions, .*: found \\[6, 4, 8\\]`),
+    },
+    {
+      name: "heads that do not divide",
+      input: withChange({ k: tensor(2, 1, 6, 3, 8), v: tensor(3, 1, 6, 3, 8) }),
+      says: RegExp(`${cannotUse("k")}.*divides the 4 heads of q: found \\[1, 6, 3, 8\\]`),
+    },
+    ...[6, 260].map((headDim): Case => ({
+      name: `a head dim of ${headDim}`,
+      input: fileOfTensors({
+        q: tensor(1, 1, 6, 2, headDim),
+        k: tensor(2, 1, 6, 2, headDim),
+        v: tensor(3, 1, 6, 2, headDim),
+      }),
+      says: RegExp(`${cannotUse("q")}.*multiple of 4 up to 256: found \\[1, 6, 2, ${headDim}\\]`),
+    })),
+    ...["I32", "F64"].map((dtype): Case => {
+      const width = dtype === "F64" ? 8 : 4;
+      const [q, kv] = [6 * 4 * 8 * width, 6 * 2 * 8 * width];
+      return {
+        name: `elements of type ${dtype}`,
+        input: withHeader({
+          q: entry([1, 6, 4, 8], 0, q, dtype),
+          k: entry([1, 6, 2, 8], q, q + kv, dtype),
+          v: entry([1, 6, 2, 8], q + kv, q + 2 * kv, dtype),
+        }, q + 2 * kv),
+        says: RegExp(`${cannotUse("q")}it must be of type F32, F16 or BF16: found ${dtype}`),
+      };
+    }),
+    {
+      name: "k of another batch size",
+      input: withChange({ k: tensor(2, 2, 6, 2, 8) }),
+      says: RegExp(`${cannotUse("k")}.*\\[1, 6, kv_heads, 8\\].*: found \\[2, 6, 2, 8\\]`),
+    },
+    {
+      name: "k of another length",
+      input: withChange({ k: tensor(2, 1, 7, 2, 8) }),
+      says: RegExp(`${cannotUse("k")}.*: found \\[1, 7, 2, 8\\]`),
+    },
+    {
+      name: "v of another length",
+      input: withChange({ v: tensor(3, 1, 5, 2, 8) }),
+      says: RegExp(`${cannotUse("v")}.*\\[1, 6, 2, 8\\].*: found \\[1, 5, 2, 8\\]`),
+    },
+    {
+      name: "v of other heads",
+      input: withChange({ v: tensor(3, 1, 6, 4, 8) }),
+      says: RegExp(`${cannotUse("v")}.*: found \\[1, 6, 4, 8\\]`),
+    },
+    {
+      name: "no tokens",
+      input: fileOfTensors({
+        q: tensor(1, 1, 0, 4, 8),
+        k: tensor(2, 1, 0, 2, 8),
+        v: tensor(3, 1, 0, 2, 8),
+      }),
+      says: RegExp(`${cannotUse("q")}.*at least one element: found \\[1, 0, 4, 8\\]`),
+    },
+    {
+      name: "no KV heads",
+      input: withChange({ k: tensor(2, 1, 6, 0, 8), v: tensor(3, 1, 6, 0, 8) }),
+      says: RegExp(`${cannotUse("k")}.*: found \\[1, 6, 0, 8\\]`),
+    },
+    {
+      name: "packed documents",
+      input: (() => {
+        const { q, k, v } = good;
+        const bytes = [q, k, v].map(({ values }) => values.byteLength);
+        const [a, b, c] = [bytes[0]!, bytes[0]! + bytes[1]!, bytes[0]! + bytes[1]! + bytes[2]!];
+        return withHeader({
+          q: entry(q.shape, 0, a),
+          k: entry(k.shape, a, b),
+          v: entry(v.shape, b, c),
+          cu_seqlens: entry([2], c, c + 8, "I32"),
+        }, c + 8);
+      })(),
+      says: RegExp(`${cannotUse("cu_seqlens")}.*not supported.*: found I32 \\[2\\]`),
+    },
+    {
+      name: "gradients",
+      input: withChange({ do: good.q }),
+      says: RegExp(`${cannotUse("do")}.*not supported.*: found F32`),
+    },
+  ]));
+
+Deno.test("attend refuses values that are not finite, or would not be", (t) =>
+  judgeAll(t, [
+    ...[NaN, Infinity, -Infinity].flatMap((value) =>
+      (["q", "k", "v"] as const).map((name): Case => ({
+        name: `${value} in ${name}`,
+        input: withChange({ [name]: spoiled(good[name], 37, value) }),
+        flags: ["--json", "--ring", "2"],
+        says: RegExp(`${cannotUse(name)}it must be finite everywhere: found ${value} near`),
+      }))
+    ),
+    {
+      name: "values beyond the range of the wire's format",
+      input: withChange({ k: spoiled(good.k, 5, 1e5) }),
+      flags: ["--wire", "f16", "--json"],
+      says: RegExp(`${cannotUse("k")}.*within the range of f16.*: found 100000 near`),
+    },
+    ...devices.flatMap(({ name: device }) =>
+      ["memory", "nats"].filter((link) => link === "memory" || !noNatsServer).map((
+        link,
+      ): Case => ({
+        name: `scores beyond the range of float32, on ${device} over ${link}`,
+        // Beyond float64 as well, after squaring; the reference device computes in it.
+        input: withChange({
+          q: { ...good.q, values: good.q.values.map(() => 3e38) },
+          k: { ...good.k, values: good.k.values.map(() => 3e38) },
+        }),
+        flags: ["--json", "--device", device, "--link", link],
+        says: /Rank 0 \(.*\) failed: Cannot return "(o|lse)" of rank 0: .* must give finite numbers/,
+      }))
+    ),
+  ]));
+
+Deno.test("attend refuses files that it cannot read", (t) => {
+  const sound = fileOfTensors(good);
+  const gigabyte = sound.slice();
+  new DataView(gigabyte.buffer).setBigUint64(0, 2n ** 30n, true);
+  const endless = sound.slice();
+  new DataView(endless.buffer).setBigUint64(0, 2n ** 64n - 1n, true);
+  const cannotOpen = 'Cannot open ".*in\\.safetensors": ';
+  const [q, kv] = [6 * 4 * 8 * 4, 6 * 2 * 8 * 4];
+  return judgeAll(t, [
+    {
+      name: "cut short",
+      input: sound.slice(0, -40),
+      says: RegExp(`${cannotOpen}.*cut short or damaged`),
+    },
+    {
+      name: "cut within its header",
+      input: sound.slice(0, 60),
+      says: RegExp(`${cannotOpen}its header must end within the file's 60 bytes`),
+    },
+    { name: "of no bytes", input: new Uint8Array(0), says: RegExp(`${cannotOpen}.*found 0 bytes`) },
+    {
+      name: "a header of a gigabyte",
+      input: gigabyte,
+      says: RegExp(`${cannotOpen}its header must have at most \\d+ bytes: found a length of 1073741824`),
+    },
+    {
+      name: "a header longer than any file",
+      input: endless,
+      says: RegExp(`${cannotOpen}.*: found a length of 18446744073709551615`),
+    },
+    {
+      name: "tensors that overlap",
+      input: withHeader({
+        q: entry([1, 6, 4, 8], 0, q),
+        k: entry([1, 6, 2, 8], q - 16, q - 16 + kv),
+        v: entry([1, 6, 2, 8], q + kv, q + 2 * kv),
+      }, q + 2 * kv),
+      says: RegExp(`${cannotOpen}tensor "k" must begin where the one before it ends`),
+    },
+    {
+      name: "NaN in a shape",
+      input: fileOf('{"q":{"dtype":"F32","shape":[1,NaN,4,8],"data_offsets":[0,0]}}', new Uint8Array(0)),
+      says: RegExp(`${cannotOpen}its header must be one JSON object`),
+    },
+    {
+      name: "null in a shape",
+      input: withHeader({ q: entry([1, NaN, 4, 8], 0, 0) }, 0),
+      says: RegExp(`${cannotOpen}tensor "q" must have whole numbers .* as shape: found null`),
+    },
+    {
+      name: "no safetensors file",
+      input: new TextEncoder().encode("%PDF-1.7 and so on and so forth, as PDF files go"),
+      says: RegExp(`${cannotOpen}its header must`),
+    },
+    {
+      name: "terminal escapes in a name",
+      input: withHeader({ "\x1b[2J\nq": entry([1, 1, 1, 4], 0, 16) }, 16),
+      says: RegExp(`${cannotUse("q")}it must be there, [^\\x1b]*$`),
+    },
+    { name: "a missing file", input: "none", says: RegExp(`${cannotOpen}.*No such file`) },
+    { name: "a folder", input: "folder", says: RegExp(`${cannotOpen}.*: found a folder`) },
+  ]);
+});
+
+Deno.test("attend refuses places that it cannot write to", (t) => {
+  const attend = (out: (folder: string) => string, ...flags: ReadonlyArray<string>) =>
+  (
+    folder: string,
+  ) => ["attend", `${folder}/in.safetensors`, "--out", out(folder), "--device", "reference", ...flags];
+  return judgeAll(t, [
+    {
+      name: "a missing folder",
+      args: attend((folder) => `${folder}/missing/out.safetensors`),
+      says: /Cannot create ".*missing\/out\.safetensors": its folder must be there/,
+    },
+    {
+      name: "a folder that is a file",
+      args: attend((folder) => `${folder}/in.safetensors/out.safetensors`),
+      says: /Cannot create ".*in\.safetensors\/out\.safetensors": its folder must be there/,
+    },
+    {
+      name: "a folder in its place",
+      args: attend((folder) => `${folder}/folder`),
+      says: /Cannot create ".*\/folder": .*: found a folder/,
+    },
+    {
+      name: "a missing folder for the trace",
+      args: (folder) =>
+        attend(
+          (folder) => `${folder}/out.safetensors`,
+          "--trace",
+          `${folder}/missing/trace.json`,
+        )(folder),
+      says: /Cannot write ".*missing\/trace\.json": its folder must be there/,
+    },
+    {
+      name: "a folder in the trace's place",
+      args: (folder) =>
+        attend((folder) => `${folder}/out.safetensors`, "--trace", `${folder}/folder`)(folder),
+      says: /Cannot write ".*\/folder": /,
+    },
+  ]);
+});
+
+Deno.test("the command refuses flags that make no sense", (t) => {
+  const misuse = (name: string, says: RegExp, ...flags: ReadonlyArray<string>): Case => ({
+    name,
+    code: 2,
+    says: RegExp(`${says.source}.*; see annulus --help$`),
+    flags,
+  });
+  const misused = (name: string, says: RegExp, ...args: ReadonlyArray<string>): Case => ({
+    ...misuse(name, says),
+    args: () => args,
+  });
+  return judgeAll(t, [
+    ...["0", "-1", "99999999", "5000000000"].map((ring) =>
+      misuse(`--ring ${ring}`, RegExp(`--ring.*${ring}`), "--ring", ring)
+    ),
+    ...["abc", "1.5"].map((ring) => misuse(`--ring ${ring}`, /--ring.*whole number/, "--ring", ring)),
+    misuse("--window 0", /--window.*at least 1/, "--window", "0"),
+    misuse("--layout foo", /--layout.*contiguous.*zigzag/, "--layout", "foo"),
+    misuse("--weights 1,x", /--weights needs numbers.*1,x/, "--weights", "1,x"),
+    misuse("--weights 1,,2", /--weights needs numbers.*1,,2/, "--weights", "1,,2"),
+    misuse("--wire f8", /--wire.*f32.*bf16/, "--wire", "f8"),
+    misuse("an unknown device", /--device.*foo.*"reference"/, "--device", "foo"),
+    misuse("--link carrier-pigeon", /--link.*memory.*nats/, "--link", "carrier-pigeon"),
+    misuse(
+      "--link memory with --nats",
+      /--link memory .*leave out --nats/,
+      ...["--link", "memory", "--nats", "nats://127.0.0.1:4222"],
+    ),
+    misuse("--cluster without --nats", /--cluster needs --nats/, "--cluster", "here"),
+    misuse(
+      "a cluster with dots",
+      /--cluster.*a\.b.*letters, digits/,
+      ...["--nats", "nats://127.0.0.1:4222", "--cluster", "a.b"],
+    ),
+    misuse("an unknown flag", /--frobnicate/, "--frobnicate"),
+    { name: "another number of weights", flags: ["--ring", "3", "--weights", "1,2"], says: /number of weights must be the ring size, 3: found 2/ },
+    { name: "weights of nothing", flags: ["--weights", "0,0"], says: /the weights must be .*: found 0, 0/ },
+    misused("no --out", /--out/, "attend", "in.safetensors"),
+    misused("no input", /IN\.safetensors/, "attend", "--out", "out.safetensors"),
+    misused("two inputs", /b\.safetensors/, "attend", "a.safetensors", "b.safetensors", "--out", "o"),
+    misused("an unknown command", /frobnicate/, "frobnicate"),
+    misused("up -n 0", /-?-n.*at least 1/, "up", "-n", "0"),
+    misused("node without --nats", /--nats/, "node"),
+    misused("verify --tokens 0", /--tokens.*at least 1/, "verify", "--tokens", "0"),
+  ]);
+});
+
+const nodeCard = (id: string, changes: Partial<NodeCard> = {}): NodeCard => ({
+  id,
+  version,
+  host: "elsewhere",
+  pid: 1,
+  device: {
+    name: "reference",
+    backend: "JavaScript",
+    software: true,
+    features: [],
+    memory: 2 ** 34,
+    largestTensor: 2 ** 31,
+  },
+  attentionGflops: 1,
+  linkMegabytes: 1,
+  state: "idle",
+  ...changes,
+});
+
+/** A listener that says one thing to everybody, or nothing. */
+const listener = (says: string) =>
+  Effect.map(
+    Effect.acquireRelease(
+      Effect.sync(() => {
+        const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+        const sockets: Array<Deno.Conn> = [];
+        const serving = (async () => {
+          for await (const socket of listener) {
+            sockets.push(socket);
+            await socket.write(new TextEncoder().encode(says));
+          }
+        })();
+        return { listener, sockets, serving };
+      }),
+      ({ listener, sockets, serving }) =>
+        Effect.promise(async () => {
+          listener.close();
+          await serving.catch(() => {});
+          for (const socket of sockets) socket.close();
+        }),
+    ),
+    ({ listener }) => `nats://127.0.0.1:${(listener.addr as Deno.NetAddr).port}`,
+  );
+
+Deno.test({
+  name: "the command refuses clusters that cannot do the work",
+  ignore: noNatsServer,
+  fn: (t) =>
+    Effect.scoped(Effect.gen(function* () {
+      const { url } = yield* natsServer();
+      const connection = yield* connectNats(url);
+      const answer = (cluster: string, ...cards: ReadonlyArray<NodeCard>) => {
+        for (const card of cards) {
+          const text = Schema.encodeSync(Schema.fromJsonString(NodeCard))(card);
+          connection.subscribe(`annulus.${cluster}.ctl.roll`, {
+            callback: (_, message) => void message.respond(text),
+          });
+        }
+      };
+      answer("mixed", nodeCard("aaaa"), nodeCard("bbbb", { version: "0.0.1" }));
+      answer("busy", nodeCard("aaaa"), nodeCard("bbbb", { state: "busy" }));
+      answer("mute", nodeCard("aaaa"));
+      yield* Effect.promise(() => connection.flush());
+
+      const ssh = yield* listener("SSH-2.0-OpenSSH_9.2\r\n");
+      const silent = yield* listener("");
+      const closed = yield* Effect.scoped(listener(""));
+      const over = (server: string, cluster: string, ...flags: ReadonlyArray<string>) =>
+        ["--nats", server, "--cluster", cluster, ...flags];
+      const commands = (server: string): ReadonlyArray<ReadonlyArray<string>> => [
+        ["nodes", "--nats", server],
+        ["node", "--nats", server],
+        ["up", "-n", "2", "--nats", server],
+      ];
+      yield* Effect.promise(() =>
+        judgeAll(t, [
+          {
+            name: "no node",
+            flags: over(url, "empty"),
+            says: /Cannot form a ring of 1 in cluster "empty" at .*: found 0; start some with `annulus node/,
+          },
+          {
+            name: "fewer nodes than ranks",
+            flags: over(url, "busy", "--ring", "2"),
+            says: /Cannot form a ring of 2 in cluster "busy" .*: found 1 \(1 more are busy\)/,
+          },
+          {
+            name: "a node of another version",
+            flags: over(url, "mixed", "--ring", "2"),
+            says: RegExp(
+              `Cannot use node bbbb on elsewhere: it must run annulus ${version}.*found 0\\.0\\.1; update`,
+            ),
+          },
+          {
+            name: "a node that does not take its rank",
+            flags: over(url, "mute"),
+            says: /Rank 0 \(node aaaa on elsewhere\) failed: .*it does not answer/,
+          },
+          {
+            name: "no server at the address",
+            flags: over(closed, "here"),
+            says: /Cannot use the NATS server "nats:.*refused/,
+          },
+          {
+            name: "another protocol at the address",
+            flags: over(ssh, "here"),
+            says: /Cannot use the NATS server "nats:.*another protocol, "SSH-2\.0/,
+          },
+          {
+            name: "silence at the address",
+            flags: over(silent, "here"),
+            says: /Cannot use the NATS server "nats:.*within 5 seconds: found silence/,
+          },
+          {
+            name: "an address of another form",
+            flags: ["--nats", "http://127.0.0.1:4222"],
+            says: /Cannot use the NATS server "http:.*nats:\/\/host:port: found another form/,
+          },
+          ...[...commands(closed), ...commands("here")].map((args): Case => ({
+            name: `${args.join(" ")} without a server`,
+            args: () => args,
+            says: /Cannot use the NATS server "/,
+          })),
+        ])
+      );
+    })).pipe(Effect.runPromise),
+});
