@@ -29,7 +29,9 @@ const median = (values: ReadonlyArray<number>): number =>
 
 /** Median and range, in three digits. */
 const spread = (values: ReadonlyArray<number>): string =>
-  `${median(values).toPrecision(3)} [${Math.min(...values).toPrecision(3)}..${Math.max(...values).toPrecision(3)}]`;
+  `${median(values).toPrecision(3)} [${Math.min(...values).toPrecision(3)}..${
+    Math.max(...values).toPrecision(3)
+  }]`;
 
 const measure = Effect.fnUntraced(function* (plugin: typeof devices[number], tokens: number) {
   const services = yield* Layer.build(Layer.mergeAll(plugin.layer, memoryLinks()));
@@ -47,7 +49,11 @@ const measure = Effect.fnUntraced(function* (plugin: typeof devices[number], tok
 
   /** Seconds in which the device alone attends over the whole sequence, block by block. */
   const bare = Effect.scoped(Effect.gen(function* () {
-    const accumulator = yield* device.begin({ ...problem, dtype: "f32", bytes: new Uint8Array(q.buffer) });
+    const accumulator = yield* device.begin({
+      ...problem,
+      dtype: "f32",
+      bytes: new Uint8Array(q.buffer),
+    });
     let busy = 0;
     for (const { block: { row, span }, tiles } of plan.ranks[0]!.steps) {
       const bytes = new Uint8Array(new SharedArrayBuffer(2 * span.count * kvHeads * headDim * 4));
@@ -55,7 +61,11 @@ const measure = Effect.fnUntraced(function* (plugin: typeof devices[number], tok
         new Uint8Array(x.buffer, row * kvHeads * headDim * 4, bytes.byteLength / 2);
       bytes.set(part(k));
       bytes.set(part(v), bytes.byteLength / 2);
-      busy += yield* accumulator.absorb({ tokens: span.count, dtype: "f32", bytes }, tiles, plan.band);
+      busy += yield* accumulator.absorb(
+        { tokens: span.count, dtype: "f32", bytes },
+        tiles,
+        plan.band,
+      );
     }
     return busy / 1000;
   }));
@@ -90,7 +100,9 @@ const results = await Effect.runPromise(Effect.gen(function* () {
 }));
 
 const lines = results.flatMap(({ device, tokens, samples }) => [
-  `\n${device.name} on ${device.backend}${device.software ? " (software, not a GPU)" : ""}, causal, ${tokens} tokens, ` +
+  `\n${device.name} on ${device.backend}${
+    device.software ? " (software, not a GPU)" : ""
+  }, causal, ${tokens} tokens, ` +
   `${heads} heads, ${kvHeads} KV heads, head dim ${headDim}\n`,
   table([
     ["|", "", "|", "GFLOP/s", "|", "of the bare kernel", "|", "hidden", "|"],
@@ -110,12 +122,16 @@ const lines = results.flatMap(({ device, tokens, samples }) => [
 ]);
 const machine = `annulus ${version}, Deno ${Deno.version.deno}, ${Deno.build.target}, ` +
   `${navigator.hardwareConcurrency} cores, ${new Date().toISOString().slice(0, 10)}`;
-const markdown = `# Ring against bare kernel\n\n\`deno task bench\` on ${machine}; median [min..max] of ${rounds} rounds\n${
-  lines.join("\n")
-}\n`;
+const markdown =
+  `# Ring against bare kernel\n\n\`deno task bench\` on ${machine}; median [min..max] of ${rounds} rounds\n${
+    lines.join("\n")
+  }\n`;
 console.log(markdown);
 const folder = new URL("./results/", import.meta.url);
 await Deno.mkdir(folder, { recursive: true });
 await Deno.writeTextFile(new URL("ring.md", folder), markdown);
-await Deno.writeTextFile(new URL("ring.json", folder), JSON.stringify({ machine, results }, null, 2));
+await Deno.writeTextFile(
+  new URL("ring.json", folder),
+  JSON.stringify({ machine, results }, null, 2),
+);
 Deno.exit(0);

@@ -8,11 +8,9 @@ import { createSafetensors, openSafetensors } from "../plugins/safetensors.ts";
 import { jobFor } from "../runtime/attend.ts";
 import { drive, Sink, Source } from "../runtime/driver.ts";
 import type { DType } from "../runtime/dtype.ts";
-import { FileInvalid } from "../runtime/errors.ts";
 import type { Layout } from "../runtime/layout.ts";
 import type { Mask } from "../runtime/mask.ts";
 import { planOf } from "../runtime/plan.ts";
-import { chromeTrace } from "../runtime/timeline.ts";
 import { version } from "../runtime/version.ts";
 import { findCrew } from "./crews.ts";
 import { openInput } from "./inputs.ts";
@@ -20,6 +18,7 @@ import { boundsFor, type ErrorFigures, judge, mustBeExact } from "./judge.ts";
 import { draw, note } from "./output.ts";
 import { Progress } from "./progress.ts";
 import { reportOf } from "./report.ts";
+import { createTrace } from "./trace.ts";
 
 /** All that `attend` can be told. */
 export interface AttendFlags {
@@ -43,18 +42,6 @@ export interface AttendFlags {
 /** The wider of two formats, or float32 where neither holds the other. */
 const common = (a: DType, b: DType): DType => a === b ? a : "f32";
 
-const writeTrace = (path: string, trace: unknown) =>
-  Effect.tryPromise({
-    try: () => Deno.writeTextFile(path, JSON.stringify(trace)),
-    catch: (cause) =>
-      new FileInvalid({
-        attempted: "write",
-        file: path,
-        needed: "its folder must be there and writable",
-        found: cause instanceof Error ? cause.message : String(cause),
-      }),
-  });
-
 /** Runs the command and gives its report. Nothing is left at `out` unless all went well. */
 export const attendFiles = Effect.fn("attendFiles")(function* (flags: AttendFlags) {
   const input = yield* openInput(flags.input, flags.mask);
@@ -66,6 +53,7 @@ export const attendFiles = Effect.fn("attendFiles")(function* (flags: AttendFlag
     { name: "o", dtype: "F32", shape: [batch, tokens, heads, headDim] },
     { name: "lse", dtype: "F32", shape: [batch, heads, tokens] },
   ], { format: `annulus ${version}` });
+  const trace = flags.trace === undefined ? undefined : yield* createTrace(flags.trace);
 
   const crew = yield* findCrew(flags);
   const stored = common(input.dtypes.k, input.dtypes.v);
@@ -104,7 +92,7 @@ export const attendFiles = Effect.fn("attendFiles")(function* (flags: AttendFlag
     yield* mustBeExact(figures, boundsFor(figures.largestLse, exact ? undefined : job.wire));
     error = figures;
   }
-  if (flags.trace !== undefined) yield* writeTrace(flags.trace, chromeTrace(record.timeline));
+  if (trace !== undefined) yield* trace.commit(record.timeline);
   yield* writer.commit;
   return reportOf(record, error);
 }, Effect.scoped);

@@ -46,8 +46,7 @@ export const runDemo = Effect.gen(function* () {
   const folder = yield* temporaryFolder;
   const [input, out] = [`${folder}/input.safetensors`, `${folder}/output.safetensors`];
   yield* Effect.addFinalizer(() =>
-    Effect.promise(() =>
-      Promise.all([input, out].map((path) => Deno.remove(path).catch(() => {}))))
+    Effect.promise(() => Promise.all([input, out].map((path) => Deno.remove(path).catch(() => {}))))
   );
   const trace = `${folder}/trace.json`;
   const link = findNatsServer() === undefined ? "memory" : "nats";

@@ -4,7 +4,8 @@
  * @module
  */
 import { reference } from "../plugins/reference.ts";
+import { webgpu } from "../plugins/webgpu.ts";
 import type { DevicePlugin } from "../runtime/plugin.ts";
 
 /** Every device plugin of this command. */
-export const devices: ReadonlyArray<DevicePlugin> = [reference];
+export const devices: ReadonlyArray<DevicePlugin> = [webgpu, reference];

@@ -34,7 +34,10 @@ const deviceFinding = (plugin: typeof devices[number]): Effect.Effect<Finding> =
     return {
       check: `device ${plugin.name}`,
       ok: true,
-      found: `${info.backend}; ${kind}; ${features}; memory ${sizeInWords(info.memory)}, largest tensor ` +
+      found:
+        `${info.backend}; ${kind}; ${features}; memory ${
+          sizeInWords(info.memory)
+        }, largest tensor ` +
         sizeInWords(info.largestTensor),
     };
   })).pipe(
@@ -84,14 +87,13 @@ const libraryFindings = (): ReadonlyArray<Finding> => {
   };
   return [
     library("Vulkan loader", "libvulkan.so.1", "libvulkan1"),
-    hasVulkanDriver()
-      ? { check: "Vulkan driver", ok: true, found: "a driver manifest" }
-      : {
-        check: "Vulkan driver",
-        ok: false,
-        found: "no driver manifest",
-        fix: "install your GPU's driver, or for software: sudo apt-get install -y mesa-vulkan-drivers",
-      },
+    hasVulkanDriver() ? { check: "Vulkan driver", ok: true, found: "a driver manifest" } : {
+      check: "Vulkan driver",
+      ok: false,
+      found: "no driver manifest",
+      fix:
+        "install your GPU's driver, or for software: sudo apt-get install -y mesa-vulkan-drivers",
+    },
     library("OpenBLAS", "libopenblas.so.0", "libopenblas0-pthread"),
   ];
 };
@@ -99,7 +101,11 @@ const libraryFindings = (): ReadonlyArray<Finding> => {
 /** Looks at everything and says what it found; fails nothing that a run could do without. */
 export const runDoctor = Effect.fn("runDoctor")(function* (flags: DoctorFlags) {
   const found: ReadonlyArray<Finding> = [
-    { check: "annulus", ok: true, found: `${version} on Deno ${Deno.version.deno}, ${Deno.build.target}` },
+    {
+      check: "annulus",
+      ok: true,
+      found: `${version} on Deno ${Deno.version.deno}, ${Deno.build.target}`,
+    },
     ...libraryFindings(),
     ...(yield* Effect.forEach(devices, deviceFinding)),
     yield* serverFinding(flags.nats),
@@ -109,7 +115,9 @@ export const runDoctor = Effect.fn("runDoctor")(function* (flags: DoctorFlags) {
     yield* printJson({ version, findings: found, node_permissions: permissions });
   } else {
     for (const { check, ok, found: text, fix } of found) {
-      yield* print(`${ok ? "✓" : "✗"} ${check}: ${text}${fix === undefined ? "" : `\n    fix: ${fix}`}`);
+      yield* print(
+        `${ok ? "✓" : "✗"} ${check}: ${text}${fix === undefined ? "" : `\n    fix: ${fix}`}`,
+      );
     }
     yield* print(`  a node needs no more than: ${permissions}`);
   }

@@ -5,7 +5,11 @@
  * @module
  */
 import { Effect, type Scope } from "effect";
-import { openSafetensors, type SafetensorsFile, type SafetensorsTensor } from "../plugins/safetensors.ts";
+import {
+  openSafetensors,
+  type SafetensorsFile,
+  type SafetensorsTensor,
+} from "../plugins/safetensors.ts";
 import { Source } from "../runtime/driver.ts";
 import type { DType } from "../runtime/dtype.ts";
 import { type FileInvalid, TensorInvalid } from "../runtime/errors.ts";
@@ -16,7 +20,10 @@ const dtypes = new Map<string, DType>([["F32", "f32"], ["F16", "f16"], ["BF16", 
 
 /** Tensors that mean something to other versions: ignoring them would give a wrong answer without a word. */
 const unsupported = new Map([
-  ["cu_seqlens", "absent, since packed documents are not supported yet; split the file by document"],
+  [
+    "cu_seqlens",
+    "absent, since packed documents are not supported yet; split the file by document",
+  ],
   ["do", "absent, since gradients are not supported yet; rename it to have it ignored"],
 ]);
 

@@ -42,7 +42,9 @@ const pickRows = ({ ranks, problem }: Plan): ReadonlyArray<ReadonlyArray<number>
   const random = generator(1);
   const picked = Array.from({ length: problem.batch }, () => new Set<number>());
   for (const { shard, tokens } of ranks) {
-    const all = shard.flatMap((span) => Array.from({ length: span.count }, (_, i) => positionAt(span, i)));
+    const all = shard.flatMap((span) =>
+      Array.from({ length: span.count }, (_, i) => positionAt(span, i))
+    );
     const wanted = Math.min(rowsPerRank, tokens * problem.batch);
     for (let found = 0; found < wanted;) {
       const batch = picked[Math.floor(random() * problem.batch)]!;
@@ -67,8 +69,13 @@ export const judge = Effect.fn("judge")(function* (
   progress: (share: number) => Effect.Effect<void>,
 ): Effect.fn.Return<ErrorFigures, FileInvalid> {
   const { tokens, heads, kvHeads, headDim, batch, scale, mask } = plan.problem;
-  const values = (file: SafetensorsFile, name: string, dtype: DType, offset: number, length: number) =>
-    Effect.map(file.read(name, [{ offset, length }]), (bytes) => decode(dtype, bytes));
+  const values = (
+    file: SafetensorsFile,
+    name: string,
+    dtype: DType,
+    offset: number,
+    length: number,
+  ) => Effect.map(file.read(name, [{ offset, length }]), (bytes) => decode(dtype, bytes));
   const picked = pickRows(plan);
   let apart = 0, norm = 0, lseApart = 0, largestLse = 0, rows = 0;
   for (let b = 0; b < batch; b++) {
@@ -132,7 +139,10 @@ export const mustBeExact = (
   for (const what of ["o", "lse"] as const) {
     // Also where the figure is NaN.
     if (!(figures[what] <= bounds[what])) {
-      const [needed, found] = [bounds[what], figures[what]].map((x) => x.toExponential(1)) as [string, string];
+      const [needed, found] = [bounds[what], figures[what]].map((x) => x.toExponential(1)) as [
+        string,
+        string,
+      ];
       return Effect.fail(new NotExact({ what, needed, found }));
     }
   }

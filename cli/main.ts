@@ -6,7 +6,7 @@
  * @module
  */
 import { Cause, Data, Effect, Option } from "effect";
-import { Argument, CliError, CliOutput, Command, Flag } from "effect/cli";
+import { Argument, CliConfig, CliError, CliOutput, Command, Flag, GlobalFlag } from "effect/cli";
 import { layouts } from "../runtime/layout.ts";
 import { dtypes } from "../runtime/dtype.ts";
 import { version } from "../runtime/version.ts";
@@ -37,76 +37,106 @@ const cluster = Flag.String("cluster").pipe(
   Flag.filter((name) => /^[\w-]+$/.test(name), () => "a name of letters, digits, - and _"),
 );
 const atLeast = (least: number) => (flag: Flag.Flag<number>) =>
-  Flag.filter(flag, (value) => value >= least, (value) => `at least ${least}: found ${value}`);
+  Flag.filter(flag, (value) => value >= least, () => `a number of at least ${least}`);
+/** Every rank plans the whole ring: beyond this, planning takes longer than computing. */
+const mostRanks = 1024;
+const ringSize = (flag: Flag.Flag<number>) =>
+  Flag.filter(flag, (n) => n >= 1 && n <= mostRanks, () => `a number from 1 to ${mostRanks}`);
 
 /** Wrong usage that no single flag shows. */
 class Misuse extends Data.TaggedError("Misuse")<{ readonly message: string }> {}
 const misuse = (message: string) => new Misuse({ message });
 
-const attend = Command.make("attend", {
-  input: Argument.String("IN.safetensors").pipe(
-    Argument.withDescription("q [batch, sequence, heads, head_dim], k and v [batch, sequence, kv_heads, head_dim]"),
-  ),
-  out: Flag.String("out").pipe(
-    Flag.withDescription("Where to write o [batch, sequence, heads, head_dim] and lse [batch, heads, sequence]"),
-  ),
-  ring: optional(Flag.Int("ring").pipe(atLeast(1), Flag.withDescription("Ranks in the ring"))),
-  causal: boolean("causal").pipe(
-    Flag.withDescription("Each query sees itself and what comes before it"),
-  ),
-  window: optional(Flag.Int("window").pipe(
-    atLeast(1),
-    Flag.withDescription("Each query sees itself and the W − 1 tokens before it"),
-  )),
-  layout: Flag.Literals("layout", ["auto", ...layouts]).pipe(
-    Flag.withDefault("auto"),
-    Flag.withDescription("How tokens become shards"),
-  ),
-  weights: optional(Flag.String("weights").pipe(
-    Flag.withDescription("One number a rank, the share of the tokens that it takes: 1,1,2"),
-  )),
-  device,
-  link: optional(Flag.Literals("link", ["memory", "nats"]).pipe(
-    Flag.withDescription("One process, or a process a rank; nats where --nats or --cluster is given, else memory"),
-  )),
-  nats: optional(nats),
-  cluster: optional(cluster.pipe(Flag.withDescription("Use the nodes of this cluster at --nats"))),
-  wire: optional(Flag.Literals("wire", [...dtypes]).pipe(
-    Flag.withDescription("Format in which K and V travel; their own by default"),
-  )),
-  trace: optional(Flag.String("trace").pipe(
-    Flag.withDescription("Where to write the timeline, for Perfetto or chrome://tracing"),
-  )),
-  verify: boolean("verify").pipe(
-    Flag.withDescription("Compare 256 random rows of every rank with the float64 reference"),
-  ),
-  json,
-}, Effect.fn(function* (flags) {
-  const link = flags.link ?? (flags.nats ?? flags.cluster ? "nats" : "memory");
-  if (link === "memory" && (flags.nats ?? flags.cluster) !== undefined) {
-    return yield* misuse("--link memory keeps to this process: leave out --nats and --cluster");
-  }
-  if (flags.cluster !== undefined && flags.nats === undefined) {
-    return yield* misuse("--cluster needs --nats, the server where the cluster is");
-  }
-  const weights = flags.weights?.split(",").map((text) => text.trim() === "" ? NaN : Number(text));
-  if (weights?.some((weight) => !(weight >= 0)) === true) {
-    return yield* misuse(`--weights needs numbers with commas between them: found "${flags.weights}"`);
-  }
-  const report = yield* attendFiles({
-    ...flags,
-    mask: flags.window !== undefined
-      ? { kind: "window", window: flags.window }
-      : { kind: flags.causal ? "causal" : "full" },
-    layout: flags.layout === "auto" ? undefined : flags.layout,
-    weights,
-    ring: flags.ring ?? weights?.length,
-    link,
-    progress: !flags.json,
-  });
-  if (flags.json) return yield* printJson(report);
-  for (const line of reportInWords(report)) yield* print(line);
-})).pipe(Command.withDescription("Exact attention over a ring, from file to file"));
+const attend = Command.make(
+  "attend",
+  {
+    input: Argument.String("IN.safetensors").pipe(
+      Argument.withDescription(
+        "q [batch, sequence, heads, head_dim], k and v [batch, sequence, kv_heads, head_dim]",
+      ),
+    ),
+    out: Flag.String("out").pipe(
+      Flag.withDescription(
+        "Where to write o [batch, sequence, heads, head_dim] and lse [batch, heads, sequence]",
+      ),
+    ),
+    ring: optional(Flag.Int("ring").pipe(ringSize, Flag.withDescription("Ranks in the ring"))),
+    causal: boolean("causal").pipe(
+      Flag.withDescription("Each query sees itself and what comes before it"),
+    ),
+    window: optional(
+      Flag.Int("window").pipe(
+        atLeast(1),
+        Flag.withDescription("Each query sees itself and the W − 1 tokens before it"),
+      ),
+    ),
+    layout: Flag.Literals("layout", ["auto", ...layouts]).pipe(
+      Flag.withDefault("auto"),
+      Flag.withDescription("How tokens become shards"),
+    ),
+    weights: optional(
+      Flag.String("weights").pipe(
+        Flag.withDescription("One number a rank, the share of the tokens that it takes: 1,1,2"),
+      ),
+    ),
+    device,
+    link: optional(
+      Flag.Literals("link", ["memory", "nats"]).pipe(
+        Flag.withDescription(
+          "One process, or a process a rank; nats where --nats or --cluster is given, else memory",
+        ),
+      ),
+    ),
+    nats: optional(nats),
+    cluster: optional(
+      cluster.pipe(Flag.withDescription("Use the nodes of this cluster at --nats")),
+    ),
+    wire: optional(
+      Flag.Literals("wire", [...dtypes]).pipe(
+        Flag.withDescription("Format in which K and V travel; their own by default"),
+      ),
+    ),
+    trace: optional(
+      Flag.String("trace").pipe(
+        Flag.withDescription("Where to write the timeline, for Perfetto or chrome://tracing"),
+      ),
+    ),
+    verify: boolean("verify").pipe(
+      Flag.withDescription("Compare 256 random rows of every rank with the float64 reference"),
+    ),
+    json,
+  },
+  Effect.fn(function* (flags) {
+    const link = flags.link ?? (flags.nats ?? flags.cluster ? "nats" : "memory");
+    if (link === "memory" && (flags.nats ?? flags.cluster) !== undefined) {
+      return yield* misuse("--link memory keeps to this process: leave out --nats and --cluster");
+    }
+    if (flags.cluster !== undefined && flags.nats === undefined) {
+      return yield* misuse("--cluster needs --nats, the server where the cluster is");
+    }
+    const weights = flags.weights?.split(",").map((text) =>
+      text.trim() === "" ? NaN : Number(text)
+    );
+    if (weights?.some((weight) => !(weight >= 0)) === true) {
+      return yield* misuse(
+        `--weights needs numbers with commas between them: found "${flags.weights}"`,
+      );
+    }
+    const report = yield* attendFiles({
+      ...flags,
+      mask: flags.window !== undefined
+        ? { kind: "window", window: flags.window }
+        : { kind: flags.causal ? "causal" : "full" },
+      layout: flags.layout === "auto" ? undefined : flags.layout,
+      weights,
+      ring: flags.ring ?? weights?.length,
+      link,
+      progress: !flags.json,
+    });
+    if (flags.json) return yield* printJson(report);
+    for (const line of reportInWords(report)) yield* print(line);
+  }),
+).pipe(Command.withDescription("Exact attention over a ring, from file to file"));
 
 const up = Command.make("up", {
   nodes: Flag.Int("nodes").pipe(Flag.withAlias("n"), atLeast(1), Flag.withDefault(4)),
@@ -132,9 +162,13 @@ const nodes = Command.make("nodes", {
   json,
 }, listNodes).pipe(Command.withDescription("Who is in a cluster"));
 
-const doctor = Command.make("doctor", { nats: optional(nats), json }, Effect.fn(function* (flags) {
-  if (!(yield* runDoctor(flags))) Deno.exitCode = 1;
-})).pipe(Command.withDescription("What this machine has, and how to mend what is missing"));
+const doctor = Command.make(
+  "doctor",
+  { nats: optional(nats), json },
+  Effect.fn(function* (flags) {
+    if (!(yield* runDoctor(flags))) Deno.exitCode = 1;
+  }),
+).pipe(Command.withDescription("What this machine has, and how to mend what is missing"));
 
 const verify = Command.make("verify", {
   device,
@@ -169,22 +203,34 @@ const presenter = CliOutput.layerPresenter({
 });
 
 const usage = (error: CliError.CliError): Effect.Effect<void> => {
-  const sentences = error._tag === "ShowHelp" ? error.errors.map(({ message }) => message) : [error.message];
-  return sentences.length === 0 ? Effect.void : refuse(`${sentences.join("; ")}; see annulus --help`, 2);
+  const sentences = error._tag === "ShowHelp"
+    ? error.errors.map(({ message }) => message)
+    : [error.message];
+  return sentences.length === 0
+    ? Effect.void
+    : refuse(`${sentences.join("; ")}; see annulus --help`, 2);
 };
+
+/** Nothing here prompts, and the wizard would. */
+const config = CliConfig.layer({
+  builtIns: GlobalFlag.BuiltIns.filter((flag) => flag !== GlobalFlag.Wizard),
+});
 
 /** Runs the command with these arguments; never fails, but sets the exit code. */
 export const run = (args: ReadonlyArray<string>): Effect.Effect<void> =>
   Command.runWith(annulus, { version })(args).pipe(
     Effect.catchCause((cause) => {
-      if (Cause.hasInterrupts(cause)) return Effect.interrupt;
+      if (Cause.hasInterruptsOnly(cause)) return Effect.interrupt;
       const error = Cause.squash(cause);
       if (CliError.isCliError(error)) return usage(error);
       if (error instanceof Misuse) return refuse(`${error.message}; see annulus --help`, 2);
       const sentence = error instanceof Error ? error.message : String(error);
-      return refuse(Cause.hasDies(cause) ? `internal error, please report it: ${sentence}` : sentence, 1);
+      return refuse(
+        Cause.hasDies(cause) ? `internal error, please report it: ${sentence}` : sentence,
+        1,
+      );
     }),
-    Effect.provide([platform, presenter]),
+    Effect.provide([platform, presenter, config]),
   );
 
 if (import.meta.main) runMain(run(Deno.args));

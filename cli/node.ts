@@ -58,13 +58,17 @@ export const runNode = Effect.fn("runNode")(function* (flags: NodeFlags) {
       switch (state.state) {
         case "waiting":
           return print(
-            `node ${card.id} (${info.name} on ${info.backend}${info.software ? ", software" : ""}) ` +
+            `node ${card.id} (${info.name} on ${info.backend}${
+              info.software ? ", software" : ""
+            }) ` +
               `waits for a driver of cluster "${flags.cluster}" at ${connection.getServer()}`,
           );
         case "working":
           return print(`node ${card.id} computes rank ${state.rank} of run ${state.run}`);
         case "failed":
-          return print(`node ${card.id} gave up rank ${state.rank} of run ${state.run}: ${state.reason}`);
+          return print(
+            `node ${card.id} gave up rank ${state.rank} of run ${state.run}: ${state.reason}`,
+          );
       }
     };
     return yield* serveNode(connection, flags.cluster, card, tell);

@@ -36,7 +36,7 @@ export const cardTable = (cards: ReadonlyArray<NodeCard>): string =>
 /** Lists the nodes that answer within a second. */
 export const listNodes = Effect.fn("listNodes")(function* (flags: NodesFlags) {
   const connection = yield* connectNats(flags.nats);
-  const cards = yield* rollCall(connection, flags.cluster, 1000);
+  const cards = yield* rollCall(connection, flags.cluster);
   if (flags.json) return yield* printJson(cards);
   if (cards.length > 0) return yield* print(cardTable(cards));
   yield* note(

@@ -32,16 +32,20 @@ export const platform = Layer.mergeAll(
 
 /**
  * Runs a program to its end and leaves the process with its exit code: `Deno.exitCode` where the program set one,
- * 130 where a signal interrupted it. Every scope is closed before.
+ * 130 where a signal interrupted it, whatever else went wrong then. Every scope is closed before.
  */
 export const runMain = Runtime.makeRunMain(({ fiber, teardown }) => {
-  const stop = () => fiber.interruptUnsafe();
+  let stopped = false;
+  const stop = () => {
+    stopped = true;
+    fiber.interruptUnsafe();
+  };
   const signals = Deno.build.os === "windows"
     ? ["SIGINT" as const]
     : ["SIGINT" as const, "SIGTERM" as const];
   for (const signal of signals) Deno.addSignalListener(signal, stop);
   fiber.addObserver((exit) => {
     for (const signal of signals) Deno.removeSignalListener(signal, stop);
-    teardown(exit, (code) => Deno.exit(code === 0 ? Deno.exitCode : code));
+    teardown(exit, (code) => Deno.exit(stopped ? 130 : code === 0 ? Deno.exitCode : code));
   });
 });

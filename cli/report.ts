@@ -80,13 +80,17 @@ export const reportInWords = (report: Report): ReadonlyArray<string> => {
   const most = Math.max(...report.bytes_sent);
   const percent = (share: number) => `${(100 * share).toFixed(1)} %`;
   return [
-    `ring       ${report.ring} rank${report.ring === 1 ? "" : "s"}, ${report.layout}, K and V travel as ${report.wire}`,
+    `ring       ${report.ring} rank${
+      report.ring === 1 ? "" : "s"
+    }, ${report.layout}, K and V travel as ${report.wire}`,
     `device     ${deviceInWords(report.device)}`,
-    `tokens     ${report.tokens} in ${report.seconds.toFixed(2)} s: ${Math.round(report.tokens_per_second)} tokens/s, ${
-      (report.flops / report.seconds / 1e9).toFixed(1)
-    } GFLOP/s`,
+    `tokens     ${report.tokens} in ${report.seconds.toFixed(2)} s: ${
+      Math.round(report.tokens_per_second)
+    } tokens/s, ${(report.flops / report.seconds / 1e9).toFixed(1)} GFLOP/s`,
     `balance    ${report.balance.toFixed(3)} (pairs of the busiest rank over the mean)`,
-    `sent       ${sizeInWords(most)} by the busiest rank; ${percent(report.hidden_fraction)} of the time it took was hidden`,
+    `sent       ${sizeInWords(most)} by the busiest rank; ${
+      percent(report.hidden_fraction)
+    } of the time it took was hidden`,
     ...(report.error === undefined ? [] : [
       `error      o ${report.error.o.toExponential(1)} (relative L2), lse ${
         report.error.lse.toExponential(1)

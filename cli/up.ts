@@ -4,6 +4,7 @@
  * @module
  */
 import { Effect } from "effect";
+import { connectNats } from "../plugins/nats_connection.ts";
 import { startNatsServer } from "../plugins/nats_server.ts";
 import { NodeRefused } from "../runtime/errors.ts";
 import { startNode } from "./children.ts";
@@ -22,6 +23,8 @@ export interface UpFlags {
 /** Starts a server, unless one was named, and the nodes; ends when one of them does. */
 export const runUp = Effect.fn("runUp")(function* (flags: UpFlags) {
   const url = flags.nats ?? (yield* startNatsServer()).url;
+  // A server that cannot be used is better said once than by every node.
+  yield* Effect.scoped(connectNats(url));
   if (!flags.json) yield* note(`starting ${flags.nodes} nodes at ${url}`);
   const children = yield* Effect.all(
     Array.from({ length: flags.nodes }, () => startNode(url, flags.cluster, flags.device)),
@@ -38,8 +41,13 @@ export const runUp = Effect.fn("runUp")(function* (flags: UpFlags) {
         `Ctrl-C stops it`,
     );
   }
-  return yield* Effect.raceAllFirst(children.map((child) =>
-    Effect.flatMap(child.ended, (words) =>
-      Effect.fail(new NodeRefused({ node: child.card.id, reason: words || "it ended" })))
-  ));
+  return yield* Effect.raceAllFirst(
+    children.map((child) =>
+      Effect.flatMap(
+        child.ended,
+        (words) =>
+          Effect.fail(new NodeRefused({ node: child.card.id, reason: words || "it ended" })),
+      )
+    ),
+  );
 }, Effect.scoped);

@@ -5,9 +5,12 @@
  */
 import { Duration, Effect, Layer } from "effect";
 import { Condition } from "../runtime/condition.ts";
-import { LinkClosed, type LinkError, LinkFailed } from "../runtime/errors.ts";
+import { Crew } from "../runtime/crew.ts";
+import type { Device } from "../runtime/device.ts";
+import { type DeviceUnavailable, LinkClosed, type LinkError, LinkFailed } from "../runtime/errors.ts";
 import { type Farewell, farewellOf } from "../runtime/farewell.ts";
 import { type Ends, type Link, Links } from "../runtime/link.ts";
+import type { DevicePlugin } from "../runtime/plugin.ts";
 
 /** How much a link holds, and how long it waits for the other end to open. */
 export interface MemoryLinksOptions {
@@ -126,3 +129,9 @@ export const memoryLinks = (options: MemoryLinksOptions = {}): Layer.Layer<Links
 
     return Links.of({ name: "memory", maxFrame, open });
   });
+
+/** Everything that `attend` needs, in this process: memory links, and one device that all ranks share. */
+export const inProcess = (
+  device: DevicePlugin,
+): Layer.Layer<Crew | Device | Links, DeviceUnavailable> =>
+  Crew.local.pipe(Layer.provideMerge(Layer.mergeAll(memoryLinks(), device.layer)));

@@ -11,20 +11,33 @@
  * @module
  */
 import type { Msg, NatsConnection } from "@nats-io/transport-node";
-import { Effect, Queue, Result, Schema, type Scope } from "effect";
+import { Context, Effect, Layer, Queue, Result, Schema, type Scope } from "effect";
 import { Crew } from "../runtime/crew.ts";
 import type { Device } from "../runtime/device.ts";
-import { NodeRefused, RankFailed, ServerUnavailable, VersionMismatch } from "../runtime/errors.ts";
+import {
+  NodeRefused,
+  NotEnoughNodes,
+  RankFailed,
+  ServerUnavailable,
+  VersionMismatch,
+} from "../runtime/errors.ts";
 import type { Links } from "../runtime/link.ts";
 import { Answer, NodeCard, Offer, RankEvent } from "../runtime/membership.ts";
 import { attendRank } from "../runtime/rank.ts";
 import { version } from "../runtime/version.ts";
+import { connectNats } from "./nats_connection.ts";
+import { natsLinks } from "./nats_links.ts";
 
 /** The state of a node, told to its operator. */
 export type NodeState =
   | { readonly state: "waiting" }
   | { readonly state: "working"; readonly run: string; readonly rank: number }
-  | { readonly state: "failed"; readonly run: string; readonly rank: number; readonly reason: string };
+  | {
+    readonly state: "failed";
+    readonly run: string;
+    readonly rank: number;
+    readonly reason: string;
+  };
 
 const subjects = (cluster: string) => ({
   roll: `annulus.${cluster}.ctl.roll`,
@@ -42,7 +55,9 @@ const codec = <S extends Schema.Codec<unknown, unknown>>(schema: S) => {
     encode: Schema.encodeSync(json),
     decode: (message: Msg): Result.Result<S["Type"], string> =>
       message.data.byteLength > largestMessage
-        ? Result.fail(`a message of at most ${largestMessage} bytes: found ${message.data.byteLength}`)
+        ? Result.fail(
+          `a message of at most ${largestMessage} bytes: found ${message.data.byteLength}`,
+        )
         : Result.mapError(decodeJson(message.string()), (error) => error.message),
   };
 };
@@ -109,9 +124,7 @@ export const serveNode = Effect.fn("serveNode")(function* (
       finished: (summary) => emit({ event: "finished", summary }),
       failed: (error) => emit({ event: "failed", tag: error._tag, reason: error.message }),
     }).pipe(
-      Effect.catch((error) =>
-        tell({ state: "failed", run: job.run, rank, reason: error.message })
-      ),
+      Effect.catch((error) => tell({ state: "failed", run: job.run, rank, reason: error.message })),
     );
     busy = false;
     yield* emit({ event: "ended" });
@@ -143,25 +156,29 @@ export const serveNode = Effect.fn("serveNode")(function* (
     (cause) => Effect.fail(gone(connection)(cause ?? "the connection was closed")),
   );
   yield* tell({ state: "waiting" });
-  return yield* Effect.raceAllFirst<Effect.Effect<never, ServerUnavailable, Device | Links | Scope.Scope>>([
+  return yield* Effect.raceAllFirst<
+    Effect.Effect<never, ServerUnavailable, Device | Links | Scope.Scope>
+  >([
     introduce,
     takeOffers,
     closed,
   ]);
 }, Effect.scoped);
 
-/** The nodes that answer within `milliseconds`, by id. */
+/** How long a cluster's nodes have to answer a roll call. */
+const rollCallMilliseconds = 1000;
+
+/** The nodes that answer within a second, by id. */
 export const rollCall = Effect.fn("rollCall")(function* (
   connection: NatsConnection,
   cluster: string,
-  milliseconds: number,
 ) {
   const found: Array<NodeCard> = [];
   yield* Effect.tryPromise({
     try: async () => {
       const replies = await connection.requestMany(subjects(cluster).roll, "", {
         strategy: "timer",
-        maxWait: milliseconds,
+        maxWait: rollCallMilliseconds,
       });
       for await (const reply of replies) {
         const card = cards.decode(reply);
@@ -175,7 +192,7 @@ export const rollCall = Effect.fn("rollCall")(function* (
 });
 
 /** The crew of these nodes: the node at index r takes rank r. Refuses nodes of another version. */
-export const natsCrew = Effect.fn("natsCrew")(function* (
+const crewOf = Effect.fn("natsCrew")(function* (
   connection: NatsConnection,
   cluster: string,
   nodes: ReadonlyArray<NodeCard>,
@@ -206,7 +223,10 @@ export const natsCrew = Effect.fn("natsCrew")(function* (
         });
         const read = answers.decode(answer);
         if (Result.isFailure(read)) {
-          return yield* new NodeRefused({ node: name, reason: `its answer is odd: ${read.failure}` });
+          return yield* new NodeRefused({
+            node: name,
+            reason: `its answer is odd: ${read.failure}`,
+          });
         }
         if (!read.success.accepted) {
           return yield* new NodeRefused({ node: name, reason: read.success.reason });
@@ -229,3 +249,45 @@ export const natsCrew = Effect.fn("natsCrew")(function* (
     },
   });
 });
+
+/** Which nodes to take. */
+export interface ClusterOptions {
+  /** The server, `nats://host:port`. */
+  readonly url: string;
+  readonly cluster: string;
+  /** Ranks; all idle nodes by default. */
+  readonly ring?: number | undefined;
+  /** Only nodes with this device; any by default. */
+  readonly device?: string | undefined;
+}
+
+/** Takes idle nodes of a cluster, by rank, and gives what a driver needs to use them. */
+export const joinCluster = Effect.fn("joinCluster")(function* (
+  { url, cluster, ring, device }: ClusterOptions,
+) {
+  const connection = yield* connectNats(url);
+  const all = yield* rollCall(connection, cluster);
+  const able = all.filter((node) => device === undefined || node.device.name === device);
+  const idle = able.filter(({ state }) => state === "idle");
+  const needed = ring ?? Math.max(1, idle.length);
+  if (idle.length < needed) {
+    return yield* new NotEnoughNodes({
+      cluster,
+      url: connection.getServer(),
+      device: device ?? "auto",
+      needed,
+      found: idle.length,
+      busy: able.length - idle.length,
+    });
+  }
+  const nodes = idle.slice(0, needed);
+  const links = yield* Layer.build(natsLinks(connection, { cluster }));
+  const services = Context.add(links, Crew, yield* crewOf(connection, cluster, nodes));
+  return { services, nodes };
+});
+
+/** The idle nodes of a cluster, for `attend`. */
+export const onCluster = (options: ClusterOptions): Layer.Layer<
+  Crew | Links,
+  NotEnoughNodes | ServerUnavailable | VersionMismatch
+> => Layer.effectContext(Effect.map(joinCluster(options), ({ services }) => services));

@@ -7,7 +7,7 @@ import { connect, errors, type NatsConnection } from "@nats-io/transport-node";
 import { Duration, Effect, type Scope } from "effect";
 import { ServerUnavailable } from "../runtime/errors.ts";
 
-/** How long a server may take to greet, and a connection to close. */
+/** How long a server may take to greet. */
 const deadline = "5 seconds";
 
 /** The address without its credentials, which belong in no error and no log. */
@@ -79,13 +79,7 @@ export const connectNats = Effect.fn("connectNats")(
             ? unavailable("a user it knows, as in nats://user:password@host:port", cause)
             : unavailable(listening, cause),
       }),
-      // Closing waits for the last bytes to leave, which a frozen server never takes.
-      (connection) =>
-        Effect.promise(() => connection.close()).pipe(
-          Effect.interruptible,
-          Effect.timeout(deadline),
-          Effect.ignore,
-        ),
+      (connection) => Effect.promise(() => connection.close()),
     );
   },
 );

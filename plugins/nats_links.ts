@@ -6,7 +6,7 @@
  */
 import type { NatsConnection, Status } from "@nats-io/transport-node";
 import { errors } from "@nats-io/transport-node";
-import { Duration, Effect, Layer, Schedule } from "effect";
+import { Duration, Effect, Exit, Layer, Schedule } from "effect";
 import { type LinkError, LinkFailed } from "../runtime/errors.ts";
 import { farewellOf } from "../runtime/farewell.ts";
 import { type Ends, type Link, Links, type Slot } from "../runtime/link.ts";
@@ -148,10 +148,9 @@ export const natsLinks = (
         yield* Effect.addFinalizer((exit) =>
           Effect.suspend(() => {
             if (!conversation.close(farewellOf(exit)) || connection.isClosed()) return Effect.void;
-            // A process that exits now must not take its last words along.
+            // A process that exits now must not take its last frames along, or at least its last words.
             return Effect.tryPromise(() => connection.flush()).pipe(
-              Effect.interruptible,
-              Effect.timeout(deadline),
+              Effect.timeout(Exit.isSuccess(exit) ? deadline : beat),
               Effect.ignore,
             );
           })

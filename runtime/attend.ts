@@ -8,7 +8,15 @@ import { Crew } from "./crew.ts";
 import type { Device } from "./device.ts";
 import { drive, type RunRecord, Sink, Source } from "./driver.ts";
 import { type DType, elementBytes } from "./dtype.ts";
-import { type FileInvalid, InvalidProblem, type PlanRefused, type RankFailed, type TensorInvalid, type LinkError, type FrameRejected } from "./errors.ts";
+import {
+  type FileInvalid,
+  type FrameRejected,
+  InvalidProblem,
+  type LinkError,
+  type PlanRefused,
+  type RankFailed,
+  type TensorInvalid,
+} from "./errors.ts";
 import { headerBytes } from "./frame.ts";
 import { type Job, newRun } from "./job.ts";
 import type { Layout } from "./layout.ts";
@@ -21,8 +29,7 @@ import type { Problem } from "./plan.ts";
 export const layoutFor = (mask: Mask): Layout => mask.kind === "causal" ? "zigzag" : "contiguous";
 
 /** Payload bytes of a frame on links that carry frames of `maxFrame` bytes. */
-export const chunkFor = (maxFrame: number): number =>
-  Math.floor((maxFrame - headerBytes) / 8) * 8;
+export const chunkFor = (maxFrame: number): number => Math.floor((maxFrame - headerBytes) / 8) * 8;
 
 /** Everything of a job that has a default. */
 export interface RunOptions {

@@ -7,7 +7,13 @@
 import { Clock, Context, Deferred, Effect, Fiber } from "effect";
 import { Crew } from "./crew.ts";
 import { decode, type DType, elementBytes, encode, firstNonFinite } from "./dtype.ts";
-import { type FileInvalid, type RankFailed, TensorInvalid } from "./errors.ts";
+import {
+  type FileInvalid,
+  type FrameRejected,
+  type LinkError,
+  type RankFailed,
+  TensorInvalid,
+} from "./errors.ts";
 import { type Job, planOfJob } from "./job.ts";
 import { type Link, Links } from "./link.ts";
 import { manifestOf } from "./manifest.ts";
@@ -145,6 +151,9 @@ const collect = Effect.fnUntraced(function* (
   yield* receive(link, manifest.lse(mine), into("lse", lse));
 });
 
+/** How long a member that left may take to tell the driver what went wrong. */
+const accountWithin = "1 second";
+
 /**
  * Runs a job to its end: every rank of the crew gets its shard, and every row of the result reaches the sink.
  *
@@ -160,9 +169,10 @@ export const drive = Effect.fn("drive")(function* (
   const read = reader(yield* Source, job);
   const plan = yield* planOfJob(job);
   const timeline: Array<Interval> = [];
-  const firstFailure = yield* Deferred.make<never, RankFailed>();
+  type Failure = FileInvalid | FrameRejected | LinkError | RankFailed | TensorInvalid;
+  const firstFailure = yield* Deferred.make<never, Failure>();
   const summaries = yield* Effect.forEach(plan.ranks, () => Deferred.make<RankSummary>());
-  const blame = (error: RankFailed) => Deferred.fail(firstFailure, error);
+  const blame = (error: Failure) => Deferred.fail(firstFailure, error);
   const observer = {
     interval: (interval: Interval) =>
       Effect.andThen(Effect.sync(() => timeline.push(interval)), progress(interval)),
@@ -173,14 +183,24 @@ export const drive = Effect.fn("drive")(function* (
   const began = yield* Clock.currentTimeMillis;
   const members = yield* Effect.forEach(plan.ranks, ({ rank }) =>
     Effect.forkScoped(Effect.catch(crew.run(job, rank, observer), blame)));
-  const exchange = Effect.scoped(Effect.forEach(plan.ranks, (mine) =>
+  const exchange = Effect.forEach(plan.ranks, (mine) =>
     Effect.gen(function* () {
       const link = yield* links.open({ run: job.run, self: "driver", peer: mine.rank });
       yield* deliver(job, plan, mine, link, read);
       yield* collect(job, mine, link, sink);
       return yield* Deferred.await(summaries[mine.rank]!);
-    }), { concurrency: "unbounded" }));
-  const ranks = yield* Effect.raceFirst(exchange, Deferred.await(firstFailure));
+    }), { concurrency: "unbounded" }).pipe(
+      // Before the links close, at which every rank fails. A rank that left has a cause of its own.
+      Effect.tapError((error) => error._tag === "LinkClosed" ? Effect.void : blame(error)),
+      Effect.scoped,
+    );
+  // A member's own account of its failure may be on its way when its link closes.
+  const explained = Effect.catchTag(exchange, "LinkClosed", (error) =>
+    Effect.timeoutOrElse(Deferred.await(firstFailure), {
+      duration: accountWithin,
+      orElse: () => Effect.fail(error),
+    }));
+  const ranks = yield* Effect.raceFirst(explained, Deferred.await(firstFailure));
   const seconds = ((yield* Clock.currentTimeMillis) - began) / 1000;
   yield* Effect.forEach(members, Fiber.await);
   return { plan, timeline, ranks, seconds } satisfies RunRecord;

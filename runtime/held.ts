@@ -30,10 +30,11 @@ export class Held {
     this.#users.set(block.id, users);
   }
 
-  /** One user is done with the block. */
-  release(block: BlockPlan): void {
+  /** One user is done with the block; true when it was the last one. */
+  release(block: BlockPlan): boolean {
     const users = this.#users.get(block.id)! - 1;
     this.#users.set(block.id, users);
     if (users === 0) this.#bytes -= block.bytes;
+    return users === 0;
   }
 }

@@ -49,6 +49,12 @@ export const newRun: Effect.Effect<string> = Effect.sync(() =>
     .map((byte) => byte.toString(16).padStart(2, "0")).join("")
 );
 
-/** The plan that every member computes from the job. */
+const plans = new WeakMap<Job, ReturnType<typeof planOf>>();
+
+/** The plan that every member computes from the job; once, where members share a process. */
 export const planOfJob = (job: Job): Effect.Effect<Plan, InvalidProblem | PlanRefused> =>
-  Effect.fromResult(planOf(job));
+  Effect.suspend(() => {
+    const plan = plans.get(job) ?? planOf(job);
+    plans.set(job, plan);
+    return Effect.fromResult(plan);
+  });

@@ -85,5 +85,6 @@ export interface DeviceInfo {
 /** Attention on one device. */
 export interface AttentionKernel {
   readonly info: DeviceInfo;
+  /** Uploads the queries; their bytes are not needed any more when this resolves. */
   readonly begin: (queries: Queries) => Accumulation | Promise<Accumulation>;
 }

@@ -112,7 +112,7 @@ const smallestBlock = 256 * 1024;
 /** Larger blocks would exceed what WebGPU binds at once on any adapter. */
 const largestBlock = 64 * 1024 * 1024;
 /** Blocks that a rank holds beside its own: received, waiting in a queue, in use. See `ring.ts`. */
-const passingBlocks = 3;
+export const passingBlocks = 3;
 
 const problemFault = (spec: PlanSpec): InvalidProblem | undefined => {
   const { problem, weights } = spec;

@@ -2,18 +2,18 @@
  * The ring: start reading here. One rank's three fibers, without barriers between them: blocks come in from the left
  * and go on to the right while the device computes on the ones that are here.
  *
- * A block is in one of three places beside home: being received, waiting in a queue, or in use. Each queue holds one,
+ * A block is in one of three places beside home: being received, waiting in a queue, or in use. There is room for three,
  * so that a slow device makes the left neighbour wait instead of making a queue grow.
  *
  * @module
  */
-import { Effect, Queue } from "effect";
+import { Effect, Queue, Semaphore } from "effect";
 import type { Accumulator } from "./device.ts";
 import type { FrameRejected, LinkError } from "./errors.ts";
 import type { Block, Held } from "./held.ts";
 import { Ledger } from "./ledger.ts";
 import type { Band } from "./mask.ts";
-import type { BlockPlan, RankPlan } from "./plan.ts";
+import { type BlockPlan, passingBlocks, type RankPlan } from "./plan.ts";
 import type { Recorder } from "./recorder.ts";
 import type { DType } from "./dtype.ts";
 
@@ -39,6 +39,8 @@ export const ring = Effect.fn("ring")(function* (
 ) {
   const arrived = yield* Queue.bounded<Block>(1);
   const onward = yield* Queue.bounded<Block>(1);
+  // The queues alone would let five blocks pass: two that are only computed on, two that only go on, one arriving.
+  const room = yield* Semaphore.make(passingBlocks);
   const computed = plan.steps.filter(({ state }) => state !== "skip");
   const ledger = new Ledger(plan.rank, computed.map(({ block }) => block.id));
   const about = (block: BlockPlan) => ({
@@ -47,8 +49,14 @@ export const ring = Effect.fn("ring")(function* (
     bytes: block.bytes,
   });
 
+  const release = (block: BlockPlan) =>
+    Effect.suspend(() =>
+      held.release(block) && !home.has(block.id) ? Semaphore.release(room, 1) : Effect.void
+    );
+
   const receive = Effect.forEach(plan.receives, ({ block, compute, forward }) =>
     Effect.gen(function* () {
+      yield* Semaphore.take(room, 1);
       held.hold(block, Number(compute) + Number(forward));
       const bytes = yield* receiveLeft(block);
       if (forward) yield* Queue.offer(onward, { plan: block, bytes });
@@ -59,7 +67,7 @@ export const ring = Effect.fn("ring")(function* (
     Effect.gen(function* () {
       const block = home.get(next.id) ?? (yield* Queue.take(onward));
       yield* recorder.timed({ activity: "forward", ...about(next) }, sendRight(block));
-      held.release(next);
+      yield* release(next);
     }), { discard: true });
 
   const compute = Effect.forEach(computed, ({ block: next, tiles }) =>
@@ -70,7 +78,7 @@ export const ring = Effect.fn("ring")(function* (
       yield* ledger.enter(block.plan.id);
       const absorb = accumulator.absorb(kv, tiles, band);
       yield* recorder.lasted({ activity: "compute", ...about(next) }, absorb);
-      held.release(next);
+      yield* release(next);
     }), { discard: true });
 
   yield* Effect.all([receive, forward, compute], { concurrency: "unbounded", discard: true });

@@ -200,7 +200,7 @@ export class Conversation {
     this.#wakeAll();
   }
 
-  /** Closes this end and tells the peer why; true if it is worth waiting until that has left. */
+  /** Closes this end and tells the peer why; true if the peer may still be listening. */
   close({ done, reason }: Farewell): boolean {
     const listening = this.#farewell === undefined;
     if (listening) {
@@ -209,7 +209,7 @@ export class Conversation {
     }
     this.#closed = true;
     this.#wakeAll();
-    return listening && this.#failure === undefined;
+    return listening;
   }
 
   /** Applies the peer's counts of what it received and took. */

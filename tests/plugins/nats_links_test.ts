@@ -273,31 +273,48 @@ it(
   })),
 );
 
+/** A link over a server that can be frozen; it thaws when the scope closes, so that it can end. */
+const freezable = Effect.gen(function* () {
+  const { server, connections } = yield* natsConnections(2);
+  const [a, b] = yield* Effect.forEach(
+    connections,
+    (c) => linksOver(c, { deadline: "300 millis" }),
+  );
+  yield* Effect.addFinalizer(() => Effect.sync(() => Deno.kill(server.pid, "SIGCONT")));
+  const open = Effect.all([a!.open(here), b!.open(there)], { concurrency: "unbounded" });
+  return { open, freeze: Effect.sync(() => Deno.kill(server.pid, "SIGSTOP")) };
+});
+
 it(
-  "fail when the server freezes, and still close",
-  Effect.gen(function* () {
-    const { server, connections } = yield* natsConnections(2);
-    const [a, b] = yield* Effect.forEach(
-      connections,
-      (c) => linksOver(c, { deadline: "300 millis" }),
-    );
-    yield* Effect.acquireRelease(
-      Effect.sync(() => server.pid),
-      (pid) => Effect.sync(() => Deno.kill(pid, "SIGCONT")),
-    );
-    yield* Effect.scoped(Effect.gen(function* () {
-      const links = yield* Effect.all([a!.open(here), b!.open(there)], {
-        concurrency: "unbounded",
-      });
-      Deno.kill(server.pid, "SIGSTOP");
-      for (const link of links) {
-        assertFailed(
-          yield* Effect.flip(link.receive),
-          /a word from \d within 300ms: found silence/,
-        );
-      }
-    }));
-  }).pipe(Effect.scoped),
+  "fail when the server freezes",
+  Effect.scoped(Effect.gen(function* () {
+    const { open, freeze } = yield* freezable;
+    const links = yield* open;
+    yield* freeze;
+    for (const link of links) {
+      assertFailed(yield* Effect.flip(link.receive), /a word from \d within 300ms: found silence/);
+    }
+  })),
+);
+
+it(
+  "close although the server is frozen",
+  Effect.scoped(Effect.gen(function* () {
+    const { open, freeze } = yield* freezable;
+    yield* Effect.scoped(Effect.andThen(open, freeze));
+  })),
+);
+
+it(
+  "fail at once when their own connection closes",
+  Effect.scoped(Effect.gen(function* () {
+    const { connections } = yield* natsConnections(2);
+    const [a, b] = yield* Effect.forEach(connections, (c) => linksOver(c));
+    const [near] = yield* Effect.all([a!.open(here), b!.open(there)], { concurrency: "unbounded" });
+    const receiving = yield* Effect.forkScoped(Effect.flip(near.receive));
+    yield* Effect.promise(() => connections[0]!.close());
+    assertFailed(yield* Fiber.join(receiving), /its NATS connection: found it was closed$/);
+  })),
 );
 
 it(

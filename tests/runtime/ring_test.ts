@@ -1,0 +1,380 @@
+import { Clock, Deferred, Effect, Layer, Queue, Result } from "effect";
+import fc from "fast-check";
+import assert from "node:assert/strict";
+import { referenceKernel } from "../../kernels/reference.ts";
+import { memoryLinks } from "../../plugins/memory.ts";
+import { attend, type AttendOptions } from "../../runtime/attend.ts";
+import { type Accumulator, Device } from "../../runtime/device.ts";
+import { DeviceFailed } from "../../runtime/errors.ts";
+import { headerBytes } from "../../runtime/frame.ts";
+import { type Block, Held } from "../../runtime/held.ts";
+import { layouts } from "../../runtime/layout.ts";
+import { Ledger } from "../../runtime/ledger.ts";
+import { Links, type Slot } from "../../runtime/link.ts";
+import { asLse } from "../../runtime/lse.ts";
+import type { Mask } from "../../runtime/mask.ts";
+import { type Plan, planOf, type PlanSpec } from "../../runtime/plan.ts";
+import { Recorder } from "../../runtime/recorder.ts";
+import { ring } from "../../runtime/ring.ts";
+import { faultyLinks } from "../support/faulty_links.ts";
+import { inProcess } from "../support/in_process.ts";
+import { normals, uniform } from "../support/random.ts";
+import { inVirtualTime } from "../support/virtual_time.ts";
+
+const full: Mask = { kind: "full" };
+const causal: Mask = { kind: "causal" };
+
+/** 16 tokens make the smallest block. */
+const tokensPerBlock = 16;
+
+const planned = (
+  ranks: number | ReadonlyArray<number>,
+  tokens: number,
+  { mask = full, layout = "contiguous" }: Partial<Pick<PlanSpec, "layout">> & { mask?: Mask } = {},
+): Plan =>
+  Result.getOrThrow(planOf({
+    problem: { batch: 1, tokens, heads: 8, kvHeads: 8, headDim: 256, scale: 1, mask },
+    layout,
+    weights: typeof ranks === "number" ? Array(ranks).fill(1) : ranks,
+    wire: "f32",
+  }));
+
+/** Milliseconds that a rank's device takes for a block, and that a hop to a rank takes. */
+interface Pace {
+  readonly compute: (rank: number) => number;
+  readonly hop: (to: number) => number;
+}
+
+/** What a rank did. */
+interface Deeds {
+  readonly absorbed: Array<number>;
+  readonly received: Array<number>;
+  readonly sent: Array<number>;
+  /** When each of them had been taken. */
+  readonly sentAt: Array<number>;
+  readonly held: Held;
+}
+
+const nothing = { o: new Float32Array(0), lse: asLse(new Float32Array(0)) };
+
+/**
+ * Turns a ring with devices and links that only pass the time. A link holds nothing: a block leaves its sender while
+ * the receiver takes it.
+ */
+const turn = (plan: Plan, { compute, hop }: Pace) =>
+  Effect.gen(function* () {
+    const toward = yield* Effect.forEach(
+      plan.ranks,
+      () => Queue.unbounded<{ readonly block: Block; readonly taken: Deferred.Deferred<void> }>(),
+    );
+    const deeds = yield* Effect.forEach(plan.ranks, (mine) =>
+      Effect.gen(function* () {
+        const { rank } = mine;
+        const held = new Held();
+        const done: Deeds = { absorbed: [], received: [], sent: [], sentAt: [], held };
+        const home = new Map<number, Block>();
+        for (const block of plan.blocks.filter((block) => block.home === rank)) {
+          held.hold(block, block.hops > 0 ? 2 : 1);
+          home.set(block.id, { plan: block, bytes: Uint8Array.of(block.id) });
+        }
+        const accumulator: Accumulator = {
+          absorb: ({ bytes }) =>
+            Effect.suspend(() => {
+              done.absorbed.push(bytes[0]!);
+              return Effect.as(Effect.sleep(compute(rank)), compute(rank));
+            }),
+          finish: Effect.succeed(nothing),
+        };
+        yield* ring({
+          plan: mine,
+          band: plan.band,
+          dtype: "f32",
+          home,
+          held,
+          accumulator,
+          recorder: yield* Recorder.start(rank, () => Effect.void),
+          receiveLeft: ({ id }) =>
+            Effect.gen(function* () {
+              const { block, taken } = yield* Queue.take(toward[rank]!);
+              assert.equal(block.plan.id, id);
+              yield* Effect.sleep(hop(rank));
+              done.received.push(id);
+              yield* Deferred.succeed(taken, undefined);
+              return block.bytes;
+            }),
+          sendRight: (block) =>
+            Effect.gen(function* () {
+              const taken = yield* Deferred.make<void>();
+              yield* Queue.offer(toward[(rank + 1) % plan.ring]!, { block, taken });
+              yield* Deferred.await(taken);
+              done.sent.push(block.plan.id);
+              done.sentAt.push(yield* Clock.currentTimeMillis);
+            }),
+        });
+        return done;
+      }), { concurrency: "unbounded" });
+    return { deeds, milliseconds: yield* Clock.currentTimeMillis };
+  });
+
+const steadily = (compute: number, hop: number): Pace => ({
+  compute: () => compute,
+  hop: () => hop,
+});
+
+Deno.test("ring() hides hops behind the arithmetic, and arithmetic behind slower hops", async () => {
+  for (const ranks of [1, 2, 3, 5, 8, 16]) {
+    const plan = planned(ranks, ranks * tokensPerBlock);
+    const busy = await inVirtualTime(turn(plan, steadily(50, 30)));
+    assert.equal(busy.milliseconds, ranks * 50, `${ranks} slow devices`);
+    const starved = await inVirtualTime(turn(plan, steadily(30, 50)));
+    assert.equal(starved.milliseconds, (ranks - 1) * 50 + 30, `${ranks} slow links`);
+  }
+});
+
+Deno.test("ring() makes the left neighbour of a slow device wait", async () => {
+  const plan = planned(8, 8 * tokensPerBlock);
+  const pace: Pace = { compute: (rank) => rank === 3 ? 1000 : 10, hop: () => 1 };
+  const { deeds } = await inVirtualTime(turn(plan, pace));
+  // While it is busy at home, one block waits in the queue and one in front of it; then one moves up a second.
+  assert.deepEqual(deeds[2]!.sentAt.map((at) => Math.floor(at / 1000)), [0, 0, 1, 2, 3, 4, 5]);
+  assert.equal(deeds[3]!.held.peak, 3 * plan.blocks[0]!.bytes);
+  assert.equal(plan.ranks[3]!.kvBytes, 4 * plan.blocks[0]!.bytes);
+});
+
+Deno.test("ring() skips what the mask empties, and sends no block farther than it is needed", async () => {
+  const plan = planned(4, 4 * tokensPerBlock, { mask: causal });
+  const { deeds } = await inVirtualTime(turn(plan, steadily(5, 5)));
+  assert.deepEqual(deeds.map(({ absorbed }) => absorbed), [[0], [1, 0], [2, 1, 0], [3, 2, 1, 0]]);
+  assert.deepEqual(deeds.map(({ sent }) => sent), [[0], [1, 0], [2, 1, 0], []]);
+  assert.deepEqual(deeds.map(({ received }) => received), [[], [0], [1, 0], [2, 1, 0]]);
+});
+
+const anyPlan = fc.record({
+  weights: fc.array(fc.integer({ min: 0, max: 5 }), { minLength: 1, maxLength: 16 })
+    .filter((weights) => weights.some((weight) => weight > 0)),
+  blocks: fc.integer({ min: 1, max: 4 }),
+  layout: fc.constantFrom(...layouts),
+  mask: fc.oneof(
+    fc.constant(full),
+    fc.constant(causal),
+    fc.integer({ min: 1, max: 500 }).map((window): Mask => ({ kind: "window", window })),
+  ),
+}).map(({ weights, blocks, layout, mask }) =>
+  planned(weights, weights.length * blocks * tokensPerBlock, { layout, mask })
+);
+
+/** Some ranks are slow throughout, and every block takes another while. */
+const anyPace = fc.record({ seed: fc.nat(), slow: fc.array(fc.nat(15), { maxLength: 3 }) }).map(
+  ({ seed, slow }): Pace => {
+    const next = uniform(seed);
+    const delay = (rank: number) => Math.floor((slow.includes(rank) ? 200 : 6) * next());
+    return { compute: delay, hop: delay };
+  },
+);
+
+Deno.test("ring() ends, in the order, the memory and the bytes of its plan, whatever takes how long", async () => {
+  let fullest = 0;
+  await fc.assert(
+    fc.asyncProperty(anyPlan, anyPace, async (plan, pace) => {
+      const { deeds } = await inVirtualTime(turn(plan, pace));
+      const bytes = (ids: ReadonlyArray<number>) =>
+        ids.reduce((sum, id) => sum + plan.blocks[id]!.bytes, 0);
+      plan.ranks.forEach(({ rank, steps, sends, receives, sentBytes, kvBytes }) => {
+        const { absorbed, sent, received, held } = deeds[rank]!;
+        const computed = steps.filter(({ state }) => state !== "skip");
+        assert.deepEqual(absorbed, computed.map(({ block }) => block.id));
+        assert.deepEqual(sent, sends.map(({ id }) => id));
+        assert.deepEqual(received, receives.map(({ block }) => block.id));
+        assert.equal(bytes(sent), sentBytes);
+        assert.ok(held.peak <= kvBytes, `rank ${rank} held ${held.peak}, planned ${kvBytes}`);
+        if (receives.length > 3 && held.peak === kvBytes) fullest++;
+      });
+    }),
+    { numRuns: 100 },
+  );
+  assert.ok(fullest > 0, "no rank was ever as full as it may be");
+});
+
+// --- Whole runs ---------------------------------------------------------------------------------
+
+/** Rank r holds r + 1 tokens, by which a device knows it. */
+const ranks = 4;
+const small = { tokens: 10, heads: 2, headDim: 8, ring: ranks, weights: [1, 2, 3, 4] } as const;
+const elements = small.tokens * small.heads * small.headDim;
+const inputs: AttendOptions = {
+  ...small,
+  q: normals(1, elements),
+  k: normals(2, elements),
+  v: normals(3, elements),
+};
+const reference = inProcess(referenceKernel());
+
+/** Runs over links and a device that count what is open. */
+const attendOver = (
+  { device = reference, change = (links) => links, options = inputs }: {
+    device?: Device["Service"];
+    change?: (links: Links["Service"]) => Links["Service"];
+    options?: AttendOptions;
+  },
+) =>
+  Effect.gen(function* () {
+    const open = new Set<unknown>();
+    const counted = <A, E, R>(acquired: Effect.Effect<A, E, R>) =>
+      Effect.tap(acquired, (thing) =>
+        Effect.acquireRelease(
+          Effect.sync(() => open.add(thing)),
+          () => Effect.sync(() => open.delete(thing)),
+        ));
+    const links = change(yield* Links);
+    const result = yield* attend(options).pipe(
+      Effect.provideService(Links, { ...links, open: (ends) => counted(links.open(ends)) }),
+      Effect.provideService(Device, {
+        ...device,
+        begin: (queries) => counted(device.begin(queries)),
+      }),
+      Effect.result,
+    );
+    assert.equal(open.size, 0, "a rank did not end");
+    return result;
+  }).pipe(
+    Effect.provide(Layer.fresh(memoryLinks({ maxFrame: headerBytes + 128 }))),
+    Effect.runPromise,
+  );
+
+const failureOf = async (options: Parameters<typeof attendOver>[0]) => {
+  const result = await attendOver(options);
+  return Result.isFailure(result) ? result.failure : assert.fail("there is a result");
+};
+
+/** The reference device, but for one rank. */
+const exceptOn = (
+  rank: number,
+  change: (accumulator: Accumulator) => Accumulator,
+): Device["Service"] => ({
+  ...reference,
+  begin: (queries) =>
+    Effect.map(
+      reference.begin(queries),
+      (accumulator) => queries.tokens === rank + 1 ? change(accumulator) : accumulator,
+    ),
+});
+
+const broken = new DeviceFailed({ device: "reference", attempted: "think", found: "a hole" });
+
+Deno.test("attend() names the rank whose device failed, and the cause, and every rank ends", async () => {
+  for (let rank = 0; rank < ranks; rank++) {
+    for (let step = 0; step <= ranks; step++) {
+      const device = exceptOn(rank, (accumulator) => {
+        let steps = 0;
+        return {
+          absorb: (...args) => steps++ === step ? Effect.fail(broken) : accumulator.absorb(...args),
+          finish: step === ranks ? Effect.fail(broken) : accumulator.finish,
+        };
+      });
+      const error = await failureOf({ device });
+      assert.ok(error._tag === "RankFailed", error.message);
+      assert.deepEqual([error.rank, error.tag, error.reason], [
+        rank,
+        "DeviceFailed",
+        broken.message,
+      ]);
+    }
+  }
+});
+
+Deno.test("attend() names the rank whose device cannot begin", async () => {
+  const device: Device["Service"] = {
+    ...reference,
+    begin: (queries) => queries.tokens === 3 ? Effect.fail(broken) : reference.begin(queries),
+  };
+  const error = await failureOf({ device });
+  assert.ok(error._tag === "RankFailed");
+  assert.deepEqual([error.rank, error.tag], [2, "DeviceFailed"]);
+});
+
+Deno.test("attend() returns no NaN and no infinity, and says where it was found", async () => {
+  for (
+    const [tensor, index, value] of [["o", 5, NaN], ["o", 0, Infinity], ["lse", 3, NaN], [
+      "lse",
+      0,
+      Infinity,
+    ]] as const
+  ) {
+    const device = exceptOn(1, (accumulator) => ({
+      ...accumulator,
+      finish: Effect.map(accumulator.finish, (attended) => {
+        attended[tensor][index] = value;
+        return attended;
+      }),
+    }));
+    const error = await failureOf({ device });
+    assert.ok(error._tag === "RankFailed");
+    assert.deepEqual([error.rank, error.tag], [1, "NonFinite"]);
+    assert.match(
+      error.reason,
+      new RegExp(`"${tensor}" of rank 1: .* ${value} at element ${index}`),
+    );
+  }
+});
+
+Deno.test("attend() blames an input that is not finite, not the rank that it was for", async () => {
+  for (const tensor of ["q", "k", "v"] as const) {
+    const spoilt = Float32Array.from(inputs[tensor]);
+    spoilt[77] = NaN;
+    const error = await failureOf({ options: { ...inputs, [tensor]: spoilt } });
+    assert.ok(error._tag === "TensorInvalid", error.message);
+    assert.match(error.message, new RegExp(`tensor "${tensor}" .* finite everywhere: found NaN`));
+  }
+});
+
+Deno.test("attend() takes no damaged frame, whichever of a run's it is", async () => {
+  const links: ReadonlyArray<readonly [Slot, Slot]> = [["driver", 2], [1, 2], [2, "driver"]];
+  for (const [from, to] of links) {
+    for (let at = 0;; at++) {
+      let sent = 0;
+      const result = await attendOver({
+        change: (links) => {
+          const faulty = faultyLinks(links, { kind: "flip", at });
+          return {
+            ...links,
+            open: (ends) =>
+              ends.self !== from || ends.peer !== to
+                ? links.open(ends)
+                : Effect.map(faulty.open(ends), (link) => ({
+                  ...link,
+                  send: (frame) => Effect.andThen(Effect.sync(() => sent++), link.send(frame)),
+                })),
+          };
+        },
+      });
+      if (Result.isSuccess(result)) {
+        assert.equal(at, sent, `frame ${at} from ${from} to ${to} was taken`);
+        assert.ok(at >= 3, "there were frames to damage");
+        break;
+      }
+      const { failure } = result;
+      const tag = failure._tag === "RankFailed" ? failure.tag : failure._tag;
+      assert.equal(tag, "FrameRejected", `frame ${at} from ${from} to ${to}: ${failure.message}`);
+    }
+  }
+});
+
+// --- The ledger ---------------------------------------------------------------------------------
+
+Deno.test("Ledger fails where a block is merged twice, and where one is missing", () => {
+  const ledger = new Ledger(2, [5, 7]);
+  const enter = (block: number) => Effect.runSync(Effect.result(ledger.enter(block)));
+  const complete = () => Effect.runSync(Effect.result(ledger.complete));
+  assert.ok(Result.isSuccess(enter(5)));
+  const missing = complete();
+  assert.ok(Result.isFailure(missing));
+  assert.match(
+    missing.failure.message,
+    /rank 2's result: block 7 must be merged exactly once: found 0 times/,
+  );
+  const twice = enter(5);
+  assert.ok(Result.isFailure(twice));
+  assert.match(twice.failure.message, /block 5 must be merged exactly once: found 2 times/);
+  assert.ok(Result.isSuccess(enter(7)));
+  assert.ok(Result.isSuccess(complete()));
+});
