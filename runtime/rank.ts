@@ -57,13 +57,13 @@ export type RankError =
 
 const nothing = { step: 0, block: -1 };
 
-/** Every number of a result is finite, but for the lse of a row that the mask emptied. */
+/** Every number of a result is finite: there is no mask under which a row does not see itself. */
 const finite = (device: string, rank: number, { o, lse }: Attended): Effect.Effect<void, NonFinite> => {
   const bad = (tensor: string, index: number, found: number) =>
     Effect.fail(new NonFinite({ device, rank, tensor, index, found: String(found) }));
   const inO = o.findIndex((x) => !Number.isFinite(x));
   if (inO >= 0) return bad("o", inO, o[inO]!);
-  const inLse = lse.findIndex((x) => !Number.isFinite(x) && x !== -Infinity);
+  const inLse = lse.findIndex((x) => !Number.isFinite(x));
   return inLse >= 0 ? bad("lse", inLse, lse[inLse]!) : Effect.void;
 };
 

@@ -210,16 +210,32 @@ Deno.test("attend refuses values that are not finite, or would not be", (t) =>
         link,
       ): Case => ({
         name: `scores beyond the range of float32, on ${device} over ${link}`,
-        // Beyond float64 as well, after squaring; the reference device computes in it.
         input: withChange({
           q: { ...good.q, values: good.q.values.map(() => 3e38) },
           k: { ...good.k, values: good.k.values.map(() => 3e38) },
         }),
         flags: ["--json", "--device", device, "--link", link],
-        says: /Rank 0 \(.*\) failed: Cannot return "(o|lse)" of rank 0: .* must give finite numbers/,
+        says:
+          /Rank 0 \(.*\) failed: Cannot return "(o|lse)" of rank 0: .* must give finite numbers/,
       }))
     ),
   ]));
+
+Deno.test({
+  name: "the command refuses a named device that is not there",
+  ignore: !devices.some(({ name }) => name === "webgpu") || noNatsServer,
+  fn: (t) => {
+    // Without the second, OpenGL would stand in.
+    const env = { VK_DRIVER_FILES: "/nonexistent", DENO_WEBGPU_BACKEND: "vulkan" };
+    const says = /Cannot use device "webgpu": it needs .*: found /;
+    return judgeAll(t, [
+      { name: "attend", flags: ["--device", "webgpu"], env, says },
+      { name: "attend over nats", flags: ["--device", "webgpu", "--link", "nats"], env, says },
+      { name: "verify", args: () => ["verify", "--device", "webgpu", "--json"], env, says },
+      { name: "up", args: () => ["up", "-n", "2", "--device", "webgpu", "--json"], env, says },
+    ]);
+  },
+});
 
 Deno.test("attend refuses files that it cannot read", (t) => {
   const sound = fileOfTensors(good);
@@ -244,7 +260,9 @@ Deno.test("attend refuses files that it cannot read", (t) => {
     {
       name: "a header of a gigabyte",
       input: gigabyte,
-      says: RegExp(`${cannotOpen}its header must have at most \\d+ bytes: found a length of 1073741824`),
+      says: RegExp(
+        `${cannotOpen}its header must have at most \\d+ bytes: found a length of 1073741824`,
+      ),
     },
     {
       name: "a header longer than any file",
@@ -262,7 +280,10 @@ Deno.test("attend refuses files that it cannot read", (t) => {
     },
     {
       name: "NaN in a shape",
-      input: fileOf('{"q":{"dtype":"F32","shape":[1,NaN,4,8],"data_offsets":[0,0]}}', new Uint8Array(0)),
+      input: fileOf(
+        '{"q":{"dtype":"F32","shape":[1,NaN,4,8],"data_offsets":[0,0]}}',
+        new Uint8Array(0),
+      ),
       says: RegExp(`${cannotOpen}its header must be one JSON object`),
     },
     {
@@ -289,7 +310,15 @@ Deno.test("attend refuses places that it cannot write to", (t) => {
   const attend = (out: (folder: string) => string, ...flags: ReadonlyArray<string>) =>
   (
     folder: string,
-  ) => ["attend", `${folder}/in.safetensors`, "--out", out(folder), "--device", "reference", ...flags];
+  ) => [
+    "attend",
+    `${folder}/in.safetensors`,
+    "--out",
+    out(folder),
+    "--device",
+    "reference",
+    ...flags,
+  ];
   return judgeAll(t, [
     {
       name: "a missing folder",
@@ -338,9 +367,11 @@ Deno.test("the command refuses flags that make no sense", (t) => {
   });
   return judgeAll(t, [
     ...["0", "-1", "99999999", "5000000000"].map((ring) =>
-      misuse(`--ring ${ring}`, RegExp(`--ring.*${ring}`), "--ring", ring)
+      misuse(`--ring ${ring}`, RegExp(`--ring: "${ring}".*from 1 to 1024`), "--ring", ring)
     ),
-    ...["abc", "1.5"].map((ring) => misuse(`--ring ${ring}`, /--ring.*whole number/, "--ring", ring)),
+    ...["abc", "1.5"].map((ring) =>
+      misuse(`--ring ${ring}`, RegExp(`--ring: "${ring}"`), "--ring", ring)
+    ),
     misuse("--window 0", /--window.*at least 1/, "--window", "0"),
     misuse("--layout foo", /--layout.*contiguous.*zigzag/, "--layout", "foo"),
     misuse("--weights 1,x", /--weights needs numbers.*1,x/, "--weights", "1,x"),
@@ -360,13 +391,30 @@ Deno.test("the command refuses flags that make no sense", (t) => {
       ...["--nats", "nats://127.0.0.1:4222", "--cluster", "a.b"],
     ),
     misuse("an unknown flag", /--frobnicate/, "--frobnicate"),
-    { name: "another number of weights", flags: ["--ring", "3", "--weights", "1,2"], says: /number of weights must be the ring size, 3: found 2/ },
-    { name: "weights of nothing", flags: ["--weights", "0,0"], says: /the weights must be .*: found 0, 0/ },
+    {
+      name: "another number of weights",
+      flags: ["--ring", "3", "--weights", "1,2"],
+      says: /number of weights must be the ring size, 3: found 2/,
+    },
+    {
+      name: "weights of nothing",
+      flags: ["--weights", "0,0"],
+      says: /the weights must be .*: found 0, 0/,
+    },
     misused("no --out", /--out/, "attend", "in.safetensors"),
     misused("no input", /IN\.safetensors/, "attend", "--out", "out.safetensors"),
-    misused("two inputs", /b\.safetensors/, "attend", "a.safetensors", "b.safetensors", "--out", "o"),
+    misused(
+      "two inputs",
+      /b\.safetensors/,
+      "attend",
+      "a.safetensors",
+      "b.safetensors",
+      "--out",
+      "o",
+    ),
     misused("an unknown command", /frobnicate/, "frobnicate"),
     misused("up -n 0", /-?-n.*at least 1/, "up", "-n", "0"),
+    misused("the wizard, which would prompt", /--wizard/, "--wizard"),
     misused("node without --nats", /--nats/, "node"),
     misused("verify --tokens 0", /--tokens.*at least 1/, "verify", "--tokens", "0"),
   ]);
@@ -439,8 +487,11 @@ Deno.test({
       const ssh = yield* listener("SSH-2.0-OpenSSH_9.2\r\n");
       const silent = yield* listener("");
       const closed = yield* Effect.scoped(listener(""));
-      const over = (server: string, cluster: string, ...flags: ReadonlyArray<string>) =>
-        ["--nats", server, "--cluster", cluster, ...flags];
+      const over = (
+        server: string,
+        cluster: string,
+        ...flags: ReadonlyArray<string>
+      ) => ["--nats", server, "--cluster", cluster, ...flags];
       const commands = (server: string): ReadonlyArray<ReadonlyArray<string>> => [
         ["nodes", "--nats", server],
         ["node", "--nats", server],
@@ -451,7 +502,8 @@ Deno.test({
           {
             name: "no node",
             flags: over(url, "empty"),
-            says: /Cannot form a ring of 1 in cluster "empty" at .*: found 0; start some with `annulus node/,
+            says:
+              /Cannot form a ring of 1 in cluster "empty" at .*: found 0; start some with `annulus node/,
           },
           {
             name: "fewer nodes than ranks",

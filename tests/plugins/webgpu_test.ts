@@ -97,10 +97,10 @@ onAdapter("what exceeds a buffer is split, and computes the same", () => {
     queries: [stretch(0, 50), stretch(50, 131)],
     blocks: stretches([29, 62, 40]),
   };
-  // 4096 bytes a query token of both batch entries, 2048 a key token: pieces of 9 and 32, and of 18 and 65 tokens.
+  // Both batch entries have 2048 bytes a query token and 1024 a key token: pieces of up to 9 and 33, 18 and 66 tokens.
   return Effect.gen(function* () {
     const whole = yield* attend(cut).pipe(Effect.provide(webgpu.layer));
-    for (const largestBuffer of [9 * 4096 + 12, 33 * 4096]) {
+    for (const largestBuffer of [9 * 2048 + 12, 33 * 2048]) {
       yield* Effect.gen(function* () {
         assert.equal((yield* Device).info.largestTensor, largestBuffer);
         yield* check(cut);
@@ -114,7 +114,7 @@ onAdapter("what exceeds a buffer is split, and computes the same", () => {
       Effect.scoped,
       Effect.provide(webgpuWith({ largestBuffer: 1024 }).layer),
     );
-    assert.match(error.message, /one token has 4096 bytes, and a buffer at most 1024/);
+    assert.match(error.message, /one token has 2048 bytes, and a buffer at most 1024/);
   }).pipe(Effect.runPromise);
 });
 

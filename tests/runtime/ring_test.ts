@@ -13,7 +13,7 @@ import { Ledger } from "../../runtime/ledger.ts";
 import { Links, type Slot } from "../../runtime/link.ts";
 import { asLse } from "../../runtime/lse.ts";
 import type { Mask } from "../../runtime/mask.ts";
-import { type Plan, planOf, type PlanSpec } from "../../runtime/plan.ts";
+import { type Plan, planOf, type PlanSpec, type StepPlan } from "../../runtime/plan.ts";
 import { Recorder } from "../../runtime/recorder.ts";
 import { ring } from "../../runtime/ring.ts";
 import { faultyLinks } from "../support/faulty_links.ts";
@@ -141,6 +141,18 @@ Deno.test("ring() makes the left neighbour of a slow device wait", async () => {
   assert.equal(plan.ranks[3]!.kvBytes, 4 * plan.blocks[0]!.bytes);
 });
 
+Deno.test("ring() holds three passing blocks where some are only computed on and some only go on", async () => {
+  const mask: Mask = { kind: "window", window: 20 };
+  const plan = planned(5, 5 * tokensPerBlock, { mask, layout: "zigzag" });
+  // All that reaches rank 4 waits there, for the device or for the way to rank 0.
+  const pace: Pace = {
+    compute: (rank) => rank === 4 ? 1000 : 10,
+    hop: (to) => to === 0 ? 1000 : 1,
+  };
+  const { deeds } = await inVirtualTime(turn(plan, pace));
+  assert.equal(deeds[4]!.held.peak, plan.ranks[4]!.kvBytes);
+});
+
 Deno.test("ring() skips what the mask empties, and sends no block farther than it is needed", async () => {
   const plan = planned(4, 4 * tokensPerBlock, { mask: causal });
   const { deeds } = await inVirtualTime(turn(plan, steadily(5, 5)));
@@ -193,6 +205,28 @@ Deno.test("ring() ends, in the order, the memory and the bytes of its plan, what
     { numRuns: 100 },
   );
   assert.ok(fullest > 0, "no rank was ever as full as it may be");
+});
+
+Deno.test("ring() merges no block twice and leaves none out, even where its plan says so", async () => {
+  const plan = planned(2, 2 * tokensPerBlock);
+  const withSteps = (
+    change: (steps: ReadonlyArray<StepPlan>) => ReadonlyArray<StepPlan>,
+  ): Plan => ({
+    ...plan,
+    ranks: plan.ranks.map((mine) => ({ ...mine, steps: change(mine.steps) })),
+  });
+  const twice = withSteps((steps) => [...steps, steps[0]!]);
+  await assert.rejects(
+    inVirtualTime(turn(twice, steadily(1, 1))),
+    /block [01] must be merged exactly once: found 2 times/,
+  );
+  const other = withSteps((
+    [home, step],
+  ) => [home!, { ...step!, block: { ...step!.block, id: 9 } }]);
+  await assert.rejects(
+    inVirtualTime(turn(other, steadily(1, 1))),
+    /block 9 must be merged exactly once: found 0 times/,
+  );
 });
 
 // --- Whole runs ---------------------------------------------------------------------------------

@@ -36,10 +36,11 @@ class Lines {
     this.ended = this.#read(stream);
   }
 
-  /** The first whole line that matches, as soon as there is one; undefined if the stream ends without it. */
-  async first(pattern: RegExp): Promise<string | undefined> {
+  /** The `nth` whole line that matches, as soon as there is one; undefined if the stream ends without it. */
+  async find(pattern: RegExp, nth: number): Promise<string | undefined> {
     for (;;) {
-      const line = this.text.split("\n").slice(0, -1).find((line) => pattern.test(line));
+      const whole = this.text.split("\n").slice(0, -1);
+      const line = whole.filter((line) => pattern.test(line))[nth - 1];
       if (line !== undefined || this.#ended) return line;
       await new Promise<void>((resume) => this.#waiting.add(resume));
     }
@@ -143,14 +144,14 @@ export class Annulus implements AsyncDisposable {
     return this.#child.stdin.close();
   }
 
-  /** The first line on standard output that matches. */
-  line(pattern: RegExp): Promise<string> {
-    return this.#lineOf(this.#stdout, pattern);
+  /** The first line on standard output that matches, or the `nth`. */
+  line(pattern: RegExp, nth = 1): Promise<string> {
+    return this.#lineOf(this.#stdout, pattern, nth);
   }
 
   /** The first line on standard error that matches. */
   errorLine(pattern: RegExp): Promise<string> {
-    return this.#lineOf(this.#stderr, pattern);
+    return this.#lineOf(this.#stderr, pattern, 1);
   }
 
   /** Waits for its end. */
@@ -185,9 +186,11 @@ export class Annulus implements AsyncDisposable {
     return { code, stdout: this.#stdout.text, stderr: this.#stderr.text };
   }
 
-  async #lineOf(lines: Lines, pattern: RegExp): Promise<string> {
-    const line = await this.#patiently(`a line like ${pattern}`, lines.first(pattern));
-    if (line === undefined) throw new Error(`${this.#what}: no line like ${pattern}\n${this.#said()}`);
+  async #lineOf(lines: Lines, pattern: RegExp, nth: number): Promise<string> {
+    const line = await this.#patiently(`a line like ${pattern}`, lines.find(pattern, nth));
+    if (line === undefined) {
+      throw new Error(`${this.#what}: no line like ${pattern}\n${this.#said()}`);
+    }
     return line;
   }
 

@@ -1,0 +1,93 @@
+/**
+ * `--verify` finds what is wrong with a result.
+ *
+ * @module
+ */
+import { Effect, Result } from "effect";
+import assert from "node:assert/strict";
+import { openInput } from "../../cli/inputs.ts";
+import { boundsFor, judge, mustBeExact } from "../../cli/judge.ts";
+import { denseAttention } from "../../kernels/oracle.ts";
+import { openSafetensors } from "../../plugins/safetensors.ts";
+import { planOf } from "../../runtime/plan.ts";
+import { scratch } from "../support/cli.ts";
+import { normals } from "../support/random.ts";
+import { fileOfTensors } from "../support/tensors.ts";
+
+const [batch, tokens, heads, kvHeads, headDim] = [2, 120, 4, 2, 16];
+const q = normals(1, batch * tokens * heads * headDim);
+const [k, v] = [2, 3].map((seed) => normals(seed, batch * tokens * kvHeads * headDim));
+const mask = { kind: "causal" } as const;
+const exact = denseAttention(
+  { batch, tokens, heads, kvHeads, headDim, scale: 1 / Math.sqrt(headDim), mask },
+  q,
+  k!,
+  v!,
+);
+
+/** What `--verify` says of a result that is right but for what `spoil` does to it. */
+const verdict = async (spoil: (o: Float32Array, lse: Float32Array) => void) => {
+  const [o, lse] = [Float32Array.from(exact.o), Float32Array.from(exact.lse)];
+  spoil(o, lse);
+  await using folder = await scratch();
+  const [input, out] = [`${folder.path}/in`, `${folder.path}/out`];
+  const kv = [batch, tokens, kvHeads, headDim];
+  await Deno.writeFile(
+    input,
+    fileOfTensors({
+      q: { dtype: "f32", shape: [batch, tokens, heads, headDim], values: q },
+      k: { dtype: "f32", shape: kv, values: k! },
+      v: { dtype: "f32", shape: kv, values: v! },
+    }),
+  );
+  await Deno.writeFile(
+    out,
+    fileOfTensors({
+      o: { dtype: "f32", shape: [batch, tokens, heads, headDim], values: o },
+      lse: { dtype: "f32", shape: [batch, heads, tokens], values: lse },
+    }),
+  );
+  return await Effect.gen(function* () {
+    const opened = yield* openInput(input, mask);
+    const plan = yield* Effect.fromResult(
+      planOf({ problem: opened.problem, layout: "zigzag", weights: [1, 1, 1], wire: "f32" }),
+    );
+    const figures = yield* judge(opened, yield* openSafetensors(out), plan, () => Effect.void);
+    const bounds = boundsFor(figures.largestLse, undefined);
+    return { figures, result: yield* Effect.result(mustBeExact(figures, bounds)) };
+  }).pipe(Effect.scoped, Effect.runPromise);
+};
+
+Deno.test("--verify passes a result that is rounded to float32, whose every row it judges", async () => {
+  const { figures, result } = await verdict(() => {});
+  assert.ok(Result.isSuccess(result));
+  assert.equal(figures.rows, batch * tokens);
+  assert.ok(figures.o < 1e-7 && figures.lse < 1e-6);
+});
+
+const middle = Math.floor(0.7 * batch * tokens) * heads * headDim;
+const faults: ReadonlyArray<
+  readonly [string, "o" | "lse", (o: Float32Array, lse: Float32Array) => void]
+> = [
+  ["an error of 1e-4 in one row of o", "o", (o) => {
+    for (let i = middle; i < middle + heads * headDim; i++) o[i]! += 1e-4;
+  }],
+  ["an error of 1e-4 in one lse", "lse", (_, lse) => void (lse[333]! += 1e-4)],
+  ["a row of zeros", "o", (o) => void o.fill(0, middle, middle + headDim)],
+  ["two rows in each other's place", "o", (o) => {
+    const row = o.slice(middle, middle + headDim);
+    o.copyWithin(middle, middle + headDim, middle + 2 * headDim);
+    o.set(row, middle + headDim);
+  }],
+  ["NaN", "o", (o) => void (o[middle] = NaN)],
+  ["a NaN lse", "lse", (_, lse) => void (lse[5] = NaN)],
+  ["an lse of −∞", "lse", (_, lse) => void (lse[5] = -Infinity)],
+];
+for (const [name, what, spoil] of faults) {
+  Deno.test(`--verify finds ${name}`, async () => {
+    const { result } = await verdict(spoil);
+    assert.ok(Result.isFailure(result));
+    assert.equal(result.failure._tag, "NotExact");
+    assert.equal(result.failure.what, what);
+  });
+}

@@ -1,0 +1,52 @@
+/**
+ * Memory: what a rank holds of K and V falls with the size of the ring.
+ *
+ * @module
+ */
+import { Result } from "effect";
+import assert from "node:assert/strict";
+import { planOf } from "../../runtime/plan.ts";
+import { annulus, scratch, twoAtOnce } from "../support/cli.ts";
+import { fileOfTensors } from "../support/tensors.ts";
+
+const [tokens, heads, headDim, window] = [32_768, 2, 32, 64];
+const sizes = [1, 2, 4, 8, 16];
+
+Deno.test("kv_peak_bytes is what the plan allows, and falls as 1/N", async () => {
+  await using folder = await scratch();
+  const input = `${folder.path}/in.safetensors`;
+  const values = new Float32Array(tokens * heads * headDim);
+  const tensor = { dtype: "f32", shape: [1, tokens, heads, headDim], values } as const;
+  await Deno.writeFile(input, fileOfTensors({ q: tensor, k: tensor, v: tensor }));
+  const whole = 2 * values.byteLength;
+
+  await twoAtOnce(sizes, async (ring) => {
+    const flags = ["--ring", String(ring), "--window", String(window), "--layout", "contiguous"];
+    const { code, stdout, stderr } = await annulus([
+      ...["attend", input, "--out", `${folder.path}/out-${ring}`, "--json"],
+      ...["--device", "reference", ...flags],
+    ]);
+    assert.deepEqual([code, stderr], [0, ""]);
+    const plan = Result.getOrThrow(planOf({
+      problem: {
+        batch: 1,
+        tokens,
+        heads,
+        kvHeads: heads,
+        headDim,
+        scale: 1,
+        mask: { kind: "window", window },
+      },
+      layout: "contiguous",
+      weights: Array.from({ length: ring }, () => 1),
+      wire: "f32",
+    }));
+    const peaks: ReadonlyArray<number> = JSON.parse(stdout).kv_peak_bytes;
+    assert.equal(peaks.length, ring);
+    for (const [rank, peak] of peaks.entries()) {
+      assert.ok(peak <= plan.ranks[rank]!.kvBytes, `rank ${rank} of ${ring}`);
+      // Its own shard, and of its left neighbour's the last quarter, where its first windows begin.
+      assert.equal(peak, whole / ring * (rank === 0 ? 1 : 1.25), `rank ${rank} of ${ring}`);
+    }
+  });
+});
