@@ -7,7 +7,7 @@
  * @example Four ranks agree with one
  * ```ts
  * import { Effect } from "effect";
- * import { attend, memoryLinks, reference } from "./mod.ts";
+ * import { attend, inProcess, reference } from "./mod.ts";
  *
  * const [tokens, heads, headDim] = [50, 2, 8];
  * const noise = (seed: number) =>
@@ -16,7 +16,7 @@
  *
  * const over = (ring: number) =>
  *   attend({ ...input, ring, mask: { kind: "causal" } }).pipe(
- *     Effect.provide([memoryLinks(), reference.layer]),
+ *     Effect.provide(inProcess(reference)),
  *     Effect.runPromise,
  *   );
  * const [one, four] = await Promise.all([over(1), over(4)]);
@@ -26,6 +26,51 @@
  *
  * @module
  */
-export { attend, type AttendOptions, type AttendResult } from "./runtime/attend.ts";
-export { memoryLinks } from "./plugins/memory.ts";
+export {
+  attend,
+  type AttendOptions,
+  type AttendResult,
+  type RunOptions,
+} from "./runtime/attend.ts";
+export { inProcess, memoryLinks, type MemoryLinksOptions } from "./plugins/memory.ts";
+export { type ClusterOptions, onCluster } from "./plugins/nats_cluster.ts";
+export { connectNats } from "./plugins/nats_connection.ts";
+export { natsLinks, type NatsLinksOptions } from "./plugins/nats_links.ts";
 export { reference } from "./plugins/reference.ts";
+export { webgpu } from "./plugins/webgpu.ts";
+
+export * from "./runtime/errors.ts";
+export { type Accumulator, Device } from "./runtime/device.ts";
+export { deviceInWorker, type WorkerSpec } from "./runtime/device_worker.ts";
+export { serveDevice, Unavailable } from "./runtime/device_worker_guest.ts";
+export { Crew } from "./runtime/crew.ts";
+export { type RunRecord } from "./runtime/driver.ts";
+export { decode, type DType, encode } from "./runtime/dtype.ts";
+export type {
+  Accumulation,
+  Attended,
+  AttentionKernel,
+  DeviceInfo,
+  KeyValues,
+  Queries,
+  Tile,
+} from "./runtime/kernel.ts";
+export { type Layout, layouts, shardsOf } from "./runtime/layout.ts";
+export { type Ends, type Link, Links, type Slot } from "./runtime/link.ts";
+export { asLse, type Lse, lseOf } from "./runtime/lse.ts";
+export { allows, type Band, bandOf, type Mask } from "./runtime/mask.ts";
+export {
+  balanceOf,
+  type BlockPlan,
+  type Plan,
+  planOf,
+  type PlanSpec,
+  type Problem,
+  type RankPlan,
+  type StepPlan,
+} from "./runtime/plan.ts";
+export { chooseDevice, type DevicePlugin } from "./runtime/plugin.ts";
+export { type RankSummary } from "./runtime/rank.ts";
+export { countUpTo, positionAt, type Span } from "./runtime/span.ts";
+export { chromeTrace, hiddenFraction, type Interval } from "./runtime/timeline.ts";
+export { version } from "./runtime/version.ts";

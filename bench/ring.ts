@@ -11,7 +11,7 @@ import { Context, Effect, Layer, Result } from "effect";
 import { devices } from "../cli/devices.ts";
 import { normals } from "../cli/normals.ts";
 import { table } from "../cli/output.ts";
-import { memoryLinks } from "../plugins/memory.ts";
+import { inProcess } from "../plugins/memory.ts";
 import { attend } from "../runtime/attend.ts";
 import { Device } from "../runtime/device.ts";
 import type { Mask } from "../runtime/mask.ts";
@@ -34,7 +34,7 @@ const spread = (values: ReadonlyArray<number>): string =>
   }]`;
 
 const measure = Effect.fnUntraced(function* (plugin: typeof devices[number], tokens: number) {
-  const services = yield* Layer.build(Layer.mergeAll(plugin.layer, memoryLinks()));
+  const services = yield* Layer.build(inProcess(plugin));
   const device = Context.get(services, Device);
   const random = normals(1);
   const [q, k, v] = [heads, kvHeads, kvHeads].map((n) => random(tokens * n * headDim)) as [

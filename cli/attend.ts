@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { Effect, Layer } from "effect";
+import { Effect } from "effect";
 import { createSafetensors, openSafetensors } from "../plugins/safetensors.ts";
 import { jobFor } from "../runtime/attend.ts";
 import { drive, Sink, Source } from "../runtime/driver.ts";
@@ -72,10 +72,8 @@ export const attendFiles = Effect.fn("attendFiles")(function* (flags: AttendFlag
     (interval) => flags.progress ? progress.see(interval) : Effect.void,
   ).pipe(
     Effect.provideContext(crew.services),
-    Effect.provide(Layer.mergeAll(
-      Layer.succeed(Source, input.source),
-      Layer.succeed(Sink, Sink.of({ write: writer.write })),
-    )),
+    Effect.provideService(Source, input.source),
+    Effect.provideService(Sink, Sink.of({ write: writer.write })),
   );
 
   let error: ErrorFigures | undefined;

@@ -5,7 +5,7 @@
  */
 import { Context, Effect, Layer } from "effect";
 import { StreamingOracle } from "../kernels/oracle.ts";
-import { memoryLinks } from "../plugins/memory.ts";
+import { inProcess } from "../plugins/memory.ts";
 import { attend, type AttendOptions } from "../runtime/attend.ts";
 import { Device } from "../runtime/device.ts";
 import { decode, type DType, encode } from "../runtime/dtype.ts";
@@ -87,7 +87,7 @@ const cases = (tokens: number): ReadonlyArray<Case> => [
 /** Prints the table; fails where an error is out of bounds or grows with the ring. */
 export const runVerify = Effect.fn("runVerify")(function* (flags: VerifyFlags) {
   const plugin = yield* chooseDevice(devices, flags.device);
-  const services = yield* Layer.build(Layer.mergeAll(plugin.layer, memoryLinks()));
+  const services = yield* Layer.build(inProcess(plugin));
   const { info } = Context.get(services, Device);
   const software = info.software ? " (software)" : "";
   if (!flags.json) {

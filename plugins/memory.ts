@@ -7,7 +7,12 @@ import { Duration, Effect, Layer } from "effect";
 import { Condition } from "../runtime/condition.ts";
 import { Crew } from "../runtime/crew.ts";
 import type { Device } from "../runtime/device.ts";
-import { type DeviceUnavailable, LinkClosed, type LinkError, LinkFailed } from "../runtime/errors.ts";
+import {
+  type DeviceUnavailable,
+  LinkClosed,
+  type LinkError,
+  LinkFailed,
+} from "../runtime/errors.ts";
 import { type Farewell, farewellOf } from "../runtime/farewell.ts";
 import { type Ends, type Link, Links } from "../runtime/link.ts";
 import type { DevicePlugin } from "../runtime/plugin.ts";
@@ -134,4 +139,4 @@ export const memoryLinks = (options: MemoryLinksOptions = {}): Layer.Layer<Links
 export const inProcess = (
   device: DevicePlugin,
 ): Layer.Layer<Crew | Device | Links, DeviceUnavailable> =>
-  Crew.local.pipe(Layer.provideMerge(Layer.mergeAll(memoryLinks(), device.layer)));
+  Crew.local().pipe(Layer.provideMerge(Layer.mergeAll(memoryLinks(), device.layer)));

@@ -1,13 +1,12 @@
 /**
- * Attention over arrays in this process: what a script calls.
+ * Attention over arrays: what a script calls.
  *
  * @module
  */
-import { Effect, Layer } from "effect";
-import { Crew } from "./crew.ts";
-import type { Device } from "./device.ts";
+import { Effect } from "effect";
+import type { Crew } from "./crew.ts";
 import { drive, type RunRecord, Sink, Source } from "./driver.ts";
-import { type DType, elementBytes } from "./dtype.ts";
+import type { DType } from "./dtype.ts";
 import {
   type FileInvalid,
   type FrameRejected,
@@ -106,16 +105,17 @@ export interface AttendResult extends RunRecord {
 }
 
 /**
- * Exact attention over a ring of ranks that are fibers of this process and share one device.
+ * Exact attention over a ring: of fibers of this process with `inProcess`, or of the nodes of a cluster with
+ * `onCluster`.
  *
  * @example A ring of two
  * ```ts
  * import { Effect } from "effect";
- * import { attend, memoryLinks, reference } from "../mod.ts";
+ * import { attend, inProcess, reference } from "../mod.ts";
  *
  * const x = Float32Array.from({ length: 6 * 4 }, (_, i) => Math.sin(i));
  * const { o } = await attend({ tokens: 6, heads: 1, headDim: 4, q: x, k: x, v: x, ring: 2 }).pipe(
- *   Effect.provide([memoryLinks(), reference.layer]),
+ *   Effect.provide(inProcess(reference)),
  *   Effect.runPromise,
  * );
  * console.log(o.length); // => 24
@@ -130,7 +130,7 @@ export const attend = (options: AttendOptions): Effect.Effect<
   | PlanRefused
   | RankFailed
   | TensorInvalid,
-  Device | Links
+  Crew | Links
 > =>
   Effect.gen(function* () {
     const { q, k, v, batch = 1, tokens, heads, headDim, mask = { kind: "full" } } = options;
@@ -179,11 +179,8 @@ export const attend = (options: AttendOptions): Effect.Effect<
         }),
     });
     const record = yield* drive(job, () => Effect.void).pipe(
-      Effect.provide(Layer.mergeAll(
-        Crew.local,
-        Layer.succeed(Source, source),
-        Layer.succeed(Sink, sink),
-      )),
+      Effect.provideService(Source, source),
+      Effect.provideService(Sink, sink),
     );
     return { ...record, o, lse };
   });

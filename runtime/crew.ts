@@ -28,22 +28,28 @@ export class Crew extends Context.Service<Crew, {
     observer: CrewObserver,
   ) => Effect.Effect<void, RankFailed>;
 }>()("annulus/runtime/Crew") {
-  /** All ranks in this process, on one device. */
-  static readonly local: Layer.Layer<Crew, never, Device | Links> = Layer.effect(
-    Crew,
-    Effect.gen(function* () {
-      const context = yield* Effect.context<Device | Links>();
-      return Crew.of({
-        run: (job, rank, { interval, finished, failed }) => {
-          const blame = (error: RankError) =>
-            new RankFailed({ rank, node: "this process", tag: error._tag, reason: error.message });
-          return attendRank(job, rank, {
-            interval,
-            finished,
-            failed: (error) => failed(blame(error)),
-          }).pipe(Effect.mapError(blame), Effect.provideContext(context));
-        },
-      });
-    }),
-  );
+  /** All ranks in this process, on one device. A function: one layer would be built once for all devices and links. */
+  static readonly local = (): Layer.Layer<Crew, never, Device | Links> =>
+    Layer.effect(
+      Crew,
+      Effect.gen(function* () {
+        const context = yield* Effect.context<Device | Links>();
+        return Crew.of({
+          run: (job, rank, { interval, finished, failed }) => {
+            const blame = (error: RankError) =>
+              new RankFailed({
+                rank,
+                node: "this process",
+                tag: error._tag,
+                reason: error.message,
+              });
+            return attendRank(job, rank, {
+              interval,
+              finished,
+              failed: (error) => failed(blame(error)),
+            }).pipe(Effect.mapError(blame), Effect.provideContext(context));
+          },
+        });
+      }),
+    );
 }

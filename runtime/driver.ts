@@ -90,7 +90,9 @@ const reader = (source: Source["Service"], job: Job) =>
     if (own === travels) return bytes;
     const converted = encode(travels, decode(own, bytes));
     const overflow = firstNonFinite(travels, converted);
-    if (overflow >= 0) return yield* invalid(`within the range of ${travels} to travel in it`, overflow);
+    if (overflow >= 0) {
+      return yield* invalid(`within the range of ${travels} to travel in it`, overflow);
+    }
     return converted;
   });
 
@@ -105,14 +107,15 @@ const deliver = Effect.fnUntraced(function* (
   const manifest = manifestOf(job);
   const { q, k } = shapes(job);
   const qBytes = elementBytes(job.dtype), kvBytes = elementBytes(job.wire);
-  yield* send(link, manifest.queries(mine), (from, to) =>
-    read("q", q, mine.shard, from / qBytes, to / qBytes));
+  yield* send(
+    link,
+    manifest.queries(mine),
+    (from, to) => read("q", q, mine.shard, from / qBytes, to / qBytes),
+  );
   const blockPart = (block: BlockPlan) => (from: number, to: number) => {
     const half = block.bytes / kvBytes / 2;
     const part = (tensor: "k" | "v", begin: number, end: number) =>
-      begin < end
-        ? read(tensor, k, [block.span], begin, end)
-        : Effect.succeed(new Uint8Array(0));
+      begin < end ? read(tensor, k, [block.span], begin, end) : Effect.succeed(new Uint8Array(0));
     const [first, last] = [from / kvBytes, to / kvBytes];
     return Effect.map(
       Effect.all([
@@ -181,8 +184,10 @@ export const drive = Effect.fn("drive")(function* (
   };
 
   const began = yield* Clock.currentTimeMillis;
-  const members = yield* Effect.forEach(plan.ranks, ({ rank }) =>
-    Effect.forkScoped(Effect.catch(crew.run(job, rank, observer), blame)));
+  const members = yield* Effect.forEach(
+    plan.ranks,
+    ({ rank }) => Effect.forkScoped(Effect.catch(crew.run(job, rank, observer), blame)),
+  );
   const exchange = Effect.forEach(plan.ranks, (mine) =>
     Effect.gen(function* () {
       const link = yield* links.open({ run: job.run, self: "driver", peer: mine.rank });
@@ -195,13 +200,18 @@ export const drive = Effect.fn("drive")(function* (
       Effect.scoped,
     );
   // A member's own account of its failure may be on its way when its link closes.
-  const explained = Effect.catchTag(exchange, "LinkClosed", (error) =>
-    Effect.timeoutOrElse(Deferred.await(firstFailure), {
-      duration: accountWithin,
-      orElse: () => Effect.fail(error),
-    }));
+  const explained = Effect.catchTag(
+    exchange,
+    "LinkClosed",
+    (error) =>
+      Effect.timeoutOrElse(Deferred.await(firstFailure), {
+        duration: accountWithin,
+        orElse: () => Effect.fail(error),
+      }),
+  );
   const ranks = yield* Effect.raceFirst(explained, Deferred.await(firstFailure));
   const seconds = ((yield* Clock.currentTimeMillis) - began) / 1000;
-  yield* Effect.forEach(members, Fiber.await);
+  // They have only their goodbyes to say, and the result does not wait for one that is lost.
+  yield* Effect.ignore(Effect.timeout(Effect.forEach(members, Fiber.await), accountWithin));
   return { plan, timeline, ranks, seconds } satisfies RunRecord;
 }, Effect.scoped);

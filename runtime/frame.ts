@@ -101,10 +101,14 @@ export const openFrame = (
         found: String(found),
       }),
     );
-  if (frame.byteLength < headerBytes) return reject("length", `at least ${headerBytes} bytes`, frame.byteLength);
+  if (frame.byteLength < headerBytes) {
+    return reject("length", `at least ${headerBytes} bytes`, frame.byteLength);
+  }
   const view = new DataView(frame.buffer, frame.byteOffset, frame.byteLength);
   const word = (at: number) => view.getUint32(at, true);
-  if (word(0) !== magic) return reject("magic", `0x${magic.toString(16)}`, `0x${word(0).toString(16)}`);
+  if (word(0) !== magic) {
+    return reject("magic", `0x${magic.toString(16)}`, `0x${word(0).toString(16)}`);
+  }
   const headerCrc = crc32(frame.subarray(0, 60));
   if (word(60) !== headerCrc) return reject("header CRC-32", headerCrc, word(60));
   const half = (at: number) => view.getUint16(at, true);

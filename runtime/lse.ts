@@ -14,14 +14,3 @@ export const lseOf = (m: number, l: number): number => l === 0 ? -Infinity : m +
 
 /** Names an array as log-sum-exps. The caller vouches for base and meaning. */
 export const asLse = (values: Float32Array<ArrayBuffer>): Lse => values as Lse;
-
-/** The log-sum-exp of two disjoint key sets, and the weight in [0, 1] of the second one's output. */
-export const mergeLse = (a: number, b: number): { readonly lse: number; readonly weight: number } => {
-  // The empty set is the identity; without this, −∞ − −∞ would make NaN.
-  if (b === -Infinity) return { lse: a, weight: 0 };
-  if (a === -Infinity) return { lse: b, weight: 1 };
-  // exp only ever sees a non-positive number, so that nothing overflows however far a and b are apart.
-  const far = Math.exp(-Math.abs(a - b));
-  const weight = b > a ? 1 / (1 + far) : far / (1 + far);
-  return { lse: Math.max(a, b) + Math.log1p(far), weight };
-};

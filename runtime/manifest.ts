@@ -34,7 +34,8 @@ export const manifestOf = (job: Job): Manifest => {
     chunkBytes: job.chunkBytes,
   };
   const rows = (rank: RankPlan) => batch * rank.tokens * heads;
-  const result = (rank: RankPlan) => ({ ...common, block: rank.rank, from: rank.rank, to: "driver" }) as const;
+  const result = (rank: RankPlan) =>
+    ({ ...common, block: rank.rank, from: rank.rank, to: "driver" }) as const;
   return {
     queries: (rank) => ({
       ...common,

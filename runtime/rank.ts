@@ -58,7 +58,11 @@ export type RankError =
 const nothing = { step: 0, block: -1 };
 
 /** Every number of a result is finite: there is no mask under which a row does not see itself. */
-const finite = (device: string, rank: number, { o, lse }: Attended): Effect.Effect<void, NonFinite> => {
+const finite = (
+  device: string,
+  rank: number,
+  { o, lse }: Attended,
+): Effect.Effect<void, NonFinite> => {
   const bad = (tensor: string, index: number, found: number) =>
     Effect.fail(new NonFinite({ device, rank, tensor, index, found: String(found) }));
   const inO = o.findIndex((x) => !Number.isFinite(x));
@@ -168,7 +172,13 @@ const takePart = Effect.fn("takePart")(function* (job: Job, rank: number, observ
   });
   const homeward = { activity: "home", ...nothing, bytes: manifest.o(mine).bytes } as const;
   yield* whileSound([driver], recorder.timed(homeward, sendHome));
-  yield* observer.finished({ rank, device: device.info, sentBytes, kvPeakBytes: held.peak, rssBytes: Deno.memoryUsage().rss });
+  yield* observer.finished({
+    rank,
+    device: device.info,
+    sentBytes,
+    kvPeakBytes: held.peak,
+    rssBytes: Deno.memoryUsage().rss,
+  });
   // Neighbours may still be on their way to the driver; leaving now would look to them like a failure.
   yield* Effect.catchTag(driver.receive, "LinkClosed", () => Effect.void);
 });

@@ -27,16 +27,22 @@ export class Recorder {
 
   /** Records how long `effect` took, if it succeeds. */
   timed<A, E, R>(about: About, effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> {
-    return Effect.flatMap(milliseconds, (begin) =>
-      Effect.tap(effect, () =>
-        Effect.flatMap(milliseconds, (end) => this.#write(about, begin, end))));
+    return Effect.flatMap(
+      milliseconds,
+      (begin) =>
+        Effect.tap(
+          effect,
+          () => Effect.flatMap(milliseconds, (end) => this.#write(about, begin, end)),
+        ),
+    );
   }
 
   /** Records work that has just ended and lasted as many milliseconds as it says. */
   lasted<E, R>(about: About, effect: Effect.Effect<number, E, R>): Effect.Effect<number, E, R> {
-    return Effect.tap(effect, (busy) =>
-      Effect.flatMap(milliseconds, (end) =>
-        this.#write(about, end - busy, end)));
+    return Effect.tap(
+      effect,
+      (busy) => Effect.flatMap(milliseconds, (end) => this.#write(about, end - busy, end)),
+    );
   }
 
   /** Records from the moment at which `effect` runs the mark that it is given until it succeeds. */
@@ -47,8 +53,10 @@ export class Recorder {
     return Effect.suspend(() => {
       let begin: number | undefined;
       const mark = Effect.map(milliseconds, (now) => void (begin ??= now));
-      return Effect.tap(effect(mark), () =>
-        Effect.flatMap(milliseconds, (end) => this.#write(about, begin ?? end, end)));
+      return Effect.tap(
+        effect(mark),
+        () => Effect.flatMap(milliseconds, (end) => this.#write(about, begin ?? end, end)),
+      );
     });
   }
 

@@ -42,7 +42,8 @@ export const ring = Effect.fn("ring")(function* (
   // The queues alone would let five blocks pass: two that are only computed on, two that only go on, one arriving.
   const room = yield* Semaphore.make(passingBlocks);
   const computed = plan.steps.filter(({ state }) => state !== "skip");
-  const ledger = new Ledger(plan.rank, computed.map(({ block }) => block.id));
+  const tilesOf = new Map(computed.map(({ block, tiles }) => [block.id, tiles]));
+  const ledger = new Ledger(plan.rank, [...tilesOf.keys()]);
   const about = (block: BlockPlan) => ({
     step: (plan.rank - block.home + plan.ring) % plan.ring,
     block: block.id,
@@ -54,14 +55,18 @@ export const ring = Effect.fn("ring")(function* (
       held.release(block) && !home.has(block.id) ? Semaphore.release(room, 1) : Effect.void
     );
 
-  const receive = Effect.forEach(plan.receives, ({ block, compute, forward }) =>
-    Effect.gen(function* () {
-      yield* Semaphore.take(room, 1);
-      held.hold(block, Number(compute) + Number(forward));
-      const bytes = yield* receiveLeft(block);
-      if (forward) yield* Queue.offer(onward, { plan: block, bytes });
-      if (compute) yield* Queue.offer(arrived, { plan: block, bytes });
-    }), { discard: true });
+  const receive = Effect.forEach(
+    plan.receives,
+    ({ block, compute, forward }) =>
+      Effect.gen(function* () {
+        yield* Semaphore.take(room, 1);
+        held.hold(block, Number(compute) + Number(forward));
+        const bytes = yield* receiveLeft(block);
+        if (forward) yield* Queue.offer(onward, { plan: block, bytes });
+        if (compute) yield* Queue.offer(arrived, { plan: block, bytes });
+      }),
+    { discard: true },
+  );
 
   const forward = Effect.forEach(plan.sends, (next) =>
     Effect.gen(function* () {
@@ -70,15 +75,16 @@ export const ring = Effect.fn("ring")(function* (
       yield* release(next);
     }), { discard: true });
 
-  const compute = Effect.forEach(computed, ({ block: next, tiles }) =>
+  const compute = Effect.forEach(computed, ({ block: next }) =>
     Effect.gen(function* () {
       const waiting = recorder.timed({ activity: "wait", ...about(next) }, Queue.take(arrived));
       const block = home.get(next.id) ?? (yield* waiting);
-      const kv = { tokens: next.span.count, dtype, bytes: block.bytes };
-      yield* ledger.enter(block.plan.id);
-      const absorb = accumulator.absorb(kv, tiles, band);
-      yield* recorder.lasted({ activity: "compute", ...about(next) }, absorb);
-      yield* release(next);
+      const { id, span } = block.plan;
+      const kv = { tokens: span.count, dtype, bytes: block.bytes };
+      yield* ledger.enter(id);
+      const absorb = accumulator.absorb(kv, tilesOf.get(id)!, band);
+      yield* recorder.lasted({ activity: "compute", ...about(block.plan) }, absorb);
+      yield* release(block.plan);
     }), { discard: true });
 
   yield* Effect.all([receive, forward, compute], { concurrency: "unbounded", discard: true });

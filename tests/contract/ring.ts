@@ -10,6 +10,7 @@ import fc from "fast-check";
 import assert from "node:assert/strict";
 import { denseAttention, type Judgement, type Problem } from "../../kernels/oracle.ts";
 import { attend, type AttendResult } from "../../runtime/attend.ts";
+import { Crew } from "../../runtime/crew.ts";
 import type { Device } from "../../runtime/device.ts";
 import { decode, type DType, encode } from "../../runtime/dtype.ts";
 import { headerBytes } from "../../runtime/frame.ts";
@@ -88,7 +89,7 @@ const solve = (turn: Turn) => {
     ring: typeof ring === "number" ? ring : ring.length,
     ...(typeof ring === "number" ? {} : { weights: ring }),
     ...(wire === undefined ? {} : { wire }),
-  });
+  }).pipe(Effect.provide(Crew.local()));
 };
 
 /** The rows of two ranks that hold tokens, swapped: what a wrong order of shards would give. */

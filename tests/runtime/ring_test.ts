@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import { referenceKernel } from "../../kernels/reference.ts";
 import { memoryLinks } from "../../plugins/memory.ts";
 import { attend, type AttendOptions } from "../../runtime/attend.ts";
+import { Crew } from "../../runtime/crew.ts";
 import { type Accumulator, Device } from "../../runtime/device.ts";
 import { DeviceFailed } from "../../runtime/errors.ts";
 import { headerBytes } from "../../runtime/frame.ts";
@@ -261,6 +262,7 @@ const attendOver = (
         ));
     const links = change(yield* Links);
     const result = yield* attend(options).pipe(
+      Effect.provide(Crew.local()),
       Effect.provideService(Links, { ...links, open: (ends) => counted(links.open(ends)) }),
       Effect.provideService(Device, {
         ...device,

@@ -1,0 +1,24 @@
+/** Every example runs as its first comment says, and ends by itself. */
+import assert from "node:assert/strict";
+import { fileURLToPath } from "node:url";
+
+const root = fileURLToPath(new URL("..", import.meta.url));
+const says: Record<string, RegExp> = {
+  "01_one_process.ts": /ring of 4, zigzag: differs from one device by \d/,
+  "02_four_nodes.ts": /16000 outputs and 1000 log-sum-exps/,
+  "03_own_device.ts": /differs from the reference device by \d/,
+};
+
+for (const entry of Deno.readDirSync(`${root}examples`)) {
+  Deno.test(`examples/${entry.name} runs`, async () => {
+    const expected = says[entry.name];
+    assert.ok(expected !== undefined, "nothing is expected of it");
+    const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+      args: ["run", "-A", `examples/${entry.name}`],
+      cwd: root,
+    }).output();
+    const text = new TextDecoder().decode(stdout);
+    assert.equal(code, 0, new TextDecoder().decode(stderr));
+    assert.match(text, expected);
+  });
+}
