@@ -14,7 +14,7 @@ import {
   LinkFailed,
 } from "../runtime/errors.ts";
 import { type Farewell, farewellOf } from "../runtime/farewell.ts";
-import { type Ends, type Link, Links } from "../runtime/link.ts";
+import { type Ends, type Link, Links, slotName } from "../runtime/link.ts";
 import type { DevicePlugin } from "../runtime/plugin.ts";
 
 /** How much a link holds, and how long it waits for the other end to open. */
@@ -56,7 +56,7 @@ export const memoryLinks = (options: MemoryLinksOptions = {}): Layer.Layer<Links
     const halfOpen = new Map<string, Pair>();
 
     const open = Effect.fnUntraced(function* (ends: Ends) {
-      const [self, peer] = [String(ends.self), String(ends.peer)];
+      const [self, peer] = [slotName(ends.self), slotName(ends.peer)];
       const failed = (needed: string, found: string) =>
         new LinkFailed({ run: ends.run, self, peer, needed, found });
       if (self === peer) return yield* failed("two different members", "one");

@@ -9,7 +9,7 @@ import { errors } from "@nats-io/transport-node";
 import { Duration, Effect, Exit, Layer, Schedule } from "effect";
 import { type LinkError, LinkFailed } from "../runtime/errors.ts";
 import { farewellOf } from "../runtime/farewell.ts";
-import { type Ends, type Link, Links, type Slot } from "../runtime/link.ts";
+import { type Ends, type Link, Links, type Slot, slotName } from "../runtime/link.ts";
 import { beatsOfPatience, Conversation } from "./nats_links/conversation.ts";
 import { headerBytes } from "./nats_links/message.ts";
 
@@ -102,7 +102,7 @@ export const natsLinks = (
       yield* Effect.addFinalizer(() => Effect.sync(() => void statuses.return?.()));
 
       const open = Effect.fnUntraced(function* (ends: Ends) {
-        const [self, peer] = [String(ends.self), String(ends.peer)];
+        const [self, peer] = [slotName(ends.self), slotName(ends.peer)];
         const failed = (needed: string, found: string) =>
           new LinkFailed({ run: ends.run, self, peer, needed, found });
         if (self === peer) return yield* failed("two different members", "one");

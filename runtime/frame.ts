@@ -21,7 +21,7 @@
 import { Result } from "effect";
 import { crc32 } from "node:zlib";
 import { FrameRejected } from "./errors.ts";
-import type { Slot } from "./link.ts";
+import { type Slot, slotName } from "./link.ts";
 
 /** Bytes of the header. */
 export const headerBytes = 64;
@@ -51,9 +51,6 @@ export interface Address {
 }
 
 const slotNumber = (slot: Slot): number => slot === "driver" ? 0xffff : slot;
-/** "driver" or "rank 3", for sentences. */
-export const slotName = (slot: Slot): string => slot === "driver" ? "the driver" : `rank ${slot}`;
-
 const writeHeader = (view: DataView, address: Address, payload: Uint8Array): void => {
   view.setUint32(0, magic, true);
   view.setUint16(4, frameVersion, true);

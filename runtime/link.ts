@@ -11,6 +11,9 @@ import type { LinkError } from "./errors.ts";
 /** A member of a run: the driver or a rank. */
 export type Slot = "driver" | number;
 
+/** "the driver" or "rank 3", for sentences. */
+export const slotName = (slot: Slot): string => slot === "driver" ? "the driver" : `rank ${slot}`;
+
 /** The two ends of a link, seen from `self`. */
 export interface Ends {
   readonly run: string;

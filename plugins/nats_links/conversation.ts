@@ -9,7 +9,7 @@ import { Effect } from "effect";
 import { Condition } from "../../runtime/condition.ts";
 import { LinkClosed, type LinkError, LinkFailed } from "../../runtime/errors.ts";
 import type { Farewell } from "../../runtime/farewell.ts";
-import type { Ends } from "../../runtime/link.ts";
+import { type Ends, slotName } from "../../runtime/link.ts";
 import { decodeMessage, encodeMessage, headerBytes, type Message } from "./message.ts";
 
 /** What both ends keep to. */
@@ -80,8 +80,8 @@ export class Conversation {
 
   constructor(ends: Ends, terms: Terms) {
     this.#run = ends.run;
-    this.#self = String(ends.self);
-    this.#peer = String(ends.peer);
+    this.#self = slotName(ends.self);
+    this.#peer = slotName(ends.peer);
     this.#terms = terms;
   }
 

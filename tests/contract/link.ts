@@ -414,7 +414,10 @@ export const linkCases: ReadonlyArray<LinkCase> = [
       yield* TestClock.adjust("1 seconds");
       const error = yield* Fiber.join(alone);
       assert.ok(error instanceof LinkFailed);
-      assert.match(error.message, /from 0 to 1 in run run: it needs 1 to open its end within 10s/);
+      assert.match(
+        error.message,
+        /from rank 0 to rank 1 in run run: it needs rank 1 to open its end within 10s/,
+      );
     }, Effect.provide(TestClock.layer())),
   },
   {

@@ -80,8 +80,14 @@ it(
       [(last) => last, /needs frame 4: found frame 3$/],
       [(last) => ({ ...last, sent: 2 }), /needs frame 4: found frame 2$/],
       [(last) => ({ ...last, sent: 5 }), /needs frame 4: found frame 5$/],
-      [(last) => ({ ...last, sent: 4, from: last.from ^ 1 }), /one 0: found two that speak as 0$/],
-      [(last) => ({ ...last, sent: 4, to: last.to ^ 1 }), /one 0: found two that speak as 0$/],
+      [
+        (last) => ({ ...last, sent: 4, from: last.from ^ 1 }),
+        /one rank 0: found two that speak as rank 0$/,
+      ],
+      [
+        (last) => ({ ...last, sent: 4, to: last.to ^ 1 }),
+        /one rank 0: found two that speak as rank 0$/,
+      ],
       [(last) => ({ ...last, sent: 4, received: 1 }), /counts of at least 0 .*: found 1 received/],
       [(last) => ({ ...last, sent: 4, taken: 1 }), /counts of at least 0 .*: found .* 1 taken/],
       [(last) => ({ ...last, kind: "alive", sent: 4 }), /all of the 4 frames sent: found 3/],
@@ -188,7 +194,9 @@ it(
     const errors = yield* Effect.forEach(waiting, (effect) => Effect.flip(effect), {
       concurrency: "unbounded",
     });
-    for (const error of errors) assertFailed(error, /a word from 1 within 300ms: found silence$/);
+    for (const error of errors) {
+      assertFailed(error, /a word from rank 1 within 300ms: found silence$/);
+    }
   })),
 );
 
@@ -292,7 +300,10 @@ it(
     const links = yield* open;
     yield* freeze;
     for (const link of links) {
-      assertFailed(yield* Effect.flip(link.receive), /a word from \d within 300ms: found silence/);
+      assertFailed(
+        yield* Effect.flip(link.receive),
+        /a word from rank \d within 300ms: found silence/,
+      );
     }
   })),
 );
@@ -323,7 +334,7 @@ it(
     const { server, far } = yield* meddled;
     const again = yield* linksOver(yield* connectNats(server.url));
     yield* Effect.forkScoped(Effect.ignore(again.open(here)));
-    assertFailed(yield* Effect.flip(far.broken), /one 0: found two that speak as 0$/);
+    assertFailed(yield* Effect.flip(far.broken), /one rank 0: found two that speak as rank 0$/);
   })),
 );
 
