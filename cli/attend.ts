@@ -10,7 +10,8 @@ import { drive, Sink, Source } from "../runtime/driver.ts";
 import type { DType } from "../runtime/dtype.ts";
 import type { Layout } from "../runtime/layout.ts";
 import type { Mask } from "../runtime/mask.ts";
-import { planOf } from "../runtime/plan.ts";
+import { planOfJob } from "../runtime/job.ts";
+import { refusalFor } from "../runtime/plan.ts";
 import { version } from "../runtime/version.ts";
 import { findCrew } from "./crews.ts";
 import { openInput } from "./inputs.ts";
@@ -63,7 +64,9 @@ export const attendFiles = Effect.fn("attendFiles")(function* (flags: AttendFlag
     ...(flags.weights === undefined ? {} : { weights: flags.weights }),
     ...(flags.wire === undefined ? {} : { wire: flags.wire }),
   }).pipe(Effect.provideContext(crew.services));
-  const plan = yield* Effect.fromResult(planOf({ ...job, memory: crew.memory }));
+  const plan = yield* planOfJob(job);
+  const refusal = refusalFor(plan, crew.memory);
+  if (refusal !== undefined) return yield* refusal;
 
   const terminal = Deno.stderr.isTerminal();
   const progress = new Progress(plan, terminal);

@@ -30,6 +30,33 @@ export const platform = Layer.mergeAll(
   ),
 );
 
+/** A thread that does not end holds the process no longer than this. */
+const threadsEndWithin = 5000;
+
+/**
+ * Returns when the threads of all Workers are gone, where that can be seen. Deno takes a Worker apart on a thread of
+ * its own, after `terminate` has returned, and a graphics driver crashes the process that exits meanwhile.
+ */
+const workersGone = async (): Promise<void> => {
+  const threads = "/proc/self/task";
+  const isWorker = ({ name }: Deno.DirEntry): boolean => {
+    try {
+      return Deno.readTextFileSync(`${threads}/${name}/comm`).startsWith("worker-");
+    } catch {
+      return false; // it has just ended
+    }
+  };
+  const began = performance.now();
+  try {
+    while ([...Deno.readDirSync(threads)].some(isWorker)) {
+      if (performance.now() - began > threadsEndWithin) return;
+      await new Promise((resume) => setTimeout(resume, 2));
+    }
+  } catch {
+    // Not Linux, or without the permission to look.
+  }
+};
+
 /**
  * Runs a program to its end and leaves the process with its exit code: `Deno.exitCode` where the program set one,
  * 130 where a signal interrupted it, whatever else went wrong then. Every scope is closed before.
@@ -46,6 +73,9 @@ export const runMain = Runtime.makeRunMain(({ fiber, teardown }) => {
   for (const signal of signals) Deno.addSignalListener(signal, stop);
   fiber.addObserver((exit) => {
     for (const signal of signals) Deno.removeSignalListener(signal, stop);
-    teardown(exit, (code) => Deno.exit(stopped ? 130 : code === 0 ? Deno.exitCode : code));
+    teardown(exit, async (code) => {
+      await workersGone();
+      Deno.exit(stopped ? 130 : code === 0 ? Deno.exitCode : code);
+    });
   });
 });

@@ -118,13 +118,18 @@ export const serveNode = Effect.fn("serveNode")(function* (
   const work = Effect.fnUntraced(function* ({ job, rank }: Offer) {
     const emit = (event: RankEvent) =>
       say(() => connection.publish(names.run(job.run, rank), events.encode(event)));
+    const failed = (tag: string, reason: string) => emit({ event: "failed", tag, reason });
     yield* tell({ state: "working", run: job.run, rank });
     yield* attendRank(job, rank, {
       interval: (interval) => emit({ event: "interval", interval }),
       finished: (summary) => emit({ event: "finished", summary }),
-      failed: (error) => emit({ event: "failed", tag: error._tag, reason: error.message }),
+      failed: (error) => failed(error._tag, error.message),
     }).pipe(
-      Effect.catch((error) => tell({ state: "failed", run: job.run, rank, reason: error.message })),
+      // A node outlives whatever a job does to it.
+      Effect.catchDefect((defect) =>
+        Effect.andThen(failed("Defect", String(defect)), Effect.fail(new Error(String(defect))))
+      ),
+      Effect.catch(({ message }) => tell({ state: "failed", run: job.run, rank, reason: message })),
     );
     busy = false;
     yield* emit({ event: "ended" });
@@ -138,6 +143,8 @@ export const serveNode = Effect.fn("serveNode")(function* (
       ? `it does not understand the offer: ${offer.failure}`
       : offer.success.version !== version
       ? `it runs annulus ${version}, the driver ${offer.success.version}`
+      : offer.success.rank >= offer.success.job.weights.length
+      ? `rank ${offer.success.rank} is none of a ring of ${offer.success.job.weights.length}`
       : busy
       ? "it is busy with another run"
       : undefined;

@@ -12,7 +12,6 @@ import {
   type FrameRejected,
   InvalidProblem,
   type LinkError,
-  type PlanRefused,
   type RankFailed,
   type TensorInvalid,
 } from "./errors.ts";
@@ -127,7 +126,6 @@ export const attend = (options: AttendOptions): Effect.Effect<
   | FrameRejected
   | InvalidProblem
   | LinkError
-  | PlanRefused
   | RankFailed
   | TensorInvalid,
   Crew | Links

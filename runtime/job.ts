@@ -5,7 +5,7 @@
  * @module
  */
 import { Effect, Schema } from "effect";
-import type { InvalidProblem, PlanRefused } from "./errors.ts";
+import type { InvalidProblem } from "./errors.ts";
 import { layouts } from "./layout.ts";
 import { type Plan, planOf } from "./plan.ts";
 import { dtypes } from "./dtype.ts";
@@ -52,7 +52,7 @@ export const newRun: Effect.Effect<string> = Effect.sync(() =>
 const plans = new WeakMap<Job, ReturnType<typeof planOf>>();
 
 /** The plan that every member computes from the job; once, where members share a process. */
-export const planOfJob = (job: Job): Effect.Effect<Plan, InvalidProblem | PlanRefused> =>
+export const planOfJob = (job: Job): Effect.Effect<Plan, InvalidProblem> =>
   Effect.suspend(() => {
     const plan = plans.get(job) ?? planOf(job);
     plans.set(job, plan);

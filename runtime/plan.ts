@@ -36,8 +36,6 @@ export interface PlanSpec {
   readonly weights: ReadonlyArray<number>;
   /** Format in which K and V travel and are held. */
   readonly wire: DType;
-  /** Bytes that a rank may use, where known; the plan refuses to exceed them. */
-  readonly memory?: number;
 }
 
 /** Part of one shard's K and V, as it travels. */
@@ -190,7 +188,7 @@ const tilesOf = (band: Band, shard: ReadonlyArray<Span>, keys: Span) => {
 };
 
 /** The plan of a run, or the sentence that says why there is none. */
-export const planOf = (spec: PlanSpec): Result.Result<Plan, InvalidProblem | PlanRefused> => {
+export const planOf = (spec: PlanSpec): Result.Result<Plan, InvalidProblem> => {
   const fault = problemFault(spec);
   if (fault !== undefined) return Result.fail(fault);
   const { problem, layout, weights, wire } = spec;
@@ -268,17 +266,6 @@ export const planOf = (spec: PlanSpec): Result.Result<Plan, InvalidProblem | Pla
   });
 
   const pairs = ranks.reduce((sum, rank) => sum + rank.pairs, 0);
-  const fullest = Math.max(...ranks.map(({ bytes }) => bytes));
-  if (spec.memory !== undefined && fullest > spec.memory) {
-    const mebibytes = (bytes: number) => `${Math.ceil(bytes / 2 ** 20)} MiB`;
-    return Result.fail(
-      new PlanRefused({
-        needed: `${mebibytes(fullest)} on its fullest rank`,
-        found: mebibytes(spec.memory),
-        knob: `use more ranks than ${ring} (--ring) or a narrower format for K and V (--wire f16)`,
-      }),
-    );
-  }
   return Result.succeed({
     ...spec,
     band,
@@ -287,6 +274,17 @@ export const planOf = (spec: PlanSpec): Result.Result<Plan, InvalidProblem | Pla
     ranks,
     pairs,
     flops: 4 * headDim * heads * batch * pairs,
+  });
+};
+
+/** The refusal of a plan that asks more than `memory` bytes of a rank, before anything was moved. */
+export const refusalFor = (plan: Plan, memory: number): PlanRefused | undefined => {
+  const fullest = Math.max(...plan.ranks.map(({ bytes }) => bytes));
+  if (fullest <= memory) return undefined;
+  return new PlanRefused({
+    needed: `${fullest} bytes of memory on its fullest rank`,
+    found: `${Math.floor(memory)}`,
+    knob: `use more ranks than ${plan.ring} (--ring) or a narrower format for K and V (--wire f16)`,
   });
 };
 

@@ -19,6 +19,7 @@ import { type Job, planOfJob } from "./job.ts";
 import type { Attended, DeviceInfo } from "./kernel.ts";
 import { type Link, Links, type Slot } from "./link.ts";
 import { manifestOf } from "./manifest.ts";
+import { refusalFor } from "./plan.ts";
 import { Recorder } from "./recorder.ts";
 import { ring } from "./ring.ts";
 import type { Interval } from "./timeline.ts";
@@ -93,6 +94,9 @@ const takePart = Effect.fn("takePart")(function* (job: Job, rank: number, observ
   const device = yield* Device;
   const links = yield* Links;
   const plan = yield* planOfJob(job);
+  // Whoever sent the job, this process takes no more than fits it.
+  const refusal = refusalFor(plan, device.info.memory);
+  if (refusal !== undefined) return yield* refusal;
   const manifest = manifestOf(job);
   const mine = plan.ranks[rank]!;
   const { batch, heads, kvHeads, headDim, scale } = job.problem;

@@ -3,12 +3,11 @@
  *
  * @module
  */
-import { Effect } from "effect";
+import { Effect, Schema } from "effect";
 import assert from "node:assert/strict";
 import { NodeCard } from "../../runtime/membership.ts";
 import { version } from "../../runtime/version.ts";
-import { Schema } from "effect";
-import { Annulus, annulus, eventually, scratch } from "../support/cli.ts";
+import { Annulus, annulus, eventually, scratch, twoAtOnce } from "../support/cli.ts";
 import { natsServer, noNatsServer } from "../support/nats.ts";
 import { normals } from "../support/random.ts";
 import { fileOfTensors } from "../support/tensors.ts";
@@ -24,8 +23,8 @@ const writeInput = async (folder: string, tokens: number, heads: number, seed?: 
   await Deno.writeFile(path, fileOfTensors({ q: tensor(0), k: tensor(1), v: tensor(2) }));
   return path;
 };
-/** Half a minute of work, of which every test sees the first seconds. */
-const long = [6144, 4] as const;
+/** Ten seconds of work, of which every test sees the first. */
+const long = [4096, 4] as const;
 
 const namesIn = (folder: string) => [...Deno.readDirSync(folder)].map(({ name }) => name).sort();
 
@@ -69,16 +68,15 @@ const assertStopped = async (folder: string, run: Annulus) => {
   assert.deepEqual([...run.descendants()], []);
 };
 
-it("Ctrl-C during a run in one process leaves nothing", async (folder) => {
-  await using run = await startLong(folder, "--ring", "2");
-  run.interrupt();
-  await assertStopped(folder, run);
-});
-
-it("SIGTERM does the same", async (folder) => {
-  await using run = await startLong(folder, "--ring", "2");
-  run.kill("SIGTERM");
-  await assertStopped(folder, run);
+it("Ctrl-C and SIGTERM during a run in one process leave nothing", async (folder) => {
+  const stops = [(run: Annulus) => run.interrupt(), (run: Annulus) => run.kill("SIGTERM")];
+  await twoAtOnce([...stops.entries()], async ([i, stop]) => {
+    const own = `${folder}/${i}`;
+    await Deno.mkdir(own);
+    await using run = await startLong(own, "--ring", "2");
+    stop(run);
+    await assertStopped(own, run);
+  });
 });
 
 it("Ctrl-C during a run over nats leaves no file, no node and no server", async (folder) => {
@@ -188,36 +186,43 @@ it("a node ends with its standard input where it is told to", () =>
     assert.deepEqual([code, stderr], [0, ""]);
   }), noNatsServer);
 
+const killNode = async (url: string, folder: string) => {
+  await using cluster = await startNodes(url, "a", 2);
+  await using run = await startLong(folder, "--nats", url, "--cluster", "a");
+  const [killed, other] = cluster.nodes as [Annulus, Annulus];
+  killed.kill("SIGKILL");
+  const { code, stdout, stderr } = await run.finished();
+  assert.equal(code, 1);
+  assert.equal(stdout, "");
+  assert.equal(stderr.match(/^annulus: .*/gm)?.length, 1, stderr);
+  assert.match(stderr, /^annulus: .*\b10s\b.*silence/m);
+  assert.deepEqual(namesIn(folder), ["in.safetensors"]);
+  await other.line(/"event":"failed"/);
+  await other.line(/"event":"waiting"/, 2);
+};
+
+const killDriver = async (url: string, folder: string) => {
+  await using cluster = await startNodes(url, "b", 2);
+  await using run = await startLong(folder, "--nats", url, "--cluster", "b");
+  run.kill("SIGKILL");
+  for (const node of cluster.nodes) {
+    assert.match(await node.line(/"event":"failed"/), /silence/);
+    await node.line(/"event":"waiting"/, 2);
+  }
+};
+
 it(
-  "a killed node fails its run, and the others wait for work again",
+  "a killed node fails its run, and a killed driver frees its nodes",
   (folder) =>
     withServer(async (url) => {
-      await using cluster = await startNodes(url, "a", 2);
-      await using run = await startLong(folder, "--nats", url, "--cluster", "a");
-      const [killed, other] = cluster.nodes as [Annulus, Annulus];
-      killed.kill("SIGKILL");
-      const { code, stdout, stderr } = await run.finished();
-      assert.equal(code, 1);
-      assert.equal(stdout, "");
-      assert.equal(stderr.match(/^annulus: .*/gm)?.length, 1, stderr);
-      assert.match(stderr, /^annulus: .*\b10s\b.*silence/m);
-      assert.deepEqual(namesIn(folder), ["in.safetensors"]);
-      await other.line(/"event":"failed"/);
-      await other.line(/"event":"waiting"/, 2);
+      await twoAtOnce([killNode, killDriver], async (kill) => {
+        const own = `${folder}/${kill.name}`;
+        await Deno.mkdir(own);
+        await kill(url, own);
+      });
     }),
   noNatsServer,
 );
-
-it("a killed driver frees the nodes of its cluster", (folder) =>
-  withServer(async (url) => {
-    await using cluster = await startNodes(url, "b", 2);
-    await using run = await startLong(folder, "--nats", url, "--cluster", "b");
-    run.kill("SIGKILL");
-    for (const node of cluster.nodes) {
-      assert.match(await node.line(/"event":"failed"/), /silence/);
-      await node.line(/"event":"waiting"/, 2);
-    }
-  }), noNatsServer);
 
 it("a killed driver takes the nodes along that it has started", async (folder) => {
   await using run = await startLong(folder, "--ring", "2", "--link", "nats");

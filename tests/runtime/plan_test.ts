@@ -3,7 +3,14 @@ import { Result } from "effect";
 import fc from "fast-check";
 import { type Layout, layouts } from "../../runtime/layout.ts";
 import { allows, bandOf, type Mask } from "../../runtime/mask.ts";
-import { balanceOf, type Plan, planOf, type PlanSpec, type Problem } from "../../runtime/plan.ts";
+import {
+  balanceOf,
+  type Plan,
+  planOf,
+  type PlanSpec,
+  type Problem,
+  refusalFor,
+} from "../../runtime/plan.ts";
 import { positionAt, type Span } from "../../runtime/span.ts";
 
 const problem = (tokens: number, mask: Mask, more: Partial<Problem> = {}): Problem => ({
@@ -27,15 +34,19 @@ const spec = (
   weights: typeof ring === "number" ? Array(ring).fill(1) : ring,
   wire: "f32",
 });
-const planned = (...args: Parameters<typeof spec>): Plan => Result.getOrThrow(planOf(spec(...args)));
+const planned = (...args: Parameters<typeof spec>): Plan =>
+  Result.getOrThrow(planOf(spec(...args)));
 const causal: Mask = { kind: "causal" };
 const full: Mask = { kind: "full" };
 const sum = (values: ReadonlyArray<number>) => values.reduce((a, b) => a + b, 0);
 const at = (span: Span) => Array.from({ length: span.count }, (_, i) => positionAt(span, i));
 /** Pairs of a rank, by the distance of the block's home. */
 const byDistance = (plan: Plan, rank: number) =>
-  Array.from({ length: plan.ring }, (_, distance) =>
-    sum(plan.ranks[rank]!.steps.filter((step) => step.distance === distance).map((s) => s.pairs)));
+  Array.from(
+    { length: plan.ring },
+    (_, distance) =>
+      sum(plan.ranks[rank]!.steps.filter((step) => step.distance === distance).map((s) => s.pairs)),
+  );
 
 const anyMask = fc.oneof(
   fc.constant(full),
@@ -95,7 +106,10 @@ Deno.test("planOf() what a rank receives is what its left neighbour sends, in th
       fc.constantFrom(...layouts),
       anyRing,
       (tokens, mask, layout, weights) => {
-        const wide = { ...spec(tokens, mask, layout, weights), problem: problem(tokens, mask, { kvHeads: 2, headDim: 256 }) };
+        const wide = {
+          ...spec(tokens, mask, layout, weights),
+          problem: problem(tokens, mask, { kvHeads: 2, headDim: 256 }),
+        };
         const plan = Result.getOrThrow(planOf(wide));
         for (const { rank, receives, steps } of plan.ranks) {
           const left = plan.ranks[(rank - 1 + plan.ring) % plan.ring]!;
@@ -168,7 +182,10 @@ Deno.test("planOf() contiguous causal: r whole blocks and a triangle; later rank
   }
   // The last shard is of no use to anybody else, the first to everybody.
   for (const block of plan.blocks) assert.equal(block.hops, ring - 1 - block.home);
-  assert.equal(sum(plan.ranks.map(({ sentBytes }) => sentBytes)), (7 + 6 + 5 + 4 + 3 + 2 + 1) * c * 2 * 8 * 4);
+  assert.equal(
+    sum(plan.ranks.map(({ sentBytes }) => sentBytes)),
+    (7 + 6 + 5 + 4 + 3 + 2 + 1) * c * 2 * 8 * 4,
+  );
 });
 
 Deno.test("balanceOf() zigzag is within 1 % at 8 ranks and 8,192 tokens, contiguous shows (2N−1)/N", () => {
@@ -198,7 +215,10 @@ Deno.test("planOf() window over contiguous shards: min(N − 1, ⌈(w − 1)/c�
 
 Deno.test("planOf() K/V of a rank: its shard and at most three passing blocks, so 1/N of the whole", () => {
   const held = [1, 2, 4, 8, 16].map((ring) => {
-    const wide = { ...spec(32_768, full, "contiguous", ring), problem: problem(32_768, full, { kvHeads: 2, headDim: 64 }) };
+    const wide = {
+      ...spec(32_768, full, "contiguous", ring),
+      problem: problem(32_768, full, { kvHeads: 2, headDim: 64 }),
+    };
     return Math.max(...Result.getOrThrow(planOf(wide)).ranks.map(({ kvBytes }) => kvBytes));
   });
   const whole = 2 * 32_768 * 2 * 64 * 4;
@@ -209,26 +229,43 @@ Deno.test("planOf() K/V of a rank: its shard and at most three passing blocks, s
 Deno.test("planOf() refuses with a sentence that says what is needed and what was found", () => {
   const refusal = (change: Partial<Problem>, weights: ReadonlyArray<number> = [1]) =>
     Result.getOrThrow(
-      Result.flip(planOf({ ...spec(8, full, "contiguous", weights), problem: problem(8, full, change) })),
+      Result.flip(
+        planOf({ ...spec(8, full, "contiguous", weights), problem: problem(8, full, change) }),
+      ),
     ).message;
   const cases: ReadonlyArray<readonly [Partial<Problem>, string]> = [
     [{ tokens: 0 }, "the sequence length must be a whole number from 1 to 536870912: found 0"],
     [{ tokens: 2.5 }, "found 2.5"],
     [{ batch: NaN }, "the batch size must be a whole number from 1 to 65535: found NaN"],
-    [{ heads: 5, kvHeads: 2 }, "the number of query heads must be a multiple of the 2 KV heads: found 5"],
+    [
+      { heads: 5, kvHeads: 2 },
+      "the number of query heads must be a multiple of the 2 KV heads: found 5",
+    ],
     [{ headDim: 6 }, "the head dim must be a multiple of 4 from 4 to 256: found 6"],
     [{ headDim: 260 }, "found 260"],
     [{ scale: Infinity }, "the score scale must be a finite number: found Infinity"],
     [{ mask: { kind: "window", window: 0 } }, "the window must be a whole number from 1"],
   ];
-  for (const [change, sentence] of cases) assert.ok(refusal(change).includes(sentence), refusal(change));
+  for (const [change, sentence] of cases) {
+    assert.ok(refusal(change).includes(sentence), refusal(change));
+  }
   assert.match(refusal({}, []), /the ring size must be a whole number from 1 to 65534: found 0/);
-  assert.match(refusal({}, [0, 0]), /the weights must be non-negative numbers, not all 0: found 0, 0/);
-  assert.match(refusal({}, [1, -1]), /found 1, -1/);
-
-  const tight = { ...spec(8, full, "contiguous", 1), memory: 100 };
   assert.match(
-    Result.getOrThrow(Result.flip(planOf(tight))).message,
-    /it needs 1 MiB on its fullest rank: found 1 MiB; use more ranks than 1 \(--ring\)/,
+    refusal({}, [0, 0]),
+    /the weights must be non-negative numbers, not all 0: found 0, 0/,
+  );
+  assert.match(refusal({}, [1, -1]), /found 1, -1/);
+});
+
+Deno.test("refusalFor() names what a rank needs and which knob to turn, before anything moves", () => {
+  const plan = planned(8, full, "contiguous", 1);
+  const [{ bytes }] = plan.ranks as [Plan["ranks"][number]];
+  assert.equal(refusalFor(plan, bytes), undefined);
+  assert.equal(
+    refusalFor(plan, bytes - 1)!.message,
+    `Cannot place the run: it needs ${bytes} bytes of memory on its fullest rank: found ${
+      bytes - 1
+    }; ` +
+      "use more ranks than 1 (--ring) or a narrower format for K and V (--wire f16)",
   );
 });

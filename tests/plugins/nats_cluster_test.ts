@@ -1,0 +1,169 @@
+/** A node as its cluster sees it: what it says about itself, and which offers it takes. */
+import { Effect, Layer, Result, type Scope } from "effect";
+import assert from "node:assert/strict";
+import { joinCluster, rollCall, serveNode } from "../../plugins/nats_cluster.ts";
+import { connectNats } from "../../plugins/nats_connection.ts";
+import { natsLinks } from "../../plugins/nats_links.ts";
+import { Device } from "../../runtime/device.ts";
+import { version } from "../../runtime/version.ts";
+import { natsServer, noNatsServer } from "../support/nats.ts";
+
+const cluster = "test";
+const info = {
+  name: "fake",
+  backend: "none",
+  software: true,
+  features: [],
+  memory: 2 ** 20,
+  largestTensor: 2 ** 20,
+};
+const card = (id: string, ofVersion = version) => ({
+  id,
+  version: ofVersion,
+  host: "here",
+  pid: 1,
+  device: info,
+  attentionGflops: 1,
+  linkMegabytes: 1,
+});
+const job = {
+  run: "0123456789abcdef",
+  epoch: 0,
+  problem: {
+    batch: 1,
+    tokens: 10,
+    heads: 1,
+    kvHeads: 1,
+    headDim: 4,
+    scale: 1,
+    mask: { kind: "full" },
+  },
+  layout: "contiguous",
+  weights: [1],
+  dtype: "f32",
+  wire: "f32",
+  chunkBytes: 1024,
+};
+
+/** Serves a node until the scope ends; returns when it waits. */
+const startNode = (url: string, id: string, ofVersion?: string) =>
+  Effect.gen(function* () {
+    const connection = yield* connectNats(url);
+    const waiting = Promise.withResolvers<void>();
+    const tell = ({ state }: { readonly state: string }) =>
+      Effect.sync(() => {
+        if (state === "waiting") waiting.resolve();
+      });
+    yield* serveNode(connection, cluster, card(id, ofVersion), tell).pipe(
+      Effect.provide(Layer.fresh(natsLinks(connection, { cluster }))),
+      Effect.provide(Layer.mock(Device, { info })),
+      Effect.forkScoped,
+    );
+    yield* Effect.promise(() => waiting.promise);
+  });
+
+const inCluster = <E>(name: string, test: (url: string) => Effect.Effect<void, E, Scope.Scope>) =>
+  Deno.test({
+    name: noNatsServer ? `${name} (ignored: nats-server is not installed)` : name,
+    ignore: noNatsServer,
+    fn: () =>
+      Effect.flatMap(natsServer(), ({ url }) => test(url)).pipe(Effect.scoped, Effect.runPromise),
+  });
+
+inCluster(
+  "a node answers the roll call of its own cluster, and of no other",
+  (url) =>
+    Effect.gen(function* () {
+      yield* startNode(url, "a");
+      yield* startNode(url, "b");
+      const connection = yield* connectNats(url);
+      assert.deepEqual(yield* rollCall(connection, cluster), [
+        { ...card("a"), state: "idle" },
+        { ...card("b"), state: "idle" },
+      ]);
+      assert.deepEqual(yield* rollCall(connection, "other"), []);
+    }),
+);
+
+inCluster(
+  "a node refuses, in a sentence, every offer that it cannot take",
+  (url) =>
+    Effect.gen(function* () {
+      yield* startNode(url, "a");
+      const connection = yield* connectNats(url);
+      const offer = (payload: string) =>
+        Effect.map(
+          Effect.promise(() => connection.request(`annulus.${cluster}.ctl.node.a`, payload)),
+          (answer) => answer.json<{ accepted: boolean; reason?: string }>(),
+        );
+      const cases: ReadonlyArray<readonly [string, RegExp]> = [
+        ["", /^it does not understand the offer/],
+        ["{", /^it does not understand the offer/],
+        [JSON.stringify({ version, rank: 0 }), /^it does not understand the offer: .*job/s],
+        [
+          JSON.stringify({ version, rank: 0, job: { ...job, run: "../../x" } }),
+          /^it does not understand the offer: .*run/s,
+        ],
+        [JSON.stringify({ version, rank: -1, job }), /^it does not understand the offer: .*rank/s],
+        [" ".repeat(70_000), /a message of at most 65536 bytes: found 70000/],
+        [
+          JSON.stringify({ version: "9.9.9", rank: 0, job }),
+          new RegExp(`^it runs annulus ${version}, the driver 9\\.9\\.9$`),
+        ],
+        [JSON.stringify({ version, rank: 1, job }), /^rank 1 is none of a ring of 1$/],
+      ];
+      for (const [payload, reason] of cases) {
+        const answer = yield* offer(payload);
+        assert.equal(answer.accepted, false);
+        assert.match(answer.reason!, reason);
+      }
+    }),
+);
+
+inCluster(
+  "a node takes no job beyond its memory, says so, and is idle again",
+  (url) =>
+    Effect.gen(function* () {
+      yield* startNode(url, "a");
+      const connection = yield* connectNats(url);
+      const events = connection.subscribe(`annulus.${cluster}.ctl.run.${job.run}.0`, { max: 2 });
+      const large = { ...job, problem: { ...job.problem, tokens: 2 ** 20 } };
+      const answer = yield* Effect.promise(() =>
+        connection.request(
+          `annulus.${cluster}.ctl.node.a`,
+          JSON.stringify({ version, rank: 0, job: large }),
+        )
+      );
+      assert.deepEqual(answer.json(), { accepted: true });
+      const heard = yield* Effect.promise(async () => {
+        const all = [];
+        for await (const message of events) all.push(message.json<Record<string, string>>());
+        return all;
+      });
+      assert.deepEqual(heard.map(({ event }) => event), ["failed", "ended"]);
+      assert.equal(heard[0]!.tag, "PlanRefused");
+      assert.match(heard[0]!.reason!, /bytes of memory on its fullest rank: found 1048576/);
+      assert.equal((yield* rollCall(connection, cluster))[0]!.state, "idle");
+    }),
+);
+
+inCluster(
+  "joinCluster() names what is missing, and refuses nodes of another version",
+  (url) =>
+    Effect.gen(function* () {
+      yield* startNode(url, "a");
+      const few = yield* Effect.flip(joinCluster({ url, cluster, ring: 2 }));
+      assert.match(few.message, /it needs 2 idle nodes: found 1; start some with `annulus node/);
+      const other = yield* Effect.flip(joinCluster({ url, cluster, device: "webgpu" }));
+      assert.match(other.message, /it needs 1 idle nodes with device "webgpu": found 0/);
+      assert.equal((yield* joinCluster({ url, cluster })).nodes.length, 1);
+
+      yield* startNode(url, "b", "0.0.1");
+      const mixed = yield* Effect.result(joinCluster({ url, cluster }));
+      assert.ok(Result.isFailure(mixed));
+      assert.match(
+        mixed.failure.message,
+        new RegExp(`^Cannot use node b on here: it must run annulus ${version}.*found 0\\.0\\.1`),
+      );
+    }),
+);
