@@ -30,7 +30,7 @@ Deno.test("every exported name is documented", async () => {
   assert.deepEqual(silent.map(({ name }) => name), []);
 });
 
-Deno.test("every module says what it is for", async () => {
+Deno.test("every module says what it is for", () => {
   const folders = ["runtime", "kernels", "plugins", "cli", "examples"];
   const paths = folders.flatMap((folder) =>
     [...Deno.readDirSync(`${root}${folder}`)]

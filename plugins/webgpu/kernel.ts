@@ -8,8 +8,9 @@ import type { Accumulation, Attended, KeyValues, Queries, Tile } from "../../run
 import { asLse, lseOf } from "../../runtime/lse.ts";
 import { type Band, unbounded } from "../../runtime/mask.ts";
 import { positionAt, slice, type Span } from "../../runtime/span.ts";
-import { type Blocking, program } from "./program.ts";
 import type { Gpu } from "./gpu.ts";
+import { bufferMemory, type KeyMemory, textureMemory } from "./key_memory.ts";
+import { blockingFor, headsAcross, type KeysIn, program, texelFormat } from "./program.ts";
 import { selfCheck } from "./self_check.ts";
 
 /** Bytes of the program's `Task`. */
@@ -55,13 +56,42 @@ const overlap = (from: number, count: number, piece: Piece): Piece => {
   return { from: begin, count: Math.max(end - begin, 0) };
 };
 
+const tokensThatFit = (tokenBytes: number, largest: number): number => {
+  const fit = Math.floor(largest / tokenBytes);
+  if (fit > 0) return fit;
+  throw new Error(`one token has ${tokenBytes} bytes, and a buffer at most ${largest}`);
+};
+
+/** The bytes of a piece of a [batch, tokens, …] tensor, one stretch for each batch entry. */
+const eachStretch = <B extends ArrayBufferLike>(
+  tensor: Uint8Array<B>,
+  batch: number,
+  tokens: number,
+  { from, count }: Piece,
+  visit: (batchEntry: number, bytes: Uint8Array<B>) => void,
+): void => {
+  const tokenBytes = tensor.length / (batch * tokens);
+  for (let b = 0; b < batch; b++) {
+    const begin = (b * tokens + from) * tokenBytes;
+    visit(b, tensor.subarray(begin, begin + count * tokenBytes));
+  }
+};
+
 const everything: Band = { back: unbounded, ahead: unbounded };
 
 /** What a kernel on a WebGPU device may use. */
 export interface WebgpuLimits {
-  readonly blocking: Blocking;
+  readonly keysIn: KeysIn;
   /** Bytes that one buffer may have; what is larger is split. */
   readonly largestBuffer: number;
+  /** Rows that a texture may have; what is larger is split. */
+  readonly tallestTexture: number;
+}
+
+/** A program on the device, and what it is given. */
+interface Compiled {
+  readonly pipeline: GPUComputePipeline;
+  readonly layout: GPUBindGroupLayout;
 }
 
 /** Attention on one device. Its programs live as long as the device. */
@@ -70,13 +100,12 @@ export class WebgpuAttention {
   readonly #device: GPUDevice;
   readonly #limits: WebgpuLimits;
   readonly #program: typeof program;
-  readonly #layout: GPUBindGroupLayout;
-  readonly #pipelines = new Map<DType, GPUComputePipeline>();
+  readonly #compiled = new Map<string, Compiled>();
   /** Bytes from one task to the next. */
   readonly #taskStride: number;
-  /** One piece of K and V, and the tasks of a submission: used again and again, and replaced when too small. */
-  #keys: GPUBuffer | undefined;
-  #values: GPUBuffer | undefined;
+  readonly #keys: KeyMemory;
+  readonly #values: KeyMemory;
+  /** The tasks of a submission: used again and again, and replaced when too small. */
   #tasks: GPUBuffer | undefined;
 
   /** `text` is the program to run, for those who want to see a wrong one refused. */
@@ -87,48 +116,71 @@ export class WebgpuAttention {
     this.#program = text;
     const alignment = gpu.device.limits.minUniformBufferOffsetAlignment;
     this.#taskStride = Math.ceil(taskBytes / alignment) * alignment;
-    const storage = (binding: number, type: GPUBufferBindingType) => ({
-      binding,
-      visibility: GPUShaderStage.COMPUTE,
-      buffer: { type },
-    });
-    this.#layout = gpu.device.createBindGroupLayout({
-      entries: [
-        {
-          binding: 0,
-          visibility: GPUShaderStage.COMPUTE,
-          buffer: { type: "uniform", hasDynamicOffset: true, minBindingSize: taskBytes },
-        },
-        storage(1, "read-only-storage"),
-        storage(2, "read-only-storage"),
-        storage(3, "read-only-storage"),
-        storage(4, "storage"),
-        storage(5, "storage"),
-      ],
-    });
+    const memory = limits.keysIn === "texture" ? textureMemory : bufferMemory;
+    this.#keys = memory(gpu.device, "keys");
+    this.#values = memory(gpu.device, "values");
   }
 
-  /** Compiles the program for K/V of this format and checks what it computes, unless that was done before. */
-  async prepare(dtype: DType): Promise<void> {
-    if (this.#pipelines.has(dtype)) return;
-    const label = `attend ${dtype}`;
-    const pipeline = await this.#gpu.run(() =>
-      this.#device.createComputePipeline({
+  /** Compiles the program for such K/V and checks what it computes, unless that was done before. */
+  async prepare(dtype: DType, headDim: number): Promise<void> {
+    await this.#compile(dtype, headDim);
+  }
+
+  async #compile(dtype: DType, headDim: number): Promise<Compiled> {
+    const label = `attend ${dtype}, head dim ${headDim}`;
+    const before = this.#compiled.get(label);
+    if (before !== undefined) return before;
+    const { keysIn } = this.#limits;
+    const compiled = await this.#gpu.run(() => {
+      const layout = this.#layout(dtype);
+      const pipeline = this.#device.createComputePipeline({
         label,
-        layout: this.#device.createPipelineLayout({ bindGroupLayouts: [this.#layout] }),
+        layout: this.#device.createPipelineLayout({ bindGroupLayouts: [layout] }),
         compute: {
           module: this.#device.createShaderModule({
             label,
-            code: this.#program(dtype, this.#limits.blocking),
+            code: this.#program({ dtype, headDim, keysIn }),
           }),
           entryPoint: "attend",
         },
-      })
-    );
-    this.#pipelines.set(dtype, pipeline); // the check needs it
-    await selfCheck(this, dtype).catch((cause) => {
-      this.#pipelines.delete(dtype);
+      });
+      return { pipeline, layout };
+    });
+    this.#compiled.set(label, compiled); // the check needs it
+    await selfCheck(this, dtype, headDim).catch((cause) => {
+      this.#compiled.delete(label);
       throw cause;
+    });
+    return compiled;
+  }
+
+  /** The bindings of `kernels/attend.wgsl`. */
+  #layout(dtype: DType): GPUBindGroupLayout {
+    const visibility = GPUShaderStage.COMPUTE;
+    const storage = (binding: number, type: GPUBufferBindingType) => ({
+      binding,
+      visibility,
+      buffer: { type },
+    });
+    const keys = (binding: number) =>
+      this.#limits.keysIn === "buffer" ? storage(binding, "read-only-storage") : {
+        binding,
+        visibility,
+        storageTexture: { access: "read-only", format: texelFormat(dtype) } as const,
+      };
+    return this.#device.createBindGroupLayout({
+      entries: [
+        {
+          binding: 0,
+          visibility,
+          buffer: { type: "uniform", hasDynamicOffset: true, minBindingSize: taskBytes },
+        },
+        storage(1, "read-only-storage"),
+        keys(2),
+        keys(3),
+        storage(4, "storage"),
+        storage(5, "storage"),
+      ],
     });
   }
 
@@ -139,8 +191,9 @@ export class WebgpuAttention {
     if (Math.max(heads, batch) > grid) {
       throw new Error(`${heads} heads in ${batch} batch entries are more than its ${grid}`);
     }
-    const { lanes, rows } = this.#limits.blocking;
-    const most = Math.min(this.#tokensThatFit(batch * width * 4), grid * lanes * rows);
+    const { lanes, rows } = blockingFor({ ...this.#limits, headDim });
+    const { largestBuffer } = this.#limits;
+    const most = Math.min(tokensThatFit(batch * width * 4, largestBuffer), grid * lanes * rows);
     const q = decode(queries.dtype, queries.bytes);
     for (let i = 0; i < q.length; i++) q[i]! *= scale;
 
@@ -163,7 +216,14 @@ export class WebgpuAttention {
             tops: this.#buffer("tops", batch * count * heads * 8, COPY_SRC),
           };
           pieces.push(piece);
-          this.#write(piece.queries, new Uint8Array(q.buffer), batch, tokens, piece);
+          eachStretch(
+            new Uint8Array(q.buffer),
+            batch,
+            tokens,
+            piece,
+            (b, bytes) =>
+              this.#device.queue.writeBuffer(piece.queries, b * count * width * 4, bytes),
+          );
         }
       });
     } catch (cause) {
@@ -197,11 +257,11 @@ export class WebgpuAttention {
         }
       }
     }
-    await this.prepare(block.dtype);
-    const pipeline = this.#pipelines.get(block.dtype)!;
+    const compiled = await this.#compile(block.dtype, headDim);
     const [k, v] = [block.bytes.subarray(0, size), block.bytes.subarray(size)];
     const work: Array<readonly [Piece, ReadonlyArray<Part>]> = [];
-    for (const piece of piecesOf(block.tokens, this.#tokensThatFit(batch * tokenBytes))) {
+    const most = tokensThatFit(batch * tokenBytes, this.#largestKeys(block.dtype, headDim));
+    for (const piece of piecesOf(block.tokens, most)) {
       const parts = partsOf(rows, piece, tiles, band);
       if (parts.length > 0) work.push([piece, parts]);
     }
@@ -209,59 +269,74 @@ export class WebgpuAttention {
     await this.#gpu.run(() => {
       for (const [piece, parts] of work) {
         // The queue keeps the order, so that no piece overwrites one that is still read.
-        const bytes = batch * piece.count * tokenBytes;
-        const keys = this.#keys = this.#atLeast(bytes, "keys", this.#keys);
-        const values = this.#values = this.#atLeast(bytes, "values", this.#values);
-        this.#write(keys, k, batch, block.tokens, piece);
-        this.#write(values, v, batch, block.tokens, piece);
-        this.#dispatch(pipeline, queries, piece.count, parts, keys, values);
+        const heads = { heads: batch * piece.count * kvHeads, headDim, dtype: block.dtype };
+        const [keys, values] = [this.#keys(heads), this.#values(heads)];
+        for (const [room, tensor] of [[keys, k], [values, v]] as const) {
+          eachStretch(
+            tensor,
+            batch,
+            block.tokens,
+            piece,
+            (b, bytes) => room.write(b * piece.count * kvHeads, bytes),
+          );
+        }
+        this.#dispatch(compiled, queries, piece.count, parts, keys.resource, values.resource);
       }
     });
   }
 
+  /** Bytes of K or V that one buffer or texture may have. */
+  #largestKeys(dtype: DType, headDim: number): number {
+    const { keysIn, largestBuffer, tallestTexture } = this.#limits;
+    if (keysIn === "buffer") return largestBuffer;
+    const row = headsAcross(headDim) * headDim * elementBytes(dtype);
+    return Math.min(largestBuffer, row * tallestTexture);
+  }
+
   /** Submits the parts that read one piece of keys. */
   #dispatch(
-    pipeline: GPUComputePipeline,
+    { pipeline, layout }: Compiled,
     { batch, heads, kvHeads, headDim }: Queries,
     keyTokens: number,
     parts: ReadonlyArray<Part>,
-    keys: GPUBuffer,
-    values: GPUBuffer,
+    keys: GPUBindingResource,
+    values: GPUBindingResource,
   ): void {
     const stride = this.#taskStride;
     const data = new Int32Array(parts.length * stride / 4);
     parts.forEach(({ rows, row, querySpan, column, keySpan, band }, i) => {
       const spans = [querySpan, keySpan].flatMap((s) => [s.start, s.run, s.stride, s.first]);
       const tile = [row, querySpan.count, column, keySpan.count, band.back, band.ahead];
-      const shapes = [rows.count, keyTokens, heads, kvHeads, headDim / 4];
+      const shapes = [rows.count, keyTokens, heads, kvHeads];
       data.set([...spans, ...tile, ...shapes], i * stride / 4);
     });
-    const tasks = this.#tasks = this.#atLeast(
-      data.byteLength,
-      "tasks",
-      this.#tasks,
-      GPUBufferUsage.UNIFORM,
-    );
+    if (this.#tasks === undefined || this.#tasks.size < data.byteLength) {
+      this.#tasks?.destroy();
+      const usage = GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST;
+      this.#tasks = this.#device.createBuffer({ label: "tasks", size: data.byteLength, usage });
+    }
+    const tasks = this.#tasks;
     this.#device.queue.writeBuffer(tasks, 0, data);
 
     const encoder = this.#device.createCommandEncoder();
     const pass = encoder.beginComputePass();
     pass.setPipeline(pipeline);
     const groups = new Map<Rows, GPUBindGroup>();
+    const { lanes, rows: mine } = blockingFor({ ...this.#limits, headDim });
     parts.forEach(({ rows, querySpan }, i) => {
       const group = groups.get(rows) ?? this.#device.createBindGroup({
-        layout: this.#layout,
+        layout,
         entries: [
-          { binding: 0, resource: { buffer: tasks, size: taskBytes } },
-          ...[rows.queries, keys, values, rows.outputs, rows.tops].map((buffer, i) => ({
-            binding: i + 1,
-            resource: { buffer },
-          })),
-        ],
+          { buffer: tasks, size: taskBytes },
+          { buffer: rows.queries },
+          keys,
+          values,
+          { buffer: rows.outputs },
+          { buffer: rows.tops },
+        ].map((resource, binding) => ({ binding, resource })),
       });
       groups.set(rows, group);
       pass.setBindGroup(0, group, [i * stride]);
-      const { lanes, rows: mine } = this.#limits.blocking;
       pass.dispatchWorkgroups(Math.ceil(querySpan.count / (lanes * mine)), heads, batch);
     });
     pass.end();
@@ -311,45 +386,8 @@ export class WebgpuAttention {
     return { o, lse };
   }
 
-  #tokensThatFit(tokenBytes: number): number {
-    const { largestBuffer } = this.#limits;
-    const fit = Math.floor(largestBuffer / tokenBytes);
-    if (fit > 0) return fit;
-    throw new Error(`one token has ${tokenBytes} bytes, and a buffer at most ${largestBuffer}`);
-  }
-
   #buffer(label: string, size: number, usage: number): GPUBuffer {
     return this.#device.createBuffer({ label, size, usage: usage | GPUBufferUsage.STORAGE });
-  }
-
-  /** A buffer to write to: the one that is there, or a new one where it is too small. */
-  #atLeast(
-    size: number,
-    label: string,
-    there: GPUBuffer | undefined,
-    usage: number = GPUBufferUsage.STORAGE,
-  ): GPUBuffer {
-    if (there !== undefined && there.size >= size) return there;
-    there?.destroy();
-    return this.#device.createBuffer({ label, size, usage: usage | GPUBufferUsage.COPY_DST });
-  }
-
-  /** Copies a piece of a [batch, tokens, …] tensor to the begin of a buffer. */
-  #write(
-    buffer: GPUBuffer,
-    tensor: Uint8Array,
-    batch: number,
-    tokens: number,
-    { from, count }: Piece,
-  ): void {
-    const tokenBytes = tensor.length / (batch * tokens);
-    for (let b = 0; b < batch; b++) {
-      const begin = (b * tokens + from) * tokenBytes;
-      const bytes = tensor.subarray(begin, begin + count * tokenBytes);
-      // The types exclude shared memory as the standard once did; the bytes are copied before this returns.
-      const source = bytes as Uint8Array<ArrayBuffer>;
-      this.#device.queue.writeBuffer(buffer, b * count * tokenBytes, source);
-    }
   }
 }
 

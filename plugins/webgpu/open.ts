@@ -8,12 +8,14 @@ import type { AttentionKernel } from "../../runtime/kernel.ts";
 import { describe, findAdapter, isSoftware } from "./adapter.ts";
 import { Gpu } from "./gpu.ts";
 import { WebgpuAttention } from "./kernel.ts";
-import { blockingFor } from "./program.ts";
+import type { KeysIn } from "./program.ts";
 
 /** What a caller may ask of the device. */
 export interface WebgpuOptions {
   /** Bytes that one buffer may have, where that is less than the adapter's own limit. */
   readonly largestBuffer?: number;
+  /** What shall hold K and V, where that is not what suits the adapter: textures a software one, buffers a GPU. */
+  readonly keysIn?: KeysIn;
 }
 
 /**
@@ -29,9 +31,9 @@ export const openWebgpu = async (options: WebgpuOptions = {}): Promise<Attention
       found: "no adapter",
     });
   }
-  const { maxBufferSize, maxStorageBufferBindingSize } = adapter.limits;
+  const { maxBufferSize, maxStorageBufferBindingSize, maxTextureDimension2D } = adapter.limits;
   const device = await adapter.requestDevice({
-    requiredLimits: { maxBufferSize, maxStorageBufferBindingSize },
+    requiredLimits: { maxBufferSize, maxStorageBufferBindingSize, maxTextureDimension2D },
   });
   const largestBuffer = Math.min(
     maxBufferSize,
@@ -39,9 +41,13 @@ export const openWebgpu = async (options: WebgpuOptions = {}): Promise<Attention
     options.largestBuffer ?? Infinity,
   );
   const software = isSoftware(adapter.info);
-  const limits = { blocking: blockingFor(software), largestBuffer };
-  const attention = new WebgpuAttention(new Gpu(device), limits);
-  await attention.prepare("f32");
+  const attention = new WebgpuAttention(new Gpu(device), {
+    keysIn: options.keysIn ?? (software ? "texture" : "buffer"),
+    largestBuffer,
+    tallestTexture: maxTextureDimension2D,
+  });
+  // The smallest program, so that a driver that computes wrongly is known at once.
+  await attention.prepare("f32", 4);
   return {
     info: {
       name: "webgpu",

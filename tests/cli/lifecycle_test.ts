@@ -197,7 +197,7 @@ const killNode = async (url: string, folder: string) => {
   assert.equal(stderr.match(/^annulus: .*/gm)?.length, 1, stderr);
   assert.match(stderr, /^annulus: .*\b10s\b.*silence/m);
   assert.deepEqual(namesIn(folder), ["in.safetensors"]);
-  await other.line(/"event":"failed"/);
+  // It may have given its part home before.
   await other.line(/"event":"waiting"/, 2);
 };
 

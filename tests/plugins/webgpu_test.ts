@@ -9,7 +9,7 @@ import {
 } from "../../plugins/webgpu/adapter.ts";
 import { Gpu } from "../../plugins/webgpu/gpu.ts";
 import { WebgpuAttention, type WebgpuLimits } from "../../plugins/webgpu/kernel.ts";
-import { blockingFor, program } from "../../plugins/webgpu/program.ts";
+import { type KeysIn, program } from "../../plugins/webgpu/program.ts";
 import { Device } from "../../runtime/device.ts";
 import { encode } from "../../runtime/dtype.ts";
 import type { KeyValues, Queries, Tile } from "../../runtime/kernel.ts";
@@ -23,9 +23,18 @@ import { normals } from "../support/random.ts";
 const adapter = await findAdapter();
 const missing = "there is no WebGPU adapter";
 
-testDevice(webgpu, {
-  bound: { o: 2e-6, lse: 1e-5 },
-  ...(adapter === undefined ? { ignore: missing } : {}),
+const bound = { o: 2e-6, lse: 1e-5 };
+const ignored = adapter === undefined ? { ignore: missing } : {};
+const own: KeysIn = adapter !== undefined && isSoftware(adapter.info) ? "texture" : "buffer";
+const other: KeysIn = own === "texture" ? "buffer" : "texture";
+
+testDevice(webgpu, { bound, ...ignored });
+
+const long = "its program compiles long and differs only in a length";
+testDevice({ ...webgpuWith({ keysIn: other }), name: `webgpu with K/V in a ${other}` }, {
+  bound,
+  skip: Object.fromEntries([16, 96, 128, 256].map((headDim) => [`head dim ${headDim}`, long])),
+  ...ignored,
 });
 
 /** A test that needs an adapter. */
@@ -118,6 +127,17 @@ onAdapter("what exceeds a buffer is split, and computes the same", () => {
   }).pipe(Effect.runPromise);
 });
 
+onAdapter("a block of many keys, added chunk by chunk, is exact", () => {
+  const shape = { batch: 1, tokens: 1000, heads: 1, kvHeads: 1, headDim: 64, scale: 0.125 };
+  const [q, k, v] = [1, 2, 3].map((seed) => normals(seed, shape.tokens * shape.headDim));
+  return check({
+    problem: { ...shape, mask: { kind: "window", window: 700 } },
+    inputs: { q: q!, k: k!, v: v! },
+    queries: [stretch(0, 1000)],
+    blocks: stretches([999, 1]),
+  }).pipe(Effect.provide(webgpu.layer), Effect.runPromise);
+});
+
 // --- Errors, on this thread ---------------------------------------------------------------------
 
 const queries: Queries = {
@@ -150,8 +170,7 @@ const withAttention = async (
   { text, ...limits }: Partial<WebgpuLimits> & { readonly text?: typeof program } = {},
 ): Promise<void> => {
   const device = await (await findAdapter())!.requestDevice();
-  const blocking = blockingFor(isSoftware(adapter!.info));
-  const all = { blocking, largestBuffer: 2 ** 27, ...limits };
+  const all = { keysIn: own, largestBuffer: 2 ** 27, tallestTexture: 8192, ...limits };
   try {
     await use(new WebgpuAttention(new Gpu(device), all, text), device);
   } finally {
@@ -173,34 +192,62 @@ onAdapter("no buffer is larger than the limit", () =>
     await accumulation.finish();
     accumulation.close();
     assert.equal(Math.max(...sizes), 10 * 512); // ten tokens in each of four pieces
-  }, { largestBuffer: 11 * 512 }));
+  }, { keysIn: "buffer", largestBuffer: 11 * 512 }));
+
+onAdapter("no texture is higher than the limit", async () => {
+  const tokens = 300; // 256 heads of 64 components lie side by side
+  const many = { tokens, dtype: "f32", bytes: encode("f32", normals(2, 2 * tokens * 64)) } as const;
+  const results: Array<Float32Array> = [];
+  for (const tallestTexture of [1, 2]) {
+    const heights: Array<number> = [];
+    await withAttention(async (attention, device) => {
+      await attention.prepare("f32", 64);
+      const createTexture = device.createTexture.bind(device);
+      device.createTexture = (descriptor) => {
+        const texture = createTexture(descriptor);
+        heights.push(texture.height);
+        return texture;
+      };
+      const accumulation = await attention.begin(queries);
+      await accumulation.absorb(
+        many,
+        [{ ...tile, keys: contiguous(0, tokens), full: true }],
+        causal,
+      );
+      results.push((await accumulation.finish()).o);
+      accumulation.close();
+    }, { keysIn: "texture", tallestTexture });
+    assert.ok(heights.every((height) => height <= tallestTexture), `heights ${heights}`);
+  }
+  assert.ok(relativeL2(results[0]!, results[1]!) <= 2e-6);
+});
 
 onAdapter("a program that does not compile is refused", () =>
   withAttention(
     (attention) =>
-      assert.rejects(attention.prepare("f32"), (error: Error) => {
+      assert.rejects(attention.prepare("f32", 8), (error: Error) => {
         assert.match(error.message, /nonsense/);
         return true;
       }),
-    { text: (...of) => program(...of).replace("let quads = task.quads", "let quads = nonsense") },
+    { text: (...of) => program(...of).replace("let keyToken =", "let keyToken = nonsense +") },
   ));
 
 onAdapter("a program that computes wrong results is refused, at every use", () =>
   withAttention(
     async (attention) => {
       for (const dtype of ["f32", "f32", "bf16"] as const) {
-        await assert.rejects(attention.prepare(dtype), /its driver computes wrong results/);
+        await assert.rejects(attention.prepare(dtype, 8), /its driver computes wrong results/);
       }
     },
     // A state that is not rescaled is wrong as soon as a second group of keys has a new maximum.
-    { text: (...of) => program(...of).replace("] * keep0 + o0", "] + o0") },
+    { text: (...of) => program(...of).replaceAll(" * keep0 +", " +") },
   ));
 
 onAdapter(
   "a call that WebGPU refuses fails, and does not go on with memory never written",
   () =>
     withAttention(async (attention, device) => {
-      await attention.prepare("f32");
+      await attention.prepare("f32", 64);
       const createBuffer = device.createBuffer.bind(device);
       const without = (usage: number) => {
         device.createBuffer = (descriptor) =>
