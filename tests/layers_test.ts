@@ -27,15 +27,15 @@ const sources = function* (folder: string): Generator<string> {
 };
 
 /** Specifiers of a module's static imports and re-exports, and of the modules that its workers load. */
-const importsOf = (text: string): ReadonlyArray<string> => [
-  ...text.matchAll(/^(?:import|export)\b[^;"]*?\bfrom\s+"([^"]+)"/gm),
-  ...text.matchAll(/^import\s+"([^"]+)"/gm),
-  ...text.matchAll(/new URL\("([^"]+\.(?:ts|wgsl))", import\.meta\.url\)/g),
-].map((match) => match[1]!);
+const importsOf = (text: string): ReadonlyArray<string> =>
+  [
+    ...text.matchAll(/^(?:import|export)\b[^;"]*?\bfrom\s+"([^"]+)"/gm),
+    ...text.matchAll(/^import\s+"([^"]+)"/gm),
+    ...text.matchAll(/new URL\("([^"]+\.(?:ts|wgsl))", import\.meta\.url\)/g),
+  ].map((match) => match[1]!);
 
 /** The part of plugins/ that belongs together: `plugins/webgpu.ts`, `plugins/webgpu_worker.ts`, `plugins/webgpu/`. */
-const family = (path: string): string =>
-  /^plugins\/([a-z0-9]+)/.exec(path)![1]!;
+const family = (path: string): string => /^plugins\/([a-z0-9]+)/.exec(path)![1]!;
 
 for (const [folder, allowed] of Object.entries(mayImport)) {
   Deno.test(`${folder}/ imports only what its layer may`, () => {

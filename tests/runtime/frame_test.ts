@@ -48,7 +48,10 @@ Deno.test("openFrame() names the field in which a frame is not the expected one"
   for (const [field, change] of differing) {
     const error = rejection(sealFrame({ ...address, ...change }, payload));
     assert.equal(error.field, field);
-    assert.match(error.message, /^Cannot take a frame of kv 7, chunk 1 of 2 from rank 4 in run 0123/);
+    assert.match(
+      error.message,
+      /^Cannot take a frame of kv 7, chunk 1 of 2 from rank 4 in run 0123/,
+    );
   }
   assert.equal(rejection(sealFrame(address, payload), address, 36).field, "payload length");
 });
