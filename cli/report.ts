@@ -33,8 +33,12 @@ export const reportOf = (
   { plan, timeline, ranks, seconds }: RunRecord,
   error: ErrorFigures | undefined,
 ) => {
+  // Looked up once for each rank and step: there are as many of those as intervals.
+  const keyOf = ({ rank, block, activity }: Pick<Interval, "rank" | "block" | "activity">) =>
+    `${rank} ${block} ${activity}`;
+  const byKey = Map.groupBy(timeline, keyOf);
   const activities = (rank: number, block: number, activity: Interval["activity"]) =>
-    timeline.filter((i) => i.rank === rank && i.block === block && i.activity === activity);
+    byKey.get(keyOf({ rank, block, activity })) ?? [];
   return {
     ring: plan.ring,
     layout: plan.layout,

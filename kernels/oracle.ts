@@ -5,19 +5,7 @@
  * @module
  */
 import type { Mask } from "../runtime/mask.ts";
-
-/** Self-attention over whole tensors. */
-export interface Problem {
-  readonly batch: number;
-  readonly tokens: number;
-  readonly heads: number;
-  /** Divides `heads`; query head `h` reads K/V head `floor(h · kvHeads / heads)`. */
-  readonly kvHeads: number;
-  readonly headDim: number;
-  /** Multiplies every score. */
-  readonly scale: number;
-  readonly mask: Mask;
-}
+import type { Problem } from "../runtime/plan.ts";
 
 /** Outputs and natural log-sum-exps in float64; 0 and −∞ where a row saw no key. */
 export interface Judgement {

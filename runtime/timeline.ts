@@ -33,13 +33,14 @@ const total = (values: ReadonlyArray<number>): number => values.reduce((a, b) =>
  */
 export const hiddenFraction = (timeline: ReadonlyArray<Interval>): number => {
   const receives = timeline.filter(({ activity }) => activity === "receive");
-  const waits = timeline.filter(({ activity }) => activity === "wait");
+  const waits = Map.groupBy(
+    timeline.filter(({ activity }) => activity === "wait"),
+    ({ rank }) => rank,
+  );
   const moving = total(receives.map(({ begin, end }) => end - begin));
   if (moving === 0) return 1;
   const exposed = total(receives.map((receive) =>
-    total(
-      waits.filter(({ rank }) => rank === receive.rank).map((wait) => overlap(wait, receive)),
-    )
+    total((waits.get(receive.rank) ?? []).map((wait) => overlap(wait, receive)))
   ));
   return 1 - exposed / moving;
 };

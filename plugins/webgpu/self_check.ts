@@ -3,10 +3,11 @@
  *
  * @module
  */
-import { denseAttention, type Problem } from "../../kernels/oracle.ts";
+import { denseAttention } from "../../kernels/oracle.ts";
 import { decode, type DType, encode } from "../../runtime/dtype.ts";
 import type { AttentionKernel, Tile } from "../../runtime/kernel.ts";
 import { bandOf } from "../../runtime/mask.ts";
+import type { Problem } from "../../runtime/plan.ts";
 import { contiguous } from "../../runtime/span.ts";
 
 const problem = {

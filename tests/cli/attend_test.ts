@@ -6,7 +6,8 @@
 import assert from "node:assert/strict";
 import { devices } from "../../cli/devices.ts";
 import type { Report } from "../../cli/report.ts";
-import { denseAttention, type Problem } from "../../kernels/oracle.ts";
+import { denseAttention } from "../../kernels/oracle.ts";
+import type { Problem } from "../../runtime/plan.ts";
 import { decode, encode } from "../../runtime/dtype.ts";
 import type { Mask } from "../../runtime/mask.ts";
 import { annulus, scratch, twoAtOnce } from "../support/cli.ts";

@@ -352,6 +352,15 @@ Deno.test("attend refuses places that it cannot write to", (t) => {
       says: /Cannot write ".*missing\/trace\.json": its folder must be there/,
     },
     {
+      name: "a good place for the trace of a run that fails",
+      args: (folder) =>
+        attend(
+          (folder) => `${folder}/out.safetensors`,
+          ...["--trace", `${folder}/trace.json`, "--weights", "0,0"],
+        )(folder),
+      says: /the weights must be/,
+    },
+    {
       name: "a folder in the trace's place",
       args: (folder) =>
         attend((folder) => `${folder}/out.safetensors`, "--trace", `${folder}/folder`)(folder),

@@ -50,3 +50,23 @@ Deno.test("kv_peak_bytes is what the plan allows, and falls as 1/N", async () =>
     }
   });
 });
+
+Deno.test("a rank of sixteen lets go of the blocks that it has passed on", async () => {
+  await using folder = await scratch();
+  const input = `${folder.path}/in.safetensors`;
+  // Heads so wide that each shard of 16 tokens is one block of 256 KiB, and all of them make the round.
+  const [tokens, heads, headDim, ring] = [256, 8, 256, 16];
+  const values = new Float32Array(tokens * heads * headDim);
+  const tensor = { dtype: "f32", shape: [1, tokens, heads, headDim], values } as const;
+  await Deno.writeFile(input, fileOfTensors({ q: tensor, k: tensor, v: tensor }));
+  const { code, stdout, stderr } = await annulus([
+    ...["attend", input, "--out", `${folder.path}/out`, "--json"],
+    ...["--device", "reference", "--ring", String(ring)],
+  ]);
+  assert.deepEqual([code, stderr], [0, ""]);
+  const block = 2 * values.byteLength / ring;
+  const { kv_peak_bytes: peaks, bytes_sent: sent } = JSON.parse(stdout);
+  assert.deepEqual(sent, Array.from({ length: ring }, () => (ring - 1) * block));
+  // Its own, and three on their way: received, waiting, in use.
+  for (const peak of peaks) assert.ok(peak >= 2 * block && peak <= 4 * block, `${peak / block}`);
+});

@@ -8,7 +8,7 @@
 import { Effect, Layer, ManagedRuntime, Result } from "effect";
 import fc from "fast-check";
 import assert from "node:assert/strict";
-import { denseAttention, type Judgement, type Problem } from "../../kernels/oracle.ts";
+import { denseAttention, type Judgement } from "../../kernels/oracle.ts";
 import { attend, type AttendResult } from "../../runtime/attend.ts";
 import { Crew } from "../../runtime/crew.ts";
 import type { Device } from "../../runtime/device.ts";
@@ -17,7 +17,7 @@ import { headerBytes } from "../../runtime/frame.ts";
 import { type Layout, layouts } from "../../runtime/layout.ts";
 import { Links, type Slot } from "../../runtime/link.ts";
 import type { Mask } from "../../runtime/mask.ts";
-import type { Plan } from "../../runtime/plan.ts";
+import type { Plan, Problem } from "../../runtime/plan.ts";
 import { maxAbs, relativeL2, sameNumbers } from "../support/closeness.ts";
 import {
   assertClose,

@@ -1,11 +1,7 @@
 import fc from "fast-check";
 import assert from "node:assert/strict";
-import {
-  denseAttention,
-  type Judgement,
-  type Problem,
-  StreamingOracle,
-} from "../../kernels/oracle.ts";
+import { denseAttention, type Judgement, StreamingOracle } from "../../kernels/oracle.ts";
+import type { Problem } from "../../runtime/plan.ts";
 import { maxAbs } from "../support/closeness.ts";
 import { normals } from "../support/random.ts";
 

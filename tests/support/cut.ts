@@ -6,7 +6,8 @@
  */
 import { Context, Effect, type Scope } from "effect";
 import assert from "node:assert/strict";
-import { denseAttention, type Problem } from "../../kernels/oracle.ts";
+import { denseAttention } from "../../kernels/oracle.ts";
+import type { Problem } from "../../runtime/plan.ts";
 import { type Accumulator, Device } from "../../runtime/device.ts";
 import { type DType, encode } from "../../runtime/dtype.ts";
 import type { DeviceFailed } from "../../runtime/errors.ts";
