@@ -39,9 +39,11 @@ export const hiddenFraction = (timeline: ReadonlyArray<Interval>): number => {
   );
   const moving = total(receives.map(({ begin, end }) => end - begin));
   if (moving === 0) return 1;
-  const exposed = total(receives.map((receive) =>
-    total((waits.get(receive.rank) ?? []).map((wait) => overlap(wait, receive)))
-  ));
+  const exposed = total(
+    receives.map((receive) =>
+      total((waits.get(receive.rank) ?? []).map((wait) => overlap(wait, receive)))
+    ),
+  );
   return 1 - exposed / moving;
 };
 

@@ -7,7 +7,7 @@
  */
 import { Effect, ManagedRuntime } from "effect";
 import assert from "node:assert/strict";
-import type { Problem } from "../../kernels/oracle.ts";
+import type { Problem } from "../../runtime/plan.ts";
 import { Device } from "../../runtime/device.ts";
 import { decode, type DType, encode } from "../../runtime/dtype.ts";
 import type { DeviceFailed } from "../../runtime/errors.ts";

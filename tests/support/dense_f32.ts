@@ -4,7 +4,7 @@
  *
  * @module
  */
-import type { Problem } from "../../kernels/oracle.ts";
+import type { Problem } from "../../runtime/plan.ts";
 import { allows, bandOf } from "../../runtime/mask.ts";
 
 const f = Math.fround;
