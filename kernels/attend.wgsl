@@ -11,13 +11,15 @@
 // | queries         | [batch, queryTokens, heads, QUADS], times the scale of the scores   |
 // | keys, values    | [batch, keyTokens, kvHeads, QUADS], bindings 2 and 3                |
 // | outputs         | õ, as queries                                                       |
-// | tops            | (m, l): [batch, heads, queryTokens]; l = 0 is a row without keys    |
+// | tops            | (m, l): [batch, heads, queryTokens]; l = 0 is a row without keys,   |
+// |                 | l = −1 one with a score beyond the range of float32                 |
 //
 // The band of keys that a row may see is an interval of the tile's keys, for they ascend. The rows of a workgroup visit
 // the union of theirs, and test each pair only outside the part that all of them see.
 //
 // WGSL promises nothing about infinities and NaNs. So there are none: whether a pair counts is a flag of its own, since
-// a row may well have no score above the lowest float32, and no difference or exponent can leave the range.
+// a row may well have no score above the lowest float32, and no difference or exponent can leave the range. Only a score
+// itself can: its row is lost from then on, which l = −1 says.
 //
 // The program is completed in front of this text: ROWS, KEYS, LANES, QUADS (a quarter of the head dimension), and how
 // keys and values are stored, in textures or buffers. `placeOf` says where a head of a token lies, counted through
@@ -71,6 +73,11 @@ fn weight(a: f32, b: f32) -> f32 {
   return exp(2.0 * max(0.5 * a - 0.5 * b, -50.0));
 }
 
+// Infinities and NaNs have all bits of the exponent set.
+fn outOfRange(x: f32) -> bool {
+  return (bitcast<u32>(x) & 0x7f800000u) == 0x7f800000u;
+}
+
 @compute @workgroup_size(LANES)
 fn attend(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
   let firstRow = group.x * LANES * ROWS;
@@ -114,6 +121,7 @@ fn attend(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) 
     //@ for $r < ROWS
     var m$r = LOWEST;
     var l$r = 0.0;
+    var lost$r = false;
     //@ for $c < QUADS
     var o$r_$c = vec4f(0.0);
     //@ end
@@ -152,6 +160,7 @@ fn attend(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) 
       var highest$r = m$r;
       //@ for $j < KEYS
       highest$r = max(highest$r, select(LOWEST, score$r_$j, seen$r_$j));
+      lost$r = lost$r || (seen$r_$j && outOfRange(score$r_$j));
       //@ end
       let keep$r = weight(m$r, highest$r);
       var sum$r = 0.0;
@@ -184,7 +193,8 @@ fn attend(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) 
       let highest = max(top, m$r);
       let keep = weight(top, highest);
       let add = weight(m$r, highest);
-      tops[top$r] = vec2f(highest, before.y * keep + l$r * add);
+      let l = before.y * keep + l$r * add;
+      tops[top$r] = vec2f(highest, select(l, -1.0, lost$r || before.y < 0.0));
       for (var c = 0u; c < QUADS; c++) {
         var o = vec4f(0.0);
         //@ for $c < QUADS

@@ -130,8 +130,9 @@ export const serveNode = Effect.fn("serveNode")(function* (
         Effect.andThen(failed("Defect", String(defect)), Effect.fail(new Error(String(defect))))
       ),
       Effect.catch(({ message }) => tell({ state: "failed", run: job.run, rank, reason: message })),
+      // Before anybody hears that it ended.
+      Effect.ensuring(Effect.sync(() => void (busy = false))),
     );
-    busy = false;
     yield* emit({ event: "ended" });
     yield* tell({ state: "waiting" });
   });

@@ -119,6 +119,14 @@ const deviceFaults: ReadonlyArray<Fault> = [
 
 /** The same in the program of GPUs: the device contract must notice. */
 const wgslFaults: ReadonlyArray<Fault> = [
+  wgsl("a score beyond the range is passed over", [
+    "select(l, -1.0, lost$r || before.y < 0.0)",
+    "select(l, -1.0, before.y < 0.0)",
+  ]),
+  wgsl("a score beyond the range is forgotten by the next block", [
+    "lost$r || before.y < 0.0",
+    "lost$r",
+  ]),
   wgsl("key heads are tiled over query heads, not repeated", [
     "group.y * task.kvHeads / task.heads;",
     "group.y % task.kvHeads;",

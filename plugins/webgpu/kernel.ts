@@ -371,11 +371,13 @@ export class WebgpuAttention {
             for (let i = 0; i < count; i++) {
               const top = ((b * heads + h) * count + i) * 2;
               const [m, l] = [tops![top]!, tops![top + 1]!];
-              lse[(b * heads + h) * tokens + from + i] = lseOf(m, l);
-              if (l === 0) continue; // it saw no key
+              // A lost row becomes no number, so that nobody takes it for one.
+              const sum = l < 0 ? NaN : l;
+              lse[(b * heads + h) * tokens + from + i] = lseOf(m, sum);
+              if (sum === 0) continue; // it saw no key
               const source = ((b * count + i) * heads + h) * headDim;
               const target = ((b * tokens + from + i) * heads + h) * headDim;
-              for (let c = 0; c < headDim; c++) o[target + c] = outputs![source + c]! / l;
+              for (let c = 0; c < headDim; c++) o[target + c] = outputs![source + c]! / sum;
             }
           }
         }

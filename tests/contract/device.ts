@@ -7,6 +7,7 @@
  */
 import { Effect, ManagedRuntime } from "effect";
 import assert from "node:assert/strict";
+import { denseAttention } from "../../kernels/oracle.ts";
 import type { Problem } from "../../runtime/plan.ts";
 import { Device } from "../../runtime/device.ts";
 import { decode, type DType, encode } from "../../runtime/dtype.ts";
@@ -340,6 +341,39 @@ const largeInputs: ReadonlyArray<DeviceCase> = [8, 30].map((factor) => ({
   }),
 }));
 
+/** One key whose scores float32 cannot hold: infinite of either sign, or no number at all. */
+const beyondRange: ReadonlyArray<DeviceCase> = (["+∞", "−∞", "no number"] as const).map((
+  score,
+) => ({
+  name: `a score of ${score} is computed or refused, and never lost among blocks`,
+  run: Effect.gen(function* () {
+    const shape = problem({ headDim: 16, scale: 1 });
+    const { heads, kvHeads, headDim } = shape;
+    const { q, k, v } = inputsOf(shape);
+    const sign = score === "−∞" ? -1 : 1;
+    q.forEach((x, i) => q[i] = sign * (2 + Math.abs(x)));
+    for (const token of [3, 40]) {
+      const at = token * kvHeads * headDim;
+      for (let i = at; i < at + kvHeads * headDim; i++) {
+        k[i] = score === "no number" && i % 2 === 1 ? -3e38 : 3e38;
+      }
+    }
+    const cut = whole(shape, { inputs: { q, k, v }, lengths: [1, 19, 31, 11] });
+    const { o, lse } = yield* attend(cut);
+    const wanted = denseAttention(shape, q, k, v);
+    let refused = 0;
+    lse.forEach((value, row) => {
+      const [h, token] = [Math.floor(row / shape.tokens), row % shape.tokens];
+      const at = (token * heads + h) * headDim;
+      const outputs = o.subarray(at, at + headDim);
+      if (![value, ...outputs].every(Number.isFinite)) return void refused++;
+      outputs.forEach((x, c) => assert.ok(Math.abs(x - wanted.o[at + c]!) <= 1e-4, `row ${row}`));
+    });
+    // No key of those before them is beyond the range.
+    assert.ok(refused <= heads * (shape.tokens - 3), "a row that is in range was refused");
+  }),
+}));
+
 // --- One device, many uses ----------------------------------------------------------------------
 
 const repeatable: DeviceCase = {
@@ -405,6 +439,7 @@ export const deviceCases: ReadonlyArray<DeviceCase> = [
   constantValues,
   zeroQueries,
   ...largeInputs,
+  ...beyondRange,
   repeatable,
   interleaved,
   reopened,
