@@ -16,7 +16,7 @@ import { chooseDevice } from "../runtime/plugin.ts";
 import { devices } from "./devices.ts";
 import { boundsFor } from "./judge.ts";
 import { normals } from "./normals.ts";
-import { note, print, printJson, table } from "./output.ts";
+import { draw, note, print, printJson, table } from "./output.ts";
 
 /** All that `verify` can be told. */
 export interface VerifyFlags {
@@ -108,13 +108,17 @@ export const runVerify = Effect.fn("runVerify")(function* (flags: VerifyFlags) {
   };
   const references = new Map<string, ReturnType<typeof referenceFor>>();
   const rows: Array<Row> = [];
-  for (const one of cases(flags.tokens)) {
+  const all = cases(flags.tokens);
+  const watched = !flags.json && Deno.stderr.isTerminal();
+  for (const [i, one] of all.entries()) {
+    if (watched) yield* draw(`\x1b[2K\r${i} of ${all.length} cases`);
     const key = JSON.stringify([one.mask, one.wire]);
     const wanted = references.get(key) ?? referenceFor(inputs, one.mask, one.wire);
     references.set(key, wanted);
     const result = yield* Effect.provideContext(attend({ ...inputs, ...one }), services);
     rows.push({ ...one, ...errorsOf(result, wanted) });
   }
+  if (watched) yield* draw("\x1b[2K\r");
   const flat = rows.slice(0, mostRanks).map(({ o }) => o);
   const growth = Math.max(...flat) / Math.min(...flat);
   if (flags.json) {
