@@ -7,6 +7,7 @@
 import { Context, Effect, Layer, type Scope } from "effect";
 import { inProcess } from "../plugins/memory.ts";
 import { joinCluster } from "../plugins/nats_cluster.ts";
+import { connectNats } from "../plugins/nats_connection.ts";
 import { startNatsServer } from "../plugins/nats_server.ts";
 import { Crew } from "../runtime/crew.ts";
 import { Device } from "../runtime/device.ts";
@@ -55,6 +56,8 @@ const fibers = Effect.fnUntraced(function* ({ device, ring = 1 }: CrewOptions) {
 
 const overNats = Effect.fnUntraced(function* (options: CrewOptions) {
   const url = options.nats ?? (yield* startNatsServer()).url;
+  // Before any node is started, which could only say it in more words.
+  yield* Effect.scoped(connectNats(url));
   const cluster = options.cluster ?? `run-${yield* newRun}`;
   if (options.cluster === undefined) {
     const started = Array.from(

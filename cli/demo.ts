@@ -46,7 +46,10 @@ export const runDemo = Effect.gen(function* () {
   const folder = yield* temporaryFolder;
   const [input, out] = [`${folder}/input.safetensors`, `${folder}/output.safetensors`];
   yield* Effect.addFinalizer(() =>
-    Effect.promise(() => Promise.all([input, out].map((path) => Deno.remove(path).catch(() => {}))))
+    Effect.promise(async () => {
+      await Promise.all([input, out].map((path) => Deno.remove(path).catch(() => {})));
+      await Deno.remove(folder).catch(() => {}); // not where the trace is in it
+    })
   );
   const trace = `${folder}/trace.json`;
   const link = findNatsServer() === undefined ? "memory" : "nats";

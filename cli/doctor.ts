@@ -98,7 +98,7 @@ const libraryFindings = (): ReadonlyArray<Finding> => {
   ];
 };
 
-/** Looks at everything and says what it found; fails nothing that a run could do without. */
+/** Looks at everything and says what it found; true where nothing is missing. */
 export const runDoctor = Effect.fn("runDoctor")(function* (flags: DoctorFlags) {
   const found: ReadonlyArray<Finding> = [
     {

@@ -27,7 +27,7 @@ export interface ErrorFigures {
 
 const rowsPerRank = 256;
 /** Keys read at once. */
-const chunkTokens = 1024;
+const chunkTokens = 128;
 
 /** A small generator of its own seed (mulberry32), so that the same rows are judged every time. */
 const generator = (seed: number) => (): number => {
@@ -95,7 +95,7 @@ export const judge = Effect.fn("judge")(function* (
       oracle.absorb(first, k, v);
       yield* progress((b + (first + count) / tokens) / batch);
       // A turn of the event loop, for signals.
-      yield* Effect.sleep(0);
+      yield* Effect.sleep(1);
     }
     const wanted = oracle.finish();
     for (const [row, position] of positions.entries()) {

@@ -5,6 +5,7 @@
  *
  * @module
  */
+import { resolve } from "node:path";
 import { Cause, Data, Effect, Option } from "effect";
 import { Argument, CliConfig, CliError, CliOutput, Command, Flag, GlobalFlag } from "effect/cli";
 import { layouts } from "../runtime/layout.ts";
@@ -114,10 +115,15 @@ const attend = Command.make(
     if (flags.cluster !== undefined && flags.nats === undefined) {
       return yield* misuse("--cluster needs --nats, the server where the cluster is");
     }
+    const files = [flags.input, flags.out, ...(flags.trace === undefined ? [] : [flags.trace])];
+    if (files.includes("")) return yield* misuse("a file needs a name: found an empty one");
+    if (new Set(files.map((file) => resolve(file))).size < files.length) {
+      return yield* misuse("IN, --out and --trace must be different files");
+    }
     const weights = flags.weights?.split(",").map((text) =>
       text.trim() === "" ? NaN : Number(text)
     );
-    if (weights?.some((weight) => !(weight >= 0)) === true) {
+    if (weights?.some((weight) => !(weight >= 0 && weight < Infinity)) === true) {
       return yield* misuse(
         `--weights needs numbers with commas between them: found "${flags.weights}"`,
       );

@@ -41,6 +41,6 @@ export const listNodes = Effect.fn("listNodes")(function* (flags: NodesFlags) {
   if (cards.length > 0) return yield* print(cardTable(cards));
   yield* note(
     `annulus: no node answers in cluster "${flags.cluster}" at ${connection.getServer()}; start one with ` +
-      `\`annulus node --nats ${flags.nats} --cluster ${flags.cluster}\``,
+      `\`annulus node --nats nats://${connection.getServer()} --cluster ${flags.cluster}\``,
   );
 }, Effect.scoped);

@@ -69,7 +69,7 @@ export const runMain = Runtime.makeRunMain(({ fiber, teardown }) => {
   };
   const signals = Deno.build.os === "windows"
     ? ["SIGINT" as const]
-    : ["SIGINT" as const, "SIGTERM" as const];
+    : ["SIGINT" as const, "SIGTERM" as const, "SIGHUP" as const];
   for (const signal of signals) Deno.addSignalListener(signal, stop);
   fiber.addObserver((exit) => {
     for (const signal of signals) Deno.removeSignalListener(signal, stop);

@@ -35,13 +35,14 @@ export class Progress {
   /** Takes one interval of the timeline. */
   see({ rank, activity, block }: Interval): Effect.Effect<void> {
     return Effect.flatMap(Clock.currentTimeMillis, (now) => {
-      const mine = this.plan.ranks[rank]!;
+      const mine = this.plan.ranks[rank];
+      if (mine === undefined) return Effect.void; // a node said so, not the plan
       if (activity === "load") this.#doing[rank] = "taking its shard";
       if (activity === "home") this.#doing[rank] = "done";
       if (activity === "compute") {
         this.#began ??= now;
         const step = mine.steps.findIndex((step) => step.block.id === block);
-        this.#pairs[rank]! += mine.steps[step]!.pairs;
+        this.#pairs[rank]! += mine.steps[step]?.pairs ?? 0;
         this.#doing[rank] = `step ${step + 1} of ${mine.steps.length}`;
       }
       return this.#show(now);

@@ -75,9 +75,9 @@ export const reportOf = (
 /** A report of a run. */
 export type Report = ReturnType<typeof reportOf>;
 
-/** "webgpu on llvmpipe …, which is software on the CPU, not a GPU" */
+/** "webgpu (WebGPU on llvmpipe …), which is software on the CPU, not a GPU" */
 export const deviceInWords = ({ name, backend, software }: Report["device"]): string =>
-  `${name} on ${backend}${software ? ", which is software on the CPU, not a GPU" : ""}`;
+  `${name} (${backend})${software ? ", which is software on the CPU, not a GPU" : ""}`;
 
 /** The report in lines for a person. */
 export const reportInWords = (report: Report): ReadonlyArray<string> => {
@@ -92,9 +92,11 @@ export const reportInWords = (report: Report): ReadonlyArray<string> => {
       Math.round(report.tokens_per_second)
     } tokens/s, ${(report.flops / report.seconds / 1e9).toFixed(1)} GFLOP/s`,
     `balance    ${report.balance.toFixed(3)} (pairs of the busiest rank over the mean)`,
-    `sent       ${sizeInWords(most)} by the busiest rank; ${
-      percent(report.hidden_fraction)
-    } of the time it took was hidden`,
+    most === 0
+      ? "sent       nothing from rank to rank"
+      : `sent       ${sizeInWords(most)} by the busiest rank; ${
+        percent(report.hidden_fraction)
+      } of the time it took was hidden`,
     ...(report.error === undefined ? [] : [
       `error      o ${report.error.o.toExponential(1)} (relative L2), lse ${
         report.error.lse.toExponential(1)

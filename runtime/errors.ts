@@ -141,7 +141,7 @@ export class NonFinite extends Schema.TaggedError<NonFinite>()("NonFinite", {
   found: Schema.String,
 }) {
   override get message() {
-    return `Cannot return "${this.tensor}" of rank ${this.rank}: device "${this.device}" must give finite numbers: found ${this.found} at element ${this.index}; scores beyond the range of float32 do this`;
+    return `Cannot return "${this.tensor}" of rank ${this.rank}: device "${this.device}" must give finite numbers: found ${this.found} at element ${this.index}; scores or sums of values beyond the range of float32 do this`;
   }
 }
 

@@ -112,6 +112,9 @@ const largestBlock = 64 * 1024 * 1024;
 /** Blocks that a rank holds beside its own: received, waiting in a queue, in use. See `ring.ts`. */
 export const passingBlocks = 3;
 
+/** Far from where sums of weights lose whole tokens. */
+const largestWeight = 1e6;
+
 const problemFault = (spec: PlanSpec): InvalidProblem | undefined => {
   const { problem, weights } = spec;
   const whole = (what: string, value: number, most: number) =>
@@ -143,10 +146,10 @@ const problemFault = (spec: PlanSpec): InvalidProblem | undefined => {
     (mask.kind === "window" ? whole("the window", mask.window, 2 ** 29) : undefined) ??
     whole("the ring size", weights.length, 65_534) ??
     must(
-      weights.every((weight) => Number.isFinite(weight) && weight >= 0) &&
+      weights.every((weight) => weight >= 0 && weight <= largestWeight) &&
         weights.some((weight) => weight > 0),
       "the weights",
-      "non-negative numbers, not all 0",
+      `numbers from 0 to ${largestWeight}, not all 0`,
       weights.join(", "),
     );
 };

@@ -252,9 +252,10 @@ Deno.test("planOf() refuses with a sentence that says what is needed and what wa
   assert.match(refusal({}, []), /the ring size must be a whole number from 1 to 65534: found 0/);
   assert.match(
     refusal({}, [0, 0]),
-    /the weights must be non-negative numbers, not all 0: found 0, 0/,
+    /the weights must be numbers from 0 to 1000000, not all 0: found 0, 0/,
   );
   assert.match(refusal({}, [1, -1]), /found 1, -1/);
+  assert.match(refusal({}, [1e308, 1e308]), /found 1e\+308, 1e\+308/);
 });
 
 Deno.test("refusalFor() names what a rank needs and which knob to turn, before anything moves", () => {
