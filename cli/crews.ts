@@ -46,9 +46,7 @@ export interface ReadyCrew {
 
 const fibers = Effect.fnUntraced(function* ({ device, ring = 1 }: CrewOptions) {
   const plugin = yield* chooseDevice(devices, device);
-  const services = yield* Layer.build(
-    inProcess(plugin),
-  );
+  const services = yield* Layer.build(inProcess(plugin));
   const { info } = Context.get(services, Device);
   // The ranks share one machine.
   return { services, ring, memory: info.memory / ring };

@@ -117,8 +117,11 @@ const attend = Command.make(
     }
     const files = [flags.input, flags.out, ...(flags.trace === undefined ? [] : [flags.trace])];
     if (files.includes("")) return yield* misuse("a file needs a name: found an empty one");
-    if (new Set(files.map((file) => resolve(file))).size < files.length) {
-      return yield* misuse("IN, --out and --trace must be different files");
+    const twice = files.find((file, i) =>
+      files.slice(0, i).map((f) => resolve(f)).includes(resolve(file))
+    );
+    if (twice !== undefined) {
+      return yield* misuse(`IN, --out and --trace must be different files: found "${twice}" twice`);
     }
     const weights = flags.weights?.split(",").map((text) =>
       text.trim() === "" ? NaN : Number(text)

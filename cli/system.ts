@@ -43,7 +43,7 @@ export const hasVulkanDriver = (): boolean => {
 };
 
 /** The path of a program on PATH, or in the folders where Debian puts daemons; or undefined. */
-export const findProgram = (name: string): string | undefined =>
+const findProgram = (name: string): string | undefined =>
   [...(Deno.env.get("PATH") ?? "").split(":"), "/usr/sbin", "/usr/local/sbin"]
     .map((folder) => `${folder}/${name}`).find(isFile);
 

@@ -26,7 +26,7 @@ import { type Slot, slotName } from "./link.ts";
 /** Bytes of the header. */
 export const headerBytes = 64;
 /** Version of the wire format. */
-export const frameVersion = 1;
+const frameVersion = 1;
 const magic = 0x534c4e41; // "ANLS", read as a little-endian number
 
 /** What the payload is part of: queries, a K/V block, or a rank's result. */

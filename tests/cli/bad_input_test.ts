@@ -427,6 +427,17 @@ Deno.test("the command refuses flags that make no sense", (t) => {
       "--out",
       "o",
     ),
+    misused(
+      "the trace in the place of the input",
+      /must be different files: found ".\/in\.safetensors" twice/,
+      ...["attend", "in.safetensors", "--out", "o.safetensors", "--trace", "./in.safetensors"],
+    ),
+    misused(
+      "the output in the place of the input",
+      /must be different files: found "in\.safetensors" twice/,
+      ...["attend", "in.safetensors", "--out", "in.safetensors"],
+    ),
+    misused("an output without a name", /a file needs a name/, "attend", "a", "--out", ""),
     misused("an unknown command", /frobnicate/, "frobnicate"),
     misused("up -n 0", /-?-n.*at least 1/, "up", "-n", "0"),
     misused("the wizard, which would prompt", /--wizard/, "--wizard"),
@@ -557,6 +568,12 @@ Deno.test({
             flags: ["--nats", "http://127.0.0.1:4222"],
             says: /Cannot use the NATS server "http:.*nats:\/\/host:port: found another form/,
           },
+          ...[closed, "nats://127.0.0.1:99999"].map((server): Case => ({
+            name: `nodes of the run's own, and ${server}`,
+            flags: ["--nats", server],
+            // Not by way of a node that could not be started.
+            says: /^(annulus: )?Cannot use the NATS server "/,
+          })),
           ...[...commands(closed), ...commands("here")].map((args): Case => ({
             name: `${args.join(" ")} without a server`,
             args: () => args,

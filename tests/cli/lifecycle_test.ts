@@ -68,8 +68,12 @@ const assertStopped = async (folder: string, run: Annulus) => {
   assert.deepEqual([...run.descendants()], []);
 };
 
-it("Ctrl-C and SIGTERM during a run in one process leave nothing", async (folder) => {
-  const stops = [(run: Annulus) => run.interrupt(), (run: Annulus) => run.kill("SIGTERM")];
+it("Ctrl-C, SIGTERM and SIGHUP during a run in one process leave nothing", async (folder) => {
+  const stops = [
+    (run: Annulus) => run.interrupt(),
+    (run: Annulus) => run.kill("SIGTERM"),
+    (run: Annulus) => run.kill("SIGHUP"), // a terminal that was closed
+  ];
   await twoAtOnce([...stops.entries()], async ([i, stop]) => {
     const own = `${folder}/${i}`;
     await Deno.mkdir(own);
