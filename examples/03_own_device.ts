@@ -32,6 +32,7 @@ const kernel: AttentionKernel = {
     backend: "TypeScript",
     software: true,
     features: [],
+    gradients: false,
     memory: 2 ** 30,
     largestTensor: 2 ** 30,
   },

@@ -61,6 +61,64 @@ export const denseAttention = (
   return { o, lse };
 };
 
+/** Gradients in float64, each shaped as its tensor. */
+export interface Gradients {
+  readonly dq: Float64Array<ArrayBuffer>;
+  readonly dk: Float64Array<ArrayBuffer>;
+  readonly dv: Float64Array<ArrayBuffer>;
+}
+
+/**
+ * The gradients of `denseAttention` for the cotangent `dO` of `o`, by the chain rule as it stands in textbooks: through
+ * the weighted sum, the softmax and the scores, row by row. It knows neither log-sum-exp nor row sums of dO·o, which
+ * kernels use instead.
+ */
+export const denseGradients = (
+  problem: Problem,
+  q: Float32Array,
+  k: Float32Array,
+  v: Float32Array,
+  dO: Float32Array,
+): Gradients => {
+  const { batch, tokens, heads, kvHeads, headDim, scale, mask } = problem;
+  const dq = new Float64Array(q.length);
+  const dk = new Float64Array(k.length);
+  const dv = new Float64Array(v.length);
+  for (let b = 0; b < batch; b++) {
+    for (let h = 0; h < heads; h++) {
+      const g = Math.floor(h * kvHeads / heads);
+      for (let i = 0; i < tokens; i++) {
+        const row = ((b * tokens + i) * heads + h) * headDim;
+        const seen: Array<number> = [];
+        for (let j = 0; j < tokens; j++) {
+          if (sees(mask, i, j)) seen.push(((b * tokens + j) * kvHeads + g) * headDim);
+        }
+        const dot = (x: Float32Array, at: number, y: Float32Array, from: number) => {
+          let sum = 0;
+          for (let c = 0; c < headDim; c++) sum += x[at + c]! * y[from + c]!;
+          return sum;
+        };
+        const scores = seen.map((key) => dot(q, row, k, key) * scale);
+        const highest = scores.reduce((a, x) => Math.max(a, x), -Infinity);
+        const weights = scores.map((x) => Math.exp(x - highest));
+        const sum = weights.reduce((a, x) => a + x, 0);
+        const p = weights.map((x) => x / sum);
+        const dp = seen.map((key) => dot(dO, row, v, key));
+        const mean = dp.reduce((a, x, n) => a + p[n]! * x, 0);
+        seen.forEach((key, n) => {
+          const ds = p[n]! * (dp[n]! - mean) * scale;
+          for (let c = 0; c < headDim; c++) {
+            dv[key + c]! += p[n]! * dO[row + c]!;
+            dq[row + c]! += ds * k[key + c]!;
+            dk[key + c]! += ds * q[row + c]!;
+          }
+        });
+      }
+    }
+  }
+  return { dq, dk, dv };
+};
+
 /** Query rows of one batch entry, picked by their global positions. */
 export interface PickedRows {
   readonly heads: number;

@@ -9,6 +9,7 @@ import type { Accumulation, AttentionKernel, KeyValues, Queries, Tile } from "..
 import { asLse, lseOf } from "../runtime/lse.ts";
 import type { Band } from "../runtime/mask.ts";
 import { countUpTo, positionAt } from "../runtime/span.ts";
+import { beginBackward } from "./reference_backward.ts";
 
 /** Keys whose scores are held at once; their K and V fit a core's cache. */
 const keysAtOnce = 128;
@@ -129,8 +130,10 @@ export const referenceKernel = (): AttentionKernel => ({
     backend: "JavaScript",
     software: true,
     features: [],
+    gradients: true,
     memory: Deno.systemMemoryInfo().total,
     largestTensor: 2 ** 31 - 1,
   },
   begin,
+  beginBackward,
 });

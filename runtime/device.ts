@@ -6,14 +6,14 @@
  */
 import { Context, type Effect, type Scope } from "effect";
 import type { DeviceFailed } from "./errors.ts";
-import type { Attended, DeviceInfo, KeyValues, Queries, Tile } from "./kernel.ts";
+import type { Attended, DeviceInfo, KeyValues, Outcome, Queries, Tile } from "./kernel.ts";
 import type { Band } from "./mask.ts";
 
 /** One rank's state on a device. */
 export interface Accumulator {
   /**
    * Adds one block and gives the milliseconds for which the device was busy with it. The block's bytes are not
-   * needed any more when this returns.
+   * needed any more when this returns. A second call may start before the first returns: its work is queued.
    */
   readonly absorb: (
     block: KeyValues,
@@ -23,9 +23,34 @@ export interface Accumulator {
   readonly finish: Effect.Effect<Attended, DeviceFailed>;
 }
 
+/** What one block adds to the gradients of its own keys and values. */
+export interface BlockGradients {
+  /** dk then dv, each [batch, tokens, kvHeads, headDim]. */
+  readonly gradients: Float32Array;
+  /** Milliseconds for which the device was busy. */
+  readonly busy: number;
+}
+
+/** One rank's backward pass on a device. */
+export interface BackwardAccumulator {
+  /** Adds one block to dq, and gives what its keys and values get of this rank's queries. */
+  readonly absorb: (
+    block: KeyValues,
+    tiles: ReadonlyArray<Tile>,
+    band: Band,
+  ) => Effect.Effect<BlockGradients, DeviceFailed>;
+  /** dq, [batch, tokens, heads, headDim]. */
+  readonly finish: Effect.Effect<Float32Array, DeviceFailed>;
+}
+
 /** A device that several ranks may share. */
 export class Device extends Context.Service<Device, {
   readonly info: DeviceInfo;
   /** Uploads the queries; the accumulator's memory is freed with the scope. */
   readonly begin: (queries: Queries) => Effect.Effect<Accumulator, DeviceFailed, Scope.Scope>;
+  /** The same for gradients; absent where `info.gradients` is false. */
+  readonly beginBackward?: (
+    queries: Queries,
+    outcome: Outcome,
+  ) => Effect.Effect<BackwardAccumulator, DeviceFailed, Scope.Scope>;
 }>()("annulus/runtime/Device") {}

@@ -6,9 +6,11 @@
  * @module
  */
 import { Effect, type Scope } from "effect";
-import type { Accumulator, Device } from "./device.ts";
+import type { Accumulator, BackwardAccumulator, Device } from "./device.ts";
 import type { Answers, Refusal, Reply, Request } from "./device_worker_guest.ts";
 import { DeviceFailed, DeviceUnavailable } from "./errors.ts";
+import type { KeyValues, Outcome, Queries, Tile } from "./kernel.ts";
+import type { Band } from "./mask.ts";
 
 /** Which Worker to start. */
 export interface WorkerSpec {
@@ -23,11 +25,15 @@ export interface WorkerSpec {
 /** A module may load and yet never serve; drivers take seconds to open, not minutes. */
 const openWithin = "60 seconds";
 
-/** Bytes as they cross to the Worker: shared memory as it is, anything else as one copy that is given away. */
-const crossing = (bytes: Uint8Array): { bytes: Uint8Array; transfer: Array<Transferable> } => {
-  if (bytes.buffer instanceof SharedArrayBuffer) return { bytes, transfer: [] };
-  const copy = new Uint8Array(bytes);
-  return { bytes: copy, transfer: [copy.buffer] };
+/** An array as it crosses to the Worker: shared memory as it is, anything else as one copy that is given away. */
+const crossing = <A extends Uint8Array | Float32Array>(
+  array: A,
+  transfer: Array<Transferable>,
+): A => {
+  if (array.buffer instanceof SharedArrayBuffer) return array;
+  const copy = array.slice() as A & { readonly buffer: ArrayBuffer };
+  transfer.push(copy.buffer);
+  return copy;
 };
 
 /** A Worker and the requests that it has not answered yet. */
@@ -130,37 +136,63 @@ export const deviceInWorker: (
     );
 
     let nextKey = 0;
-    const begin: Device["Service"]["begin"] = Effect.fnUntraced(function* (queries) {
+    /** An accumulator in the Worker, from the request that begins it to the end of the scope. */
+    const beginWith = Effect.fnUntraced(function* (
+      attempted: string,
+      queries: Queries,
+      outcome?: Outcome,
+    ) {
       const key = nextKey++;
       // Before the request, so that an interruption between the two leaves nothing behind. The Worker keeps the
       // order, and nobody waits: a device that hangs must not hang the scope.
       yield* Effect.addFinalizer(() =>
         Effect.sync(() => void guest.send({ op: "close", key }, [], () => {}))
       );
-      const { bytes, transfer } = crossing(queries.bytes);
-      yield* guest.ask({ op: "begin", key, queries: { ...queries, bytes } }, transfer).pipe(
-        Effect.mapError(failed("begin an accumulator")),
-      );
+      const transfer: Array<Transferable> = [];
+      const placed = { ...queries, bytes: crossing(queries.bytes, transfer) };
+      const request: Request = outcome === undefined ? { op: "begin", key, queries: placed } : {
+        op: "beginBackward",
+        key,
+        queries: placed,
+        outcome: {
+          o: crossing(outcome.o, transfer),
+          lse: crossing(outcome.lse, transfer),
+          cotangent: crossing(outcome.cotangent, transfer),
+        },
+      };
+      yield* guest.ask(request, transfer).pipe(Effect.mapError(failed(attempted)));
 
       // Half a block may have been added when an absorb fails or is interrupted.
       let spoiled = false;
       const partial = { found: "an earlier block may have been added in part" };
-      const absorb: Accumulator["absorb"] = (block, tiles, band) =>
+      const absorb = (block: KeyValues, tiles: ReadonlyArray<Tile>, band: Band) =>
         Effect.suspend(() => {
           const attempted = `absorb a block of ${block.tokens} tokens`;
           if (spoiled) return Effect.fail(failed(attempted)(partial));
-          const { bytes, transfer } = crossing(block.bytes);
-          const request = { op: "absorb", key, block: { ...block, bytes }, tiles, band } as const;
-          return guest.ask(request, transfer).pipe(
+          const transfer: Array<Transferable> = [];
+          const placed = { ...block, bytes: crossing(block.bytes, transfer) };
+          return guest.ask({ op: "absorb", key, block: placed, tiles, band }, transfer).pipe(
             Effect.mapError(failed(attempted)),
             Effect.onError(() => Effect.sync(() => void (spoiled = true))),
           );
         });
-      const finish: Accumulator["finish"] = Effect.suspend(() =>
+      const finish = Effect.suspend(() =>
         spoiled ? Effect.fail(partial) : guest.ask({ op: "finish", key })
       ).pipe(Effect.mapError(failed("give the result back")));
       return { absorb, finish };
     });
-    return { info, begin };
+
+    // What the Worker answers depends on how the accumulator began.
+    const begin = (queries: Queries) =>
+      Effect.map(
+        beginWith("begin an accumulator", queries),
+        (opened) => opened as Accumulator,
+      );
+    const beginBackward = (queries: Queries, outcome: Outcome) =>
+      Effect.map(
+        beginWith("begin a backward pass", queries, outcome),
+        (opened) => opened as BackwardAccumulator,
+      );
+    return { info, begin, ...(info.gradients ? { beginBackward } : {}) };
   },
 );

@@ -4,21 +4,30 @@
  *
  * @module
  */
+import type { BlockGradients } from "./device.ts";
 import type {
   Accumulation,
   Attended,
   AttentionKernel,
+  BackwardPass,
   DeviceInfo,
   KeyValues,
+  Outcome,
   Queries,
   Tile,
 } from "./kernel.ts";
 import type { Band } from "./mask.ts";
 
-/** What the host asks for. `key` names an accumulator and is the host's choice. */
+/** What the host asks for. `key` names an accumulator, forward or backward, and is the host's choice. */
 export type Request =
   | { readonly op: "open"; readonly options: unknown }
   | { readonly op: "begin"; readonly key: number; readonly queries: Queries }
+  | {
+    readonly op: "beginBackward";
+    readonly key: number;
+    readonly queries: Queries;
+    readonly outcome: Outcome;
+  }
   | {
     readonly op: "absorb";
     readonly key: number;
@@ -33,9 +42,11 @@ export type Request =
 export interface Answers {
   readonly open: DeviceInfo;
   readonly begin: void;
-  /** Milliseconds for which the device was busy. */
-  readonly absorb: number;
-  readonly finish: Attended;
+  readonly beginBackward: void;
+  /** Milliseconds for which the device was busy, and gradients of a backward pass. */
+  readonly absorb: number | BlockGradients;
+  /** The result, or dq of a backward pass. */
+  readonly finish: Attended | Float32Array;
   readonly close: void;
 }
 
@@ -67,20 +78,48 @@ const refusalOf = (cause: unknown): Refusal => {
   return { found: cause instanceof Error ? cause.message || cause.name : String(cause) };
 };
 
+/** An accumulation and its calls of `absorb` that are not over. */
+interface Open {
+  readonly of: Accumulation | BackwardPass;
+  readonly absorbing: Set<Promise<unknown>>;
+}
+
+/** Memory of the arrays in an answer that can be given away instead of copied. */
+const memoryOf = (answer: Answers[keyof Answers]): Array<Transferable> => {
+  if (typeof answer !== "object") return [];
+  const arrays = answer instanceof Float32Array ? [answer] : Object.values(answer);
+  const buffers = arrays.filter((x) => x instanceof Float32Array).map(({ buffer }) => buffer);
+  return [...new Set(buffers)].filter((buffer) => buffer instanceof ArrayBuffer);
+};
+
 /**
  * Serves the kernel that `open` makes, called once with the host's options. Call it while the Worker's module loads.
- * Requests are handled strictly one after another. The arrays that `finish` gives are transferred, so that the
- * kernel must not use them again.
+ * Requests are handled one after another, but one call of `absorb` per accumulation need not be over when the next
+ * request is handled. The arrays that a kernel gives are transferred, so that it must not use them again.
  */
 export const serveDevice = (open: (options: unknown) => Promise<AttentionKernel>): void => {
   const scope = self as unknown as DedicatedWorkerGlobalScope;
-  const accumulations = new Map<number, Accumulation>();
+  const accumulations = new Map<number, Open>();
   let kernel: AttentionKernel | undefined; // there is one before the host asks for anything else
 
-  const accumulationOf = (key: number): Accumulation => {
+  const openOf = (key: number): Open => {
     const found = accumulations.get(key);
     if (found === undefined) throw new Error("its accumulator was closed before");
     return found;
+  };
+  const settled = (key: number) => Promise.allSettled(accumulations.get(key)?.absorbing ?? []);
+
+  let lastEnd = 0;
+  const absorb = async (
+    { of }: Open,
+    { block, tiles, band }: Extract<Request, { readonly op: "absorb" }>,
+  ): Promise<number | BlockGradients> => {
+    const began = performance.now();
+    const gradients = await of.absorb(block, tiles, band);
+    // Two calls at once share the device: what the other one kept it busy with is not ours.
+    const busy = performance.now() - Math.max(began, lastEnd);
+    lastEnd = performance.now();
+    return gradients instanceof Float32Array ? { gradients, busy } : busy;
   };
 
   const answer = async (request: Request): Promise<Answers[keyof Answers]> => {
@@ -88,20 +127,30 @@ export const serveDevice = (open: (options: unknown) => Promise<AttentionKernel>
       case "open":
         kernel = await open(request.options);
         return kernel.info;
-      case "begin":
-        accumulations.set(request.key, await kernel!.begin(request.queries));
+      case "begin": {
+        const of = await kernel!.begin(request.queries);
+        accumulations.set(request.key, { of, absorbing: new Set() });
         return;
+      }
+      case "beginBackward": {
+        const of = await kernel!.beginBackward?.(request.queries, request.outcome);
+        if (of === undefined) throw new Error("it has no backward pass");
+        accumulations.set(request.key, { of, absorbing: new Set() });
+        return;
+      }
       case "absorb": {
-        const accumulation = accumulationOf(request.key);
-        const began = performance.now();
-        await accumulation.absorb(request.block, request.tiles, request.band);
-        return performance.now() - began;
+        const open = openOf(request.key);
+        const absorbing = absorb(open, request);
+        open.absorbing.add(absorbing);
+        return await absorbing.finally(() => open.absorbing.delete(absorbing));
       }
       case "finish":
-        return await accumulationOf(request.key).finish();
+        await settled(request.key);
+        return await openOf(request.key).of.finish();
       case "close":
         // An accumulator that never began, because that failed, is closed as well.
-        accumulations.get(request.key)?.close();
+        await settled(request.key);
+        accumulations.get(request.key)?.of.close();
         accumulations.delete(request.key);
         return;
     }
@@ -113,8 +162,7 @@ export const serveDevice = (open: (options: unknown) => Promise<AttentionKernel>
   const handle = async (id: number, request: Request): Promise<void> => {
     try {
       const value = await answer(request);
-      const arrays = typeof value === "object" && "o" in value ? [value.o, value.lse] : [];
-      post({ id, answer: value }, [...new Set(arrays.map((array) => array.buffer))]);
+      post({ id, answer: value }, memoryOf(value));
     } catch (cause) {
       post({ id, refusal: refusalOf(cause) });
     }
@@ -122,7 +170,16 @@ export const serveDevice = (open: (options: unknown) => Promise<AttentionKernel>
 
   let last = Promise.resolve();
   scope.addEventListener("message", ({ data }: MessageEvent<{ id: number; request: Request }>) => {
-    last = last.then(() => handle(data.id, data.request));
+    last = last.then(async () => {
+      const { request } = data;
+      const absorbing = request.op === "absorb" ? accumulations.get(request.key)?.absorbing : null;
+      if (absorbing === null) return handle(data.id, request);
+      // Its failure is told to whom it concerns.
+      if (absorbing !== undefined && absorbing.size > 1) {
+        await Promise.race(absorbing).catch(() => {});
+      }
+      handle(data.id, request);
+    });
   });
   scope.addEventListener("messageerror", () => post({ gone: "a request could not be read" }));
 

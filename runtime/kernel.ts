@@ -56,13 +56,46 @@ export interface Attended {
 
 /** (õ, m, l) of one query shard, float32 at least, on the device from `begin` to `close`. */
 export interface Accumulation {
-  /** Adds the pairs of `tiles` that `band` allows. Resolves when the device has done so. */
+  /**
+   * Adds the pairs of `tiles` that `band` allows. Resolves when the block's bytes are not needed any more; the device
+   * may lag by this one call. Called again before that, so that the next block is queued while one is computed.
+   */
   readonly absorb: (
     block: KeyValues,
     tiles: ReadonlyArray<Tile>,
     band: Band,
   ) => void | Promise<void>;
   readonly finish: () => Attended | Promise<Attended>;
+  /** Frees the device memory; harmless when repeated. */
+  readonly close: () => void;
+}
+
+/** What the backward pass knows of its query rows. May lie in shared memory. */
+export interface Outcome {
+  /** [batch, tokens, heads, headDim], over the whole sequence. */
+  readonly o: Float32Array;
+  /** [batch, heads, tokens], over the whole sequence: with a block's own, dq and dk are wrong without a sign of it. */
+  readonly lse: Float32Array;
+  /** The cotangent of o, dO: [batch, tokens, heads, headDim]. */
+  readonly cotangent: Float32Array;
+}
+
+/** dq of one query shard, float32 at least, on the device from `beginBackward` to `close`. */
+export interface BackwardPass {
+  /**
+   * Adds the pairs of `tiles` that `band` allows to dq, and gives dk then dv of these pairs alone, each
+   * [batch, block tokens, kvHeads, headDim] and summed over the query heads that share a K/V head. Called again before
+   * it resolves, as `Accumulation.absorb`.
+   *
+   * P = exp(scale · q·k − lse), D = Σ dO·o, dS = P ∘ (dO·v − D): dv = Pᵀ dO, dq = scale · dS k, dk = scale · dSᵀ q.
+   */
+  readonly absorb: (
+    block: KeyValues,
+    tiles: ReadonlyArray<Tile>,
+    band: Band,
+  ) => Float32Array | Promise<Float32Array>;
+  /** dq, [batch, tokens, heads, headDim]; 0 where a row saw no key. */
+  readonly finish: () => Float32Array | Promise<Float32Array>;
   /** Frees the device memory; harmless when repeated. */
   readonly close: () => void;
 }
@@ -76,6 +109,8 @@ export interface DeviceInfo {
   /** Arithmetic happens on the CPU; never presented as a GPU. */
   readonly software: boolean;
   readonly features: ReadonlyArray<string>;
+  /** It has a backward pass. */
+  readonly gradients: boolean;
   /** Bytes of memory of the machine or, where the driver tells, of the device. */
   readonly memory: number;
   /** Bytes that one tensor may have before the device splits it. */
@@ -87,4 +122,9 @@ export interface AttentionKernel {
   readonly info: DeviceInfo;
   /** Uploads the queries; their bytes are not needed any more when this resolves. */
   readonly begin: (queries: Queries) => Accumulation | Promise<Accumulation>;
+  /** The same for gradients; absent where `info.gradients` is false. */
+  readonly beginBackward?: (
+    queries: Queries,
+    outcome: Outcome,
+  ) => BackwardPass | Promise<BackwardPass>;
 }

@@ -11,6 +11,7 @@ const DeviceInfo = Schema.Struct({
   backend: Schema.String,
   software: Schema.Boolean,
   features: Schema.Array(Schema.String),
+  gradients: Schema.Boolean,
   memory: Schema.Number,
   largestTensor: Schema.Number,
 });

@@ -54,6 +54,7 @@ export const openWebgpu = async (options: WebgpuOptions = {}): Promise<Attention
       backend: describe(adapter.info),
       software,
       features: [...device.features],
+      gradients: false,
       memory: Deno.systemMemoryInfo().total,
       largestTensor: largestBuffer,
     },

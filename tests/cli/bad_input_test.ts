@@ -456,6 +456,7 @@ const nodeCard = (id: string, changes: Partial<NodeCard> = {}): NodeCard => ({
     backend: "JavaScript",
     software: true,
     features: [],
+    gradients: false,
     memory: 2 ** 34,
     largestTensor: 2 ** 31,
   },

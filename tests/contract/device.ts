@@ -41,14 +41,17 @@ export interface DeviceCase {
 const causal: Mask = { kind: "causal" };
 
 /** A small problem, to be changed where a case is about something. */
-const problem = (changes: Partial<Problem> = {}): Problem => {
+export const problem = (changes: Partial<Problem> = {}): Problem => {
   const headDim = changes.headDim ?? 64;
   const scale = 1 / Math.sqrt(headDim);
   return { batch: 1, tokens: 62, heads: 4, kvHeads: 2, headDim, scale, mask: causal, ...changes };
 };
 
 /** Standard normal inputs, times `factor`. */
-const inputsOf = ({ batch, tokens, heads, kvHeads, headDim }: Problem, factor = 1): Inputs => {
+export const inputsOf = (
+  { batch, tokens, heads, kvHeads, headDim }: Problem,
+  factor = 1,
+): Inputs => {
   const [queries, keys] = [batch * tokens * heads * headDim, batch * tokens * kvHeads * headDim];
   const [q, k, v] = [queries, keys, keys].map((count, i) => normals(i + 1, count));
   return {
@@ -59,7 +62,7 @@ const inputsOf = ({ batch, tokens, heads, kvHeads, headDim }: Problem, factor = 
 };
 
 /** All queries against the keys in stretches of these lengths; half and half unless told. */
-const whole = (
+export const whole = (
   problem: Problem,
   {
     lengths = [problem.tokens >> 1, problem.tokens - (problem.tokens >> 1)],
@@ -144,7 +147,7 @@ const manyBlocks: DeviceCase = {
 };
 
 /** Where the tokens of a ring's ranks lie, by layout. */
-const layouts: Record<string, ReadonlyArray<Tokens>> = {
+export const layouts: Record<string, ReadonlyArray<Tokens>> = {
   contiguous: stretches([40, 51, 40]),
   zigzag: [
     [stretch(0, 22), stretch(110, 131)],
@@ -445,29 +448,35 @@ export const deviceCases: ReadonlyArray<DeviceCase> = [
   reopened,
 ];
 
-/**
- * Registers the contract as one test of this plugin, with a step for each case. `skip` maps the names of cases to the
- * reason why this device is excused, and `ignore` excuses it from all, as where it cannot run.
- */
+/** How a plugin is tested. */
+export interface DeviceUnderTest {
+  /** How close to float64 it comes; 2e-6 and 1e-5 unless told. */
+  readonly bound?: DeviceBound;
+  /** Names of cases with the reason why this device is excused from them. */
+  readonly skip?: Readonly<Record<string, string>>;
+  /** Why it cannot run here. */
+  readonly ignore?: string;
+  /** Which contract: that of a device and its forward pass unless told. */
+  readonly contract?: { readonly name: string; readonly cases: ReadonlyArray<DeviceCase> };
+}
+
+/** Registers a contract as one test of this plugin, with a step for each case. */
 export const testDevice = (
   plugin: DevicePlugin,
-  { bound, skip = {}, ignore }: {
-    readonly bound: DeviceBound;
-    readonly skip?: Readonly<Record<string, string>>;
-    readonly ignore?: string;
-  },
+  { bound, skip = {}, ignore, contract = { name: "the contract", cases: deviceCases } }:
+    DeviceUnderTest,
 ): void => {
   for (const name of Object.keys(skip)) {
-    assert.ok(deviceCases.some((promise) => promise.name === name), `there is no case "${name}"`);
+    assert.ok(contract.cases.some((one) => one.name === name), `there is no case "${name}"`);
   }
   const suffix = ignore === undefined ? "" : ` (not here: ${ignore})`;
   Deno.test({
-    name: `device ${plugin.name} keeps the contract${suffix}`,
+    name: `device ${plugin.name} keeps ${contract.name}${suffix}`,
     ignore: ignore !== undefined,
     fn: async (test) => {
       const runtime = ManagedRuntime.make(plugin.layer);
       try {
-        for (const { name, run } of deviceCases) {
+        for (const { name, run } of contract.cases) {
           const reason = skip[name];
           await test.step({
             name: reason === undefined ? name : `${name} (skipped: ${reason})`,
@@ -475,7 +484,10 @@ export const testDevice = (
             // The device's Worker outlives a step; the whole test is held to leave nothing open.
             sanitizeOps: false,
             sanitizeResources: false,
-            fn: () => runtime.runPromise(run.pipe(Effect.provideService(DeviceBound, bound))),
+            fn: () =>
+              runtime.runPromise(
+                bound === undefined ? run : Effect.provideService(run, DeviceBound, bound),
+              ),
           });
         }
       } finally {

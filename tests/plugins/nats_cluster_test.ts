@@ -14,6 +14,7 @@ const info = {
   backend: "none",
   software: true,
   features: [],
+  gradients: false,
   memory: 2 ** 20,
   largestTensor: 2 ** 20,
 };

@@ -56,7 +56,9 @@ export interface Cut {
 
 // --- Positions, spans and tiles, by counting one by one -----------------------------------------
 
-const positionsOf = (tokens: Tokens): ReadonlyArray<number> => tokens.flatMap(positionsOfSpan);
+/** The positions of these tokens, in the order of the spans. */
+export const positionsOf = (tokens: Tokens): ReadonlyArray<number> =>
+  tokens.flatMap(positionsOfSpan);
 
 /** Tokens `from` … `to − 1`. */
 export const stretch = (from: number, to: number): Span => {
@@ -74,7 +76,7 @@ const seesIn = (mask: Mask, q: number, k: number): boolean =>
   mask.kind === "full" || k <= q && (mask.kind === "causal" || q - k < mask.window);
 
 /** Every span of queries against every span of keys, where at least one pair counts. */
-const tilesOf = (mask: Mask, queries: Tokens, keys: Tokens, offset: number): Array<Tile> => {
+export const tilesOf = (mask: Mask, queries: Tokens, keys: Tokens, offset: number): Array<Tile> => {
   const tiles: Array<Tile> = [];
   const moved = (span: Span): Span => ({ ...span, start: span.start + offset });
   let row = 0;
@@ -98,7 +100,7 @@ const tilesOf = (mask: Mask, queries: Tokens, keys: Tokens, offset: number): Arr
 // --- Bytes --------------------------------------------------------------------------------------
 
 /** Rows of a [batch, tokens, …width] tensor at these tokens. */
-const gather = (
+export const gather = (
   tensor: ArrayLike<number>,
   batch: number,
   width: number,
@@ -114,7 +116,8 @@ const gather = (
   return picked;
 };
 
-const concat = (a: Float64Array, b: Float64Array): Float32Array => {
+/** Two tensors, one after the other, in float32. */
+export const concat = (a: Float64Array, b: Float64Array): Float32Array => {
   const both = new Float32Array(a.length + b.length);
   both.set(a);
   both.set(b, a.length);
@@ -122,7 +125,7 @@ const concat = (a: Float64Array, b: Float64Array): Float32Array => {
 };
 
 /** In shared memory, behind some other bytes. */
-const shared = (bytes: Uint8Array): Uint8Array => {
+export const shared = (bytes: Uint8Array): Uint8Array => {
   const placed = new Uint8Array(new SharedArrayBuffer(bytes.length + 12), 8, bytes.length);
   placed.set(bytes);
   return placed;
@@ -202,7 +205,8 @@ export const rowsOf = ({ problem, queries }: Cut, whole: Rows): Rows => {
 const largestFinite = (x: ArrayLike<number>): number =>
   Array.from(x).filter(Number.isFinite).reduce((most, a) => Math.max(most, Math.abs(a)), 0);
 
-const rms = (x: ArrayLike<number>): number =>
+/** Root mean square. */
+export const rms = (x: ArrayLike<number>): number =>
   Math.sqrt(Array.from(x).reduce((sum, a) => sum + a * a, 0) / x.length);
 
 /** Asserts that a result is close to the expected one, and that a result of zeros would not be. */

@@ -12,6 +12,7 @@ const info = {
   backend: "odd",
   software: true,
   features: [],
+  gradients: false,
   memory: 0,
   largestTensor: 0,
 };
