@@ -49,10 +49,17 @@ export const attendFiles = Effect.fn("attendFiles")(function* (flags: AttendFlag
   if (input.ignored.length > 0 && flags.progress) {
     yield* note(`annulus: ignoring tensors ${input.ignored.map((name) => `"${name}"`).join(", ")}`);
   }
-  const { batch, tokens, heads, headDim } = input.problem;
+  const { batch, tokens, heads, kvHeads, headDim } = input.problem;
+  const gradients = (name: string, heads: number) =>
+    input.gradients
+      ? [{ name, dtype: "F32", shape: [batch, tokens, heads, headDim] } as const]
+      : [];
   const writer = yield* createSafetensors(flags.out, [
     { name: "o", dtype: "F32", shape: [batch, tokens, heads, headDim] },
     { name: "lse", dtype: "F32", shape: [batch, heads, tokens] },
+    ...gradients("dq", heads),
+    ...gradients("dk", kvHeads),
+    ...gradients("dv", kvHeads),
   ], { format: `annulus ${version}` });
   const trace = flags.trace === undefined ? undefined : yield* createTrace(flags.trace);
 
@@ -60,6 +67,7 @@ export const attendFiles = Effect.fn("attendFiles")(function* (flags: AttendFlag
   const stored = common(input.dtypes.k, input.dtypes.v);
   const job = yield* jobFor(input.problem, { q: input.dtypes.q, kv: stored }, {
     ring: crew.ring,
+    gradients: input.gradients,
     ...(flags.layout === undefined ? {} : { layout: flags.layout }),
     ...(flags.weights === undefined ? {} : { weights: flags.weights }),
     ...(flags.wire === undefined ? {} : { wire: flags.wire }),

@@ -1,6 +1,6 @@
 /**
  * The tensors that `attend` reads: `q` [batch, sequence, heads, head_dim], `k` and `v` [batch, sequence, kv_heads,
- * head_dim], in f32, f16 or bf16.
+ * head_dim], and for gradients `do`, shaped as `q`; in f32, f16 or bf16.
  *
  * @module
  */
@@ -10,13 +10,13 @@ import {
   type SafetensorsFile,
   type SafetensorsTensor,
 } from "../plugins/safetensors.ts";
-import { Source } from "../runtime/driver.ts";
+import { type Input as TensorName, Source } from "../runtime/driver.ts";
 import type { DType } from "../runtime/dtype.ts";
 import { type FileInvalid, TensorInvalid } from "../runtime/errors.ts";
 import type { Mask } from "../runtime/mask.ts";
 import type { Problem } from "../runtime/plan.ts";
 
-const dtypes = new Map<string, DType>([["F32", "f32"], ["F16", "f16"], ["BF16", "bf16"]]);
+const formats = new Map<string, DType>([["F32", "f32"], ["F16", "f16"], ["BF16", "bf16"]]);
 
 /** Tensors that mean something to other versions: ignoring them would give a wrong answer without a word. */
 const unsupported = new Map([
@@ -24,15 +24,16 @@ const unsupported = new Map([
     "cu_seqlens",
     "absent, since packed documents are not supported yet; split the file by document",
   ],
-  ["do", "absent, since gradients are not supported yet; rename it to have it ignored"],
 ]);
 
 /** An input file whose tensors fit together. */
 export interface Input {
   readonly file: SafetensorsFile;
   readonly problem: Problem;
-  readonly dtypes: { readonly q: DType; readonly k: DType; readonly v: DType };
+  readonly dtypes: Source["Service"]["dtypes"];
   readonly source: Source["Service"];
+  /** There is a `do`. */
+  readonly gradients: boolean;
   /** Names of tensors that are none of ours. */
   readonly ignored: ReadonlyArray<string>;
 }
@@ -51,14 +52,15 @@ export const openInput = Effect.fn("openInput")(function* (
       return yield* refuse(name, needed, `${there.dtype} [${there.shape.join(", ")}]`);
     }
   }
-  const read = Effect.fnUntraced(function* (name: "q" | "k" | "v") {
+  const read = Effect.fnUntraced(function* (name: TensorName) {
     const tensor = file.tensor(name);
-    const layout = `[batch, sequence, ${name === "q" ? "heads" : "kv_heads"}, head_dim]`;
+    const which = name === "q" || name === "do" ? "heads" : "kv_heads";
+    const layout = `[batch, sequence, ${which}, head_dim]`;
     if (tensor === undefined) {
       const names = [...file.tensors.keys()].map((key) => `"${key}"`).join(", ") || "none";
       return yield* refuse(name, `there, ${layout}`, `tensors ${names}`);
     }
-    const dtype = dtypes.get(tensor.dtype);
+    const dtype = formats.get(tensor.dtype);
     if (dtype === undefined) return yield* refuse(name, "of type F32, F16 or BF16", tensor.dtype);
     if (tensor.shape.length !== 4) {
       return yield* refuse(name, `of 4 dimensions, ${layout}`, shapeOf(tensor));
@@ -81,6 +83,15 @@ export const openInput = Effect.fn("openInput")(function* (
       return yield* refuse(name, words, shapeOf(other.tensor));
     }
   }
+  const cotangent = file.tensor("do") === undefined ? undefined : yield* read("do");
+  if (cotangent?.tensor.shape.some((size, i) => size !== q.tensor.shape[i]) === true) {
+    return yield* refuse(
+      "do",
+      `[${q.tensor.shape.join(", ")}], the shape of q`,
+      shapeOf(cotangent.tensor),
+    );
+  }
+  const dtypes = { q: q.dtype, k: k.dtype, v: v.dtype, do: cotangent?.dtype ?? "f32" };
   if (k.heads === 0 || q.heads % k.heads !== 0) {
     return yield* refuse(
       "k",
@@ -99,13 +110,10 @@ export const openInput = Effect.fn("openInput")(function* (
       scale: 1 / Math.sqrt(q.headDim),
       mask,
     },
-    dtypes: { q: q.dtype, k: k.dtype, v: v.dtype },
-    source: Source.of({
-      name: path,
-      dtypes: { q: q.dtype, k: k.dtype, v: v.dtype },
-      read: file.read,
-    }),
-    ignored: [...file.tensors.keys()].filter((name) => !["q", "k", "v"].includes(name)),
+    dtypes,
+    source: Source.of({ name: path, dtypes, read: file.read }),
+    gradients: cotangent !== undefined,
+    ignored: [...file.tensors.keys()].filter((name) => !["q", "k", "v", "do"].includes(name)),
   };
 });
 

@@ -18,6 +18,8 @@ const inWords = (milliseconds: number): string => `${(milliseconds / 1000).toFix
 
 /** Follows a run by its timeline. */
 export class Progress {
+  /** Passes over the sequence: a second one for gradients. */
+  readonly #passes: number;
   readonly #pairs: Array<number>;
   readonly #doing: Array<string>;
   #began: number | undefined;
@@ -28,6 +30,7 @@ export class Progress {
     readonly plan: Plan,
     readonly terminal: boolean,
   ) {
+    this.#passes = plan.gradients === true ? 2 : 1;
     this.#pairs = plan.ranks.map(() => 0);
     this.#doing = plan.ranks.map(() => "waiting for its shard");
   }
@@ -42,7 +45,7 @@ export class Progress {
       if (activity === "compute") {
         this.#began ??= now;
         const step = mine.steps.findIndex((step) => step.block.id === block);
-        this.#pairs[rank]! += mine.steps[step]?.pairs ?? 0;
+        this.#pairs[rank]! += (mine.steps[step]?.pairs ?? 0) / this.#passes;
         this.#doing[rank] = `step ${step + 1} of ${mine.steps.length}`;
       }
       return this.#show(now);

@@ -61,7 +61,7 @@ export const memoryLinks = (options: MemoryLinksOptions = {}): Layer.Layer<Links
         new LinkFailed({ run: ends.run, self, peer, needed, found });
       if (self === peer) return yield* failed("two different members", "one");
 
-      const name = JSON.stringify([ends.run, ...[self, peer].sort()]);
+      const name = JSON.stringify([ends.run, ends.lane, ...[self, peer].sort()]);
       const waiting = halfOpen.get(name);
       if (waiting?.opener === self) {
         return yield* failed("to be opened once by each member", "it opened twice");

@@ -1,6 +1,7 @@
 /**
- * Links over NATS. What `from` says to `to` travels on one subject, `annulus.<cluster>.<run>.<from>.<to>`, whose
- * order NATS keeps; what NATS drops, and it drops without a word, ends the link with an error.
+ * Links over NATS. What `from` says to `to` travels on one subject, `annulus.<cluster>.<run>.<from>.<to>` with the
+ * lane's name behind it where there is one, whose order NATS keeps; what NATS drops, and it drops without a word, ends
+ * the link with an error.
  *
  * @module
  */
@@ -38,8 +39,13 @@ export interface NatsLinksOptions {
 const largestFrame = 512 * 1024;
 
 /** The subject on which `from` speaks to `to`. */
-export const subjectOf = (cluster: string, run: string, from: Slot, to: Slot): string =>
-  `annulus.${cluster}.${run}.${from}.${to}`;
+export const subjectOf = (
+  cluster: string,
+  run: string,
+  from: Slot,
+  to: Slot,
+  lane?: Ends["lane"],
+): string => ["annulus", cluster, run, from, to, ...(lane === undefined ? [] : [lane])].join(".");
 
 /** What a link hears of its connection. */
 interface Listener {
@@ -115,8 +121,8 @@ export const natsLinks = (
           );
         }
 
-        const outgoing = subjectOf(cluster, ends.run, ends.self, ends.peer);
-        const incoming = subjectOf(cluster, ends.run, ends.peer, ends.self);
+        const outgoing = subjectOf(cluster, ends.run, ends.self, ends.peer, ends.lane);
+        const incoming = subjectOf(cluster, ends.run, ends.peer, ends.self, ends.lane);
         const conversation = new Conversation(ends, {
           windowBytes,
           maxBody: maxFrame,

@@ -39,13 +39,15 @@ export interface RunOptions {
   readonly weights?: ReadonlyArray<number>;
   /** Format in which K and V travel; their own by default. */
   readonly wire?: DType;
+  /** Gradients as well; false by default. */
+  readonly gradients?: boolean;
 }
 
 /** A job for the links at hand. */
 export const jobFor = Effect.fn("jobFor")(function* (
   problem: Problem,
   dtypes: { readonly q: DType; readonly kv: DType },
-  { ring = 1, layout, weights, wire }: RunOptions,
+  { ring = 1, layout, weights, wire, gradients = false }: RunOptions,
 ) {
   const { maxFrame } = yield* Links;
   if (weights !== undefined && weights.length !== ring) {
@@ -68,6 +70,7 @@ export const jobFor = Effect.fn("jobFor")(function* (
     problem,
     layout: layout ?? layoutFor(problem.mask),
     weights: weights ?? Array.from({ length: ring }, () => 1),
+    gradients,
     dtype: dtypes.q,
     wire: wire ?? dtypes.kv,
     chunkBytes: chunkFor(maxFrame),
@@ -75,7 +78,7 @@ export const jobFor = Effect.fn("jobFor")(function* (
 });
 
 /** Inputs in memory, and how to attend. */
-export interface AttendOptions extends RunOptions {
+export interface AttendOptions extends Omit<RunOptions, "gradients"> {
   readonly batch?: number;
   /** Sequence length, S. */
   readonly tokens: number;
@@ -89,6 +92,8 @@ export interface AttendOptions extends RunOptions {
   readonly k: Float32Array;
   /** [batch, tokens, kvHeads, headDim] */
   readonly v: Float32Array;
+  /** dO, [batch, tokens, heads, headDim]: then the result has gradients. */
+  readonly cotangent?: Float32Array;
   /** Full by default. */
   readonly mask?: Mask;
   /** 1/√headDim by default. */
@@ -101,6 +106,12 @@ export interface AttendResult extends RunRecord {
   readonly o: Float32Array<ArrayBuffer>;
   /** [batch, heads, tokens] */
   readonly lse: Lse;
+  /** Of Σ dO·o, each shaped as its tensor; where a cotangent was given. */
+  readonly gradients?: {
+    readonly dq: Float32Array<ArrayBuffer>;
+    readonly dk: Float32Array<ArrayBuffer>;
+    readonly dv: Float32Array<ArrayBuffer>;
+  };
 }
 
 /**
@@ -131,14 +142,18 @@ export const attend = (options: AttendOptions): Effect.Effect<
   Crew | Links
 > =>
   Effect.gen(function* () {
-    const { q, k, v, batch = 1, tokens, heads, headDim, mask = { kind: "full" } } = options;
+    const { q, k, v, cotangent, batch = 1, tokens, heads, headDim, mask = { kind: "full" } } =
+      options;
     const { kvHeads = heads, scale = 1 / Math.sqrt(headDim) } = options;
     const problem = { batch, tokens, heads, kvHeads, headDim, scale, mask };
-    const job = yield* jobFor(problem, { q: "f32", kv: "f32" }, options);
-    const inputs = { q, k, v };
+    const job = yield* jobFor(problem, { q: "f32", kv: "f32" }, {
+      ...options,
+      gradients: cotangent !== undefined,
+    });
     const elements = { q: batch * tokens * heads * headDim, k: batch * tokens * kvHeads * headDim };
-    for (const name of ["q", "k", "v"] as const) {
-      const needed = name === "q" ? elements.q : elements.k;
+    const inputs = { q, k, v, do: cotangent ?? new Float32Array(elements.q) };
+    for (const name of ["q", "k", "v", "do"] as const) {
+      const needed = name === "q" || name === "do" ? elements.q : elements.k;
       if (inputs[name].length === needed) continue;
       return yield* new InvalidProblem({
         what: `the length of ${name}`,
@@ -146,11 +161,16 @@ export const attend = (options: AttendOptions): Effect.Effect<
         found: String(inputs[name].length),
       });
     }
-    const o = new Float32Array(elements.q);
-    const lse = asLse(new Float32Array(batch * heads * tokens));
+    const results = {
+      o: new Float32Array(elements.q),
+      lse: asLse(new Float32Array(batch * heads * tokens)),
+      dq: new Float32Array(job.gradients ? elements.q : 0),
+      dk: new Float32Array(job.gradients ? elements.k : 0),
+      dv: new Float32Array(job.gradients ? elements.k : 0),
+    };
     const source = Source.of({
       name: "the arrays given",
-      dtypes: { q: "f32", k: "f32", v: "f32" },
+      dtypes: { q: "f32", k: "f32", v: "f32", do: "f32" },
       read: (tensor, regions) =>
         Effect.sync(() => {
           const parts = regions.map(({ offset, length }) =>
@@ -171,7 +191,7 @@ export const attend = (options: AttendOptions): Effect.Effect<
           const values = new Float32Array(new Uint8Array(bytes).buffer);
           let at = 0;
           for (const { offset, length } of regions) {
-            (tensor === "o" ? o : lse).set(values.subarray(at, at + length), offset);
+            results[tensor].set(values.subarray(at, at + length), offset);
             at += length;
           }
         }),
@@ -180,5 +200,6 @@ export const attend = (options: AttendOptions): Effect.Effect<
       Effect.provideService(Source, source),
       Effect.provideService(Sink, sink),
     );
-    return { ...record, o, lse };
+    const { o, lse, ...gradients } = results;
+    return { ...record, o, lse, ...(job.gradients ? { gradients } : {}) };
   });

@@ -24,22 +24,28 @@ import type { Interval } from "./timeline.ts";
 import { receive, send } from "./transfer.ts";
 import type { Span } from "./span.ts";
 
+/** Tensors that a driver reads; `do` is the cotangent of o. */
+export type Input = "q" | "k" | "v" | "do";
+/** Tensors that it writes, all float32: the last three for gradients. */
+export type Output = "o" | "lse" | "dq" | "dk" | "dv";
+
 /** Where inputs come from. Element regions refer to a whole tensor, [batch, tokens, heads, headDim]. */
 export class Source extends Context.Service<Source, {
   /** For sentences: a path, or a name. */
   readonly name: string;
-  readonly dtypes: { readonly q: DType; readonly k: DType; readonly v: DType };
+  /** Of `do` only where gradients are asked for. */
+  readonly dtypes: Readonly<Record<Input, DType>>;
   /** The bytes of these regions, one after the other, in the tensor's own format. */
   readonly read: (
-    tensor: "q" | "k" | "v",
+    tensor: Input,
     regions: ReadonlyArray<Region>,
   ) => Effect.Effect<Uint8Array, FileInvalid>;
 }>()("annulus/runtime/Source") {}
 
-/** Where results go: `o` [batch, tokens, heads, headDim] and `lse` [batch, heads, tokens], both float32. */
+/** Where results go: `lse` is [batch, heads, tokens], the others are shaped as their tensors. */
 export class Sink extends Context.Service<Sink, {
   readonly write: (
-    tensor: "o" | "lse",
+    tensor: Output,
     regions: ReadonlyArray<Region>,
     bytes: Uint8Array,
   ) => Effect.Effect<void, FileInvalid>;
@@ -58,21 +64,20 @@ export interface RunRecord {
 const shapes = ({ problem: { batch, tokens, heads, kvHeads, headDim } }: Job) => ({
   q: { outer: batch, tokens, inner: heads * headDim },
   k: { outer: batch, tokens, inner: kvHeads * headDim },
-  o: { outer: batch, tokens, inner: heads * headDim },
   lse: { outer: batch * heads, tokens, inner: 1 },
 });
 
 /** Reads elements of a shard from the source, refuses what is not finite, and gives them in the format to travel in. */
 const reader = (source: Source["Service"], job: Job) =>
   Effect.fnUntraced(function* (
-    tensor: "q" | "k" | "v",
+    tensor: Input,
     whole: TokenArray,
     spans: ReadonlyArray<Span>,
     from: number,
     to: number,
   ) {
     const own = source.dtypes[tensor];
-    const travels = tensor === "q" ? job.dtype : job.wire;
+    const travels = tensor === "q" ? job.dtype : tensor === "do" ? "f32" : job.wire;
     const where = [...regions(whole, spans, from, to)];
     const bytes = yield* source.read(tensor, where);
     const invalid = (needed: string, index: number) => {
@@ -135,23 +140,45 @@ const deliver = Effect.fnUntraced(function* (
   for (const block of plan.blocks.filter(({ home }) => home === mine.rank)) {
     yield* send(link, manifest.home(block), blockPart(block));
   }
+  if (!job.gradients) return;
+  yield* send(
+    link,
+    manifest.cotangent(mine),
+    (from, to) => read("do", q, mine.shard, from / 4, to / 4),
+  );
 });
 
 /** Takes one rank's result. */
 const collect = Effect.fnUntraced(function* (
   job: Job,
+  plan: Plan,
   mine: RankPlan,
   link: Link,
   sink: Sink["Service"],
 ) {
   const manifest = manifestOf(job);
-  const { o, lse } = shapes(job);
-  const into = (tensor: "o" | "lse", whole: TokenArray) => (from: number, payload: Uint8Array) => {
-    const where = regions(whole, mine.shard, from / 4, (from + payload.byteLength) / 4);
-    return sink.write(tensor, [...where], payload);
-  };
-  yield* receive(link, manifest.o(mine), into("o", o));
+  const { q, k, lse } = shapes(job);
+  const into =
+    (tensor: Output, whole: TokenArray, spans = mine.shard) =>
+    (from: number, payload: Uint8Array) => {
+      const where = regions(whole, spans, from / 4, (from + payload.byteLength) / 4);
+      return payload.byteLength === 0 ? Effect.void : sink.write(tensor, [...where], payload);
+    };
+  yield* receive(link, manifest.o(mine), into("o", q));
   yield* receive(link, manifest.lse(mine), into("lse", lse));
+  if (!job.gradients) return;
+  yield* receive(link, manifest.dq(mine), into("dq", q));
+  for (const block of plan.blocks.filter(({ home }) => home === mine.rank)) {
+    const [dk, dv] = [into("dk", k, [block.span]), into("dv", k, [block.span])];
+    const half = block.gradientBytes / 2;
+    yield* receive(link, manifest.gradients(block), (from, payload) => {
+      const ofK = Math.min(Math.max(half - from, 0), payload.byteLength);
+      return Effect.andThen(
+        dk(from, payload.subarray(0, ofK)),
+        dv(from + ofK - half, payload.subarray(ofK)),
+      );
+    });
+  }
 });
 
 /** How long a member that left may take to tell the driver what went wrong. */
@@ -192,7 +219,7 @@ export const drive = Effect.fn("drive")(function* (
     Effect.gen(function* () {
       const link = yield* links.open({ run: job.run, self: "driver", peer: mine.rank });
       yield* deliver(job, plan, mine, link, read);
-      yield* collect(job, mine, link, sink);
+      yield* collect(job, plan, mine, link, sink);
       return yield* Deferred.await(summaries[mine.rank]!);
     }), { concurrency: "unbounded" }).pipe(
       // Before the links close, at which every rank fails. A rank that left has a cause of its own.

@@ -6,12 +6,6 @@
  */
 import type { BlockPlan } from "./plan.ts";
 
-/** A block with its bytes, K then V. */
-export interface Block {
-  readonly plan: BlockPlan;
-  readonly bytes: Uint8Array;
-}
-
 /** Counts the bytes of the blocks in use. */
 export class Held {
   #bytes = 0;

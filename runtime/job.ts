@@ -32,6 +32,8 @@ export const Job = Schema.Struct({
   }),
   layout: Schema.Literals([...layouts]),
   weights: Schema.Array(Schema.Number),
+  /** Gradients are asked for as well. */
+  gradients: Schema.Boolean,
   /** Format of the queries. */
   dtype: Schema.Literals([...dtypes]),
   /** Format in which K and V travel. */

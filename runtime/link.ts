@@ -19,6 +19,8 @@ export interface Ends {
   readonly run: string;
   readonly self: Slot;
   readonly peer: Slot;
+  /** A link of its own between the same two members, so that neither order nor back-pressure of one binds the other. */
+  readonly lane?: "gradients";
 }
 
 /** One end of an open link; both directions are independent. */

@@ -16,10 +16,20 @@ export interface Manifest {
   readonly home: (block: BlockPlan) => Transfer;
   /** A K/V block's hop to rank `to` from its left neighbour. */
   readonly hop: (block: BlockPlan, to: number) => Transfer;
+  /** The same block once more, for its gradients. */
+  readonly hopAgain: (block: BlockPlan, to: number) => Transfer;
+  /** The block's dk then dv in float32, [batch, tokens, kvHeads, headDim] each, to rank `to` on their way home. */
+  readonly gradientHop: (block: BlockPlan, to: number) => Transfer;
+  /** dO, [batch, tokens, heads, headDim] in float32, from the driver to a rank. */
+  readonly cotangent: (rank: RankPlan) => Transfer;
   /** [batch, tokens, heads, headDim] in float32, back to the driver. */
   readonly o: (rank: RankPlan) => Transfer;
   /** [batch, heads, tokens] in float32, back to the driver. */
   readonly lse: (rank: RankPlan) => Transfer;
+  /** [batch, tokens, heads, headDim] in float32, back to the driver. */
+  readonly dq: (rank: RankPlan) => Transfer;
+  /** A home block's gradients in float32, dk then dv, back to the driver. */
+  readonly gradients: (block: BlockPlan) => Transfer;
 }
 
 /** The manifest of a job. */
@@ -36,15 +46,22 @@ export const manifestOf = (job: Job): Manifest => {
   const rows = (rank: RankPlan) => batch * rank.tokens * heads;
   const result = (rank: RankPlan) =>
     ({ ...common, block: rank.rank, from: rank.rank, to: "driver" }) as const;
+  const hop = ({ id, home }: BlockPlan, to: number) => ({
+    ...common,
+    block: id,
+    step: (to - home + ring - 1) % ring + 1,
+    from: (to - 1 + ring) % ring,
+    to,
+  });
+  const toRank = (rank: RankPlan) =>
+    ({ ...common, block: rank.rank, from: "driver", to: rank.rank }) as const;
   return {
     queries: (rank) => ({
-      ...common,
+      ...toRank(rank),
       kind: "q",
-      block: rank.rank,
-      from: "driver",
-      to: rank.rank,
       bytes: rows(rank) * headDim * elementBytes(job.dtype),
     }),
+    cotangent: (rank) => ({ ...toRank(rank), kind: "do", bytes: rows(rank) * headDim * 4 }),
     home: ({ id, home, bytes }) => ({
       ...common,
       kind: "kv",
@@ -53,16 +70,19 @@ export const manifestOf = (job: Job): Manifest => {
       to: home,
       bytes,
     }),
-    hop: ({ id, home, bytes }, to) => ({
-      ...common,
-      kind: "kv",
-      block: id,
-      step: (to - home + ring) % ring,
-      from: (to - 1 + ring) % ring,
-      to,
-      bytes,
-    }),
+    hop: (block, to) => ({ ...hop(block, to), kind: "kv", bytes: block.bytes }),
+    hopAgain: (block, to) => ({ ...hop(block, to), kind: "kv again", bytes: block.bytes }),
+    gradientHop: (block, to) => ({ ...hop(block, to), kind: "dkv", bytes: block.gradientBytes }),
     o: (rank) => ({ ...result(rank), kind: "o", bytes: rows(rank) * headDim * 4 }),
     lse: (rank) => ({ ...result(rank), kind: "lse", bytes: rows(rank) * 4 }),
+    dq: (rank) => ({ ...result(rank), kind: "dq", bytes: rows(rank) * headDim * 4 }),
+    gradients: ({ id, home, gradientBytes }) => ({
+      ...common,
+      kind: "dkv",
+      block: id,
+      from: home,
+      to: "driver",
+      bytes: gradientBytes,
+    }),
   };
 };

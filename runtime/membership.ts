@@ -5,6 +5,7 @@
  */
 import { Schema } from "effect";
 import { Job } from "./job.ts";
+import { activities } from "./timeline.ts";
 
 const DeviceInfo = Schema.Struct({
   name: Schema.String,
@@ -50,7 +51,7 @@ export const RankEvent = Schema.Union([
     event: Schema.Literal("interval"),
     interval: Schema.Struct({
       rank: Schema.Number,
-      activity: Schema.Literals(["load", "receive", "forward", "compute", "wait", "home"]),
+      activity: Schema.Literals([...activities]),
       step: Schema.Number,
       block: Schema.Number,
       begin: Schema.Number,
@@ -64,6 +65,7 @@ export const RankEvent = Schema.Union([
       rank: Schema.Number,
       device: DeviceInfo,
       sentBytes: Schema.Number,
+      sentGradientBytes: Schema.Number,
       kvPeakBytes: Schema.Number,
       rssBytes: Schema.Number,
     }),

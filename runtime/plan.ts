@@ -36,6 +36,8 @@ export interface PlanSpec {
   readonly weights: ReadonlyArray<number>;
   /** Format in which K and V travel and are held. */
   readonly wire: DType;
+  /** Gradients as well; false by default. */
+  readonly gradients?: boolean;
 }
 
 /** Part of one shard's K and V, as it travels. */
@@ -48,6 +50,8 @@ export interface BlockPlan {
   /** Index in the shard of its first token. */
   readonly row: number;
   readonly bytes: number;
+  /** Bytes of its gradients, which are float32 whatever the wire. */
+  readonly gradientBytes: number;
   /** How far it travels: the distance to the last rank whose mask needs it, at most N − 1. */
   readonly hops: number;
 }
@@ -62,6 +66,17 @@ export interface StepPlan {
   /** Pairs that count, per head and batch entry. */
   readonly pairs: number;
   readonly tiles: ReadonlyArray<Tile>;
+}
+
+/** What one rank does for a block's gradients. They visit the ranks that K/V visited, in the same direction. */
+export interface HomingPlan {
+  readonly block: BlockPlan;
+  /** Hops from the block's home; N is home again. */
+  readonly distance: number;
+  /** The rank's own share is part of them. At distance 0 it stays with the rank until the others' shares are home. */
+  readonly own: boolean;
+  /** The shares of the ranks before come from the left neighbour. */
+  readonly receive: boolean;
 }
 
 /** Everything that one rank does. */
@@ -79,6 +94,8 @@ export interface RankPlan {
   >;
   /** To the right neighbour, in this order. */
   readonly sends: ReadonlyArray<BlockPlan>;
+  /** For gradients, in this order; empty where none are asked for. */
+  readonly homing: ReadonlyArray<HomingPlan>;
   readonly pairs: number;
   /** Bytes that `sends` puts on the link. */
   readonly sentBytes: number;
@@ -96,7 +113,9 @@ export interface Plan extends PlanSpec {
   readonly ranks: ReadonlyArray<RankPlan>;
   /** (query, key) pairs that count, per head and batch entry. */
   readonly pairs: number;
-  /** Floating-point operations of the forward pass: 4 · headDim for each pair, head and batch entry. */
+  /**
+   * Floating-point operations: 4 · headDim for each pair, head and batch entry, and 10 · headDim more for gradients.
+   */
   readonly flops: number;
 }
 
@@ -109,8 +128,10 @@ const blocksPerShard = 4;
 const smallestBlock = 256 * 1024;
 /** Larger blocks would exceed what WebGPU binds at once on any adapter. */
 const largestBlock = 64 * 1024 * 1024;
-/** Blocks that a rank holds beside its own: received, waiting in a queue, in use. See `ring.ts`. */
+/** Blocks that a rank holds beside its own: arriving, queued on the device, in use. See `ring.ts`. */
 export const passingBlocks = 3;
+/** Blocks of gradients in memory at once beside those that are home. See `homing.ts`. */
+const passingGradients = 6;
 
 /** Far from where sums of weights lose whole tokens. */
 const largestWeight = 1e6;
@@ -194,18 +215,20 @@ const tilesOf = (band: Band, shard: ReadonlyArray<Span>, keys: Span) => {
 export const planOf = (spec: PlanSpec): Result.Result<Plan, InvalidProblem> => {
   const fault = problemFault(spec);
   if (fault !== undefined) return Result.fail(fault);
-  const { problem, layout, weights, wire } = spec;
+  const { problem, layout, weights, wire, gradients = false } = spec;
   const { batch, heads, kvHeads, headDim } = problem;
   const band = bandOf(problem.mask);
   const ring = weights.length;
   const shards = shardsOf(layout, problem.tokens, weights);
-  const tokenBytes = 2 * batch * kvHeads * headDim * elementBytes(wire);
+  const tokenElements = 2 * batch * kvHeads * headDim;
+  const tokenBytes = tokenElements * elementBytes(wire);
 
   // By part first, then by distance: each wave of parts is a ring pass of its own. With all of a rank's own blocks
   // sent first, every rank would wait for its right neighbour to take the second one, and none ever could.
   const pieces = shards.map((shard) => cut(shard, tokenBytes));
   const waves = Math.max(...pieces.map((shard) => shard.length));
   const steps: Array<Array<StepPlan>> = shards.map(() => []);
+  const homing: Array<Array<HomingPlan>> = shards.map(() => []);
   const blocks: Array<BlockPlan> = [];
   for (let wave = 0; wave < waves; wave++) {
     const inWave = new Map<number, BlockPlan & { hops: number }>();
@@ -217,11 +240,15 @@ export const planOf = (spec: PlanSpec): Result.Result<Plan, InvalidProblem> => {
         home,
         ...piece,
         bytes: piece.span.count * tokenBytes,
+        gradientBytes: piece.span.count * tokenElements * 4,
         hops: 0,
       };
       blocks.push(block);
       inWave.set(home, block);
     });
+    // A block's share of its home rank stays there; the others' go once around the rest of the ring, each rank adding
+    // its own to what came, so that N − 1 hops bring them home.
+    const underWay = new Set<BlockPlan>();
     for (let distance = 0; distance < ring; distance++) {
       shards.forEach((shard, rank) => {
         const block = inWave.get((rank - distance + ring) % ring);
@@ -231,7 +258,13 @@ export const planOf = (spec: PlanSpec): Result.Result<Plan, InvalidProblem> => {
         const all = shard.reduce((sum, span) => sum + span.count, 0) * block.span.count;
         const state = pairs === 0 ? "skip" : pairs === all ? "full" : "partial";
         steps[rank]!.push({ block, distance, state, pairs, tiles });
+        const [own, receive] = [pairs > 0, underWay.has(block)];
+        if (own || receive) homing[rank]!.push({ block, distance, own, receive });
+        if (own && distance > 0) underWay.add(block);
       });
+    }
+    for (const block of underWay) {
+      homing[block.home]!.push({ block, distance: ring, own: false, receive: true });
     }
   }
 
@@ -251,6 +284,11 @@ export const planOf = (spec: PlanSpec): Result.Result<Plan, InvalidProblem> => {
     const kvBytes = tokens * tokenBytes +
       sum(receives.map(({ block }) => block.bytes).sort((a, b) => b - a).slice(0, passingBlocks));
     const rows = batch * tokens * heads;
+    const largest = Math.max(0, ...mine.map(({ block }) => block.bytes));
+    // For gradients: o, dO and dq in float32 with the queries, and those again on the device with two numbers a row;
+    // dk and dv of the shard, and blocks of them as `homing.ts` says.
+    const backward = rows * (7 * headDim + 3) * 4 + tokens * tokenElements * 4 +
+      passingGradients * Math.max(0, ...mine.map(({ block }) => block.gradientBytes));
     return {
       rank,
       ring,
@@ -259,12 +297,12 @@ export const planOf = (spec: PlanSpec): Result.Result<Plan, InvalidProblem> => {
       steps: mine,
       receives,
       sends,
+      homing: gradients ? homing[rank]! : [],
       pairs: sum(mine.map(({ pairs }) => pairs)),
       sentBytes: sum(sends.map(({ bytes }) => bytes)),
       kvBytes,
       // Queries, õ and the result in float32, m and l; K/V once more on the device, one block at a time.
-      bytes: rows * (3 * headDim + 3) * 4 + kvBytes +
-        Math.max(0, ...mine.map(({ block }) => block.bytes)),
+      bytes: rows * (3 * headDim + 3) * 4 + kvBytes + largest + (gradients ? backward : 0),
     };
   });
 
@@ -276,7 +314,7 @@ export const planOf = (spec: PlanSpec): Result.Result<Plan, InvalidProblem> => {
     blocks,
     ranks,
     pairs,
-    flops: 4 * headDim * heads * batch * pairs,
+    flops: (gradients ? 14 : 4) * headDim * heads * batch * pairs,
   });
 };
 

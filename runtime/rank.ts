@@ -3,10 +3,11 @@
  *
  * @module
  */
-import { Effect, type Scope } from "effect";
+import { Effect } from "effect";
+import { Block } from "./block.ts";
 import { Device } from "./device.ts";
 import {
-  type DeviceFailed,
+  DeviceFailed,
   type FrameRejected,
   type InvalidProblem,
   type LinkError,
@@ -14,16 +15,16 @@ import {
   NonFinite,
   type PlanRefused,
 } from "./errors.ts";
-import { type Block, Held } from "./held.ts";
+import { Held } from "./held.ts";
 import { type Job, planOfJob } from "./job.ts";
-import type { Attended, DeviceInfo } from "./kernel.ts";
-import { type Link, Links, type Slot } from "./link.ts";
+import type { DeviceInfo } from "./kernel.ts";
+import { type Ends, type Link, Links, type Slot } from "./link.ts";
 import { manifestOf } from "./manifest.ts";
-import { refusalFor } from "./plan.ts";
+import { backwardPass, bytesOf, forwardPass, type Passing } from "./passes.ts";
+import { type BlockPlan, type Plan, refusalFor } from "./plan.ts";
 import { Recorder } from "./recorder.ts";
-import { ring } from "./ring.ts";
 import type { Interval } from "./timeline.ts";
-import { receiveBytes, sendBytes } from "./transfer.ts";
+import { receiveBytes, sendBytes, type Transfer } from "./transfer.ts";
 
 /** What a rank says about itself when its part is done. */
 export interface RankSummary {
@@ -31,6 +32,8 @@ export interface RankSummary {
   readonly device: DeviceInfo;
   /** Bytes of K/V that went to the right neighbour. */
   readonly sentBytes: number;
+  /** Bytes of gradients that went to the right neighbour. */
+  readonly sentGradientBytes: number;
   /** Most bytes of K/V held at once. */
   readonly kvPeakBytes: number;
   /** Resident set of the rank's process, which ranks of one process share. */
@@ -56,20 +59,29 @@ export type RankError =
   | NonFinite
   | PlanRefused;
 
-const nothing = { step: 0, block: -1 };
+const blocksOf = ({ blocks }: Plan, rank: number): ReadonlyArray<BlockPlan> =>
+  blocks.filter(({ home }) => home === rank);
+
+const noGradients = ({ info }: Device["Service"]) =>
+  new DeviceFailed({
+    device: info.name,
+    attempted: "compute gradients",
+    found: "it has no backward pass; use another --device",
+  });
 
 /** Every number of a result is finite: there is no mask under which a row does not see itself. */
 const finite = (
   device: string,
   rank: number,
-  { o, lse }: Attended,
+  tensors: Readonly<Record<string, Float32Array>>,
 ): Effect.Effect<void, NonFinite> => {
-  const bad = (tensor: string, index: number, found: number) =>
-    Effect.fail(new NonFinite({ device, rank, tensor, index, found: String(found) }));
-  const inO = o.findIndex((x) => !Number.isFinite(x));
-  if (inO >= 0) return bad("o", inO, o[inO]!);
-  const inLse = lse.findIndex((x) => !Number.isFinite(x));
-  return inLse >= 0 ? bad("lse", inLse, lse[inLse]!) : Effect.void;
+  for (const [tensor, values] of Object.entries(tensors)) {
+    const index = values.findIndex((x) => !Number.isFinite(x));
+    if (index < 0) continue;
+    const found = String(values[index]);
+    return Effect.fail(new NonFinite({ device, rank, tensor, index, found }));
+  }
+  return Effect.void;
 };
 
 /** Fails as soon as one of the links does, whatever `effect` is waiting for. */
@@ -97,89 +109,105 @@ const takePart = Effect.fn("takePart")(function* (job: Job, rank: number, observ
   // Whoever sent the job, this process takes no more than fits it.
   const refusal = refusalFor(plan, device.info.memory);
   if (refusal !== undefined) return yield* refusal;
+  if (job.gradients && device.beginBackward === undefined) return yield* noGradients(device);
   const manifest = manifestOf(job);
   const mine = plan.ranks[rank]!;
   const { batch, heads, kvHeads, headDim, scale } = job.problem;
   const recorder = yield* Recorder.start(rank, observer.interval);
 
-  const open = (peer: Slot): Effect.Effect<Link, LinkError, Scope.Scope> =>
-    links.open({ run: job.run, self: rank, peer });
   const [leftRank, rightRank] = [(rank - 1 + plan.ring) % plan.ring, (rank + 1) % plan.ring];
-  const peers: ReadonlyArray<Slot> = plan.ring === 1
-    ? ["driver"]
-    : [...new Set<Slot>(["driver", leftRank, rightRank])];
-  const opened = new Map(
-    yield* Effect.all(
-      peers.map((peer) => Effect.map(open(peer), (link) => [peer, link] as const)),
-      { concurrency: "unbounded" },
-    ),
-  );
+  const neighbours = plan.ring === 1 ? [] : [...new Set([leftRank, rightRank])];
+  const open = (peer: Slot, lane: Pick<Ends, "lane"> = {}) =>
+    Effect.map(
+      links.open({ run: job.run, self: rank, peer, ...lane }),
+      (link) => [peer, link] as const,
+    );
+  const openAll = (peers: ReadonlyArray<Slot>, lane?: Pick<Ends, "lane">) =>
+    Effect.map(
+      Effect.all(peers.map((peer) => open(peer, lane)), { concurrency: "unbounded" }),
+      (opened) => new Map(opened),
+    );
+  const [opened, lanes] = yield* Effect.all([
+    openAll(["driver", ...neighbours]),
+    openAll(job.gradients ? neighbours : [], { lane: "gradients" }),
+  ], { concurrency: "unbounded" });
   const driver = opened.get("driver")!;
-  const left = opened.get(leftRank);
-  const right = opened.get(rightRank);
 
   const held = new Held();
-  let sentBytes = 0;
-  const load = (bytes: number) => ({ activity: "load", ...nothing, bytes }) as const;
+  const sent = { keysAndValues: 0, gradients: 0 };
+  /** Takes what the driver sends. */
+  const load = (transfer: Transfer, block = -1) =>
+    recorder.timed(
+      { activity: "load", step: 0, block, bytes: transfer.bytes },
+      receiveBytes(driver, transfer),
+    );
 
   const work = Effect.gen(function* () {
-    const queries = manifest.queries(mine);
-    const accumulator = yield* device.begin({
-      batch,
-      heads,
-      kvHeads,
-      headDim,
-      scale,
-      tokens: mine.tokens,
-      dtype: job.dtype,
-      bytes: yield* recorder.timed(load(queries.bytes), receiveBytes(driver, queries)),
-    });
+    const { tokens } = mine;
+    const bytes = yield* load(manifest.queries(mine));
+    const queries = { batch, heads, kvHeads, headDim, scale, tokens, dtype: job.dtype, bytes };
     const home = new Map<number, Block>();
-    for (const block of plan.blocks.filter((block) => block.home === rank)) {
-      held.hold(block, block.hops > 0 ? 2 : 1);
-      const receiving = receiveBytes(driver, manifest.home(block));
-      const bytes = yield* recorder.timed({ ...load(block.bytes), block: block.id }, receiving);
-      home.set(block.id, { plan: block, bytes });
+    for (const block of blocksOf(plan, rank)) {
+      // To be computed on, and to be sent, in each pass.
+      const users = block.hops > 0 ? 2 : 1;
+      held.hold(block, job.gradients ? 2 * users : users);
+      home.set(block.id, Block.whole(block, yield* load(manifest.home(block), block.id)));
     }
-    return yield* ring({
-      plan: mine,
-      band: plan.band,
-      dtype: job.wire,
+    const passing: Passing = {
+      job,
+      plan,
+      mine,
+      device,
+      queries,
       home,
       held,
-      accumulator,
       recorder,
-      receiveLeft: (block) => {
-        const step = manifest.hop(block, rank).step;
-        const about = { activity: "receive", step, block: block.id, bytes: block.bytes } as const;
-        return recorder.since(
-          about,
-          (mark) => receiveBytes(left!, manifest.hop(block, rank), mark),
-        );
-      },
-      sendRight: (block) =>
-        Effect.tap(
-          sendBytes(right!, manifest.hop(block.plan, rightRank), block.bytes),
-          () => Effect.sync(() => void (sentBytes += block.plan.bytes)),
-        ),
-    });
+      neighbours: { left: opened.get(leftRank), right: opened.get(rightRank) },
+      lanes: { left: lanes.get(leftRank), right: lanes.get(rightRank) },
+      sent,
+    };
+    // The driver does not wait for the first pass with what the second one needs.
+    const [attended, cotangent] = yield* Effect.all([
+      forwardPass(passing),
+      job.gradients ? load(manifest.cotangent(mine)) : Effect.succeed(undefined),
+    ], { concurrency: "unbounded" });
+    yield* finite(device.info.name, rank, { o: attended.o, lse: attended.lse });
+    if (cotangent === undefined) return { attended };
+    const dO = new Float32Array(cotangent.buffer);
+    const gradients = yield* backwardPass(passing, attended, dO);
+    yield* finite(device.info.name, rank, { dq: gradients.dq });
+    for (const values of gradients.ofBlocks.values()) {
+      const [dk, dv] = [0, 1].map((half) =>
+        values.subarray(half * values.length / 2, (half + 1) * values.length / 2)
+      );
+      yield* finite(device.info.name, rank, { dk: dk!, dv: dv! });
+    }
+    return { attended, gradients };
   });
 
-  const result = yield* whileSound([...opened.values()], Effect.scoped(work));
-  yield* finite(device.info.name, rank, result);
+  const { attended, gradients } = yield* whileSound([...opened.values(), ...lanes.values()], work);
 
-  const bytesOf = (values: Float32Array<ArrayBuffer>) => new Uint8Array(values.buffer);
   const sendHome = Effect.gen(function* () {
-    yield* sendBytes(driver, manifest.o(mine), bytesOf(result.o));
-    yield* sendBytes(driver, manifest.lse(mine), bytesOf(result.lse));
+    yield* sendBytes(driver, manifest.o(mine), bytesOf(attended.o));
+    yield* sendBytes(driver, manifest.lse(mine), bytesOf(attended.lse));
+    if (gradients !== undefined) {
+      yield* sendBytes(driver, manifest.dq(mine), bytesOf(gradients.dq));
+      for (const block of blocksOf(plan, rank)) {
+        // Keys that no query sees have no gradient.
+        const none = new Float32Array(block.gradientBytes / 4);
+        const values = gradients.ofBlocks.get(block.id) ?? none;
+        yield* sendBytes(driver, manifest.gradients(block), bytesOf(values));
+      }
+    }
     yield* driver.drain;
   });
-  const homeward = { activity: "home", ...nothing, bytes: manifest.o(mine).bytes } as const;
+  const homeward = { activity: "home", step: 0, block: -1, bytes: manifest.o(mine).bytes } as const;
   yield* whileSound([driver], recorder.timed(homeward, sendHome));
   yield* observer.finished({
     rank,
     device: device.info,
-    sentBytes,
+    sentBytes: sent.keysAndValues,
+    sentGradientBytes: sent.gradients,
     kvPeakBytes: held.peak,
     rssBytes: Deno.memoryUsage().rss,
   });

@@ -18,6 +18,10 @@ const milliseconds = Effect.map(Clock.currentTimeNanos, (nanos) => Number(nanos)
 
 /** Hands every interval to `publish` as soon as it ended. */
 export class Recorder {
+  /** Work that is going on, and when the last of it ended. */
+  #working = 0;
+  #idleSince = 0;
+
   constructor(
     readonly rank: number,
     /** Milliseconds of this process's clock at which the run began. */
@@ -37,11 +41,35 @@ export class Recorder {
     );
   }
 
-  /** Records work that has just ended and lasted as many milliseconds as it says. */
+  /** Records work that lasted as many milliseconds as it says when it ends. */
   lasted<E, R>(about: About, effect: Effect.Effect<number, E, R>): Effect.Effect<number, E, R> {
-    return Effect.tap(
-      effect,
-      (busy) => Effect.flatMap(milliseconds, (end) => this.#write(about, end - busy, end)),
+    return Effect.suspend(() => {
+      this.#working++;
+      return Effect.tap(
+        effect,
+        (busy) =>
+          Effect.flatMap(milliseconds, (end) => {
+            this.#working--;
+            this.#idleSince = end;
+            return this.#write(about, end - busy, end);
+          }),
+      );
+    });
+  }
+
+  /** Records for how long `effect` left the rank without work: not while work that `lasted` notes goes on. */
+  idle<A, E, R>(about: About, effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> {
+    return Effect.flatMap(
+      milliseconds,
+      (asked) =>
+        Effect.tap(
+          effect,
+          () =>
+            Effect.flatMap(milliseconds, (end) =>
+              this.#working > 0
+                ? Effect.void
+                : this.#write(about, Math.max(asked, this.#idleSince), end)),
+        ),
     );
   }
 

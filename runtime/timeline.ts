@@ -5,8 +5,21 @@
  * @module
  */
 
-/** What a rank's fiber did in an interval. `wait` is the compute fiber standing still for want of a block. */
-export type Activity = "load" | "receive" | "forward" | "compute" | "wait" | "home";
+/**
+ * What a rank did in an interval. `wait` is the device standing still for want of a block, `gradient` the gradients of a
+ * block on their way to the next rank.
+ */
+export const activities = [
+  "load",
+  "receive",
+  "compute",
+  "wait",
+  "forward",
+  "gradient",
+  "home",
+] as const;
+/** One of them. */
+export type Activity = typeof activities[number];
 
 /** One interval on one rank. */
 export interface Interval {
@@ -52,21 +65,13 @@ export const hiddenFraction = (timeline: ReadonlyArray<Interval>): number => {
  * `chrome://tracing`. Times are microseconds.
  */
 export const chromeTrace = (timeline: ReadonlyArray<Interval>): unknown => {
-  const threads: ReadonlyArray<Activity> = [
-    "load",
-    "receive",
-    "compute",
-    "wait",
-    "forward",
-    "home",
-  ];
   const ranks = [...new Set(timeline.map(({ rank }) => rank))].sort((a, b) => a - b);
   return {
     displayTimeUnit: "ms",
     traceEvents: [
       ...ranks.flatMap((rank) => [
         { name: "process_name", ph: "M", pid: rank, args: { name: `rank ${rank}` } },
-        ...threads.map((name, tid) => ({
+        ...activities.map((name, tid) => ({
           name: "thread_name",
           ph: "M",
           pid: rank,
@@ -79,7 +84,7 @@ export const chromeTrace = (timeline: ReadonlyArray<Interval>): unknown => {
         cat: activity,
         ph: "X",
         pid: rank,
-        tid: threads.indexOf(activity),
+        tid: activities.indexOf(activity),
         ts: Math.round(begin * 1000),
         dur: Math.max(1, Math.round((end - begin) * 1000)),
         args: { step, block, bytes },

@@ -51,24 +51,34 @@ export const receive = Effect.fn("receive")(function* <E>(
   }
 });
 
-/** Sends bytes that are in memory. */
+/** Sends bytes that are in memory, each chunk once `until` says that the bytes before its end are. */
 export const sendBytes = (
   link: Link,
   transfer: Transfer,
   bytes: Uint8Array,
+  until: (end: number) => Effect.Effect<void> = () => Effect.void,
 ): Effect.Effect<void, LinkError> =>
-  send(link, transfer, (from, to) => Effect.succeed(bytes.subarray(from, to)));
+  send(link, transfer, (from, to) => Effect.as(until(to), bytes.subarray(from, to)));
+
+/** Receives into memory that is there; `arrived` is run for every chunk, with the end of what has been written. */
+export const receiveInto = (
+  bytes: Uint8Array,
+  link: Link,
+  transfer: Transfer,
+  arrived: (end: number) => Effect.Effect<void>,
+): Effect.Effect<void, LinkError | FrameRejected> =>
+  receive(link, transfer, (from, payload) =>
+    Effect.suspend(() => {
+      bytes.set(payload, from);
+      return arrived(from + payload.length);
+    }));
 
 /** Receives into new shared memory, which a device's Worker can read without a copy. */
 export const receiveBytes = (
   link: Link,
   transfer: Transfer,
-  /** Run for every frame that arrived. */
-  arrived: Effect.Effect<void> = Effect.void,
 ): Effect.Effect<Uint8Array, LinkError | FrameRejected> =>
   Effect.suspend(() => {
     const bytes = new Uint8Array(new SharedArrayBuffer(transfer.bytes));
-    const write = (from: number, payload: Uint8Array) =>
-      Effect.map(arrived, () => bytes.set(payload, from));
-    return Effect.as(receive(link, transfer, write), bytes);
+    return Effect.as(receiveInto(bytes, link, transfer, () => Effect.void), bytes);
   });

@@ -38,7 +38,7 @@ export interface RingCase {
 }
 
 /** An attention problem and the ring that solves it. */
-interface Turn {
+export interface Turn {
   readonly ring: number | ReadonlyArray<number>;
   readonly tokens: number;
   readonly layout: Layout;
@@ -51,11 +51,12 @@ interface Turn {
   readonly wire?: DType;
 }
 
-const full: Mask = { kind: "full" };
-const causal: Mask = { kind: "causal" };
-const window = (tokens: number): Mask => ({ kind: "window", window: tokens });
+export const full: Mask = { kind: "full" };
+export const causal: Mask = { kind: "causal" };
+export const window = (tokens: number): Mask => ({ kind: "window", window: tokens });
 
-const problemOf = ({ tokens, mask, heads, headDim, batch = 1, scale }: Turn): Problem => ({
+/** The problem of a turn. */
+export const problemOf = ({ tokens, mask, heads, headDim, batch = 1, scale }: Turn): Problem => ({
   batch,
   tokens,
   heads: heads[0],
@@ -66,7 +67,9 @@ const problemOf = ({ tokens, mask, heads, headDim, batch = 1, scale }: Turn): Pr
 });
 
 /** Standard normal inputs. */
-const inputsOf = ({ tokens, heads: [heads, kvHeads], headDim, batch = 1 }: Turn): Inputs => ({
+export const inputsOf = (
+  { tokens, heads: [heads, kvHeads], headDim, batch = 1 }: Turn,
+): Inputs => ({
   q: normals(1, batch * tokens * heads * headDim),
   k: normals(2, batch * tokens * kvHeads * headDim),
   v: normals(3, batch * tokens * kvHeads * headDim),
@@ -80,11 +83,13 @@ const expectedOf = (turn: Turn): Judgement => {
   return denseAttention(problemOf(turn), q, travelled(k), travelled(v));
 };
 
-const solve = (turn: Turn) => {
+/** Attention of a turn over a ring; with gradients where a cotangent is given. */
+export const solve = (turn: Turn, cotangent?: Float32Array) => {
   const { ring, layout, wire } = turn;
   return attend({
     ...problemOf(turn),
     ...inputsOf(turn),
+    ...(cotangent === undefined ? {} : { cotangent }),
     layout,
     ring: typeof ring === "number" ? ring : ring.length,
     ...(typeof ring === "number" ? {} : { weights: ring }),
@@ -143,7 +148,9 @@ const check = (turn: Turn) =>
 
 // --- Shapes -------------------------------------------------------------------------------------
 
-const nameOf = ({ ring, tokens, layout, mask, heads, headDim, batch = 1, scale, wire }: Turn) =>
+export const nameOf = (
+  { ring, tokens, layout, mask, heads, headDim, batch = 1, scale, wire }: Turn,
+) =>
   [
     `${typeof ring === "number" ? `ring of ${ring}` : `weights ${ring.join(":")}`}, ${layout}`,
     `${batch} × ${tokens} tokens`,
@@ -304,7 +311,7 @@ const anyLayout: RingCase = {
 };
 
 /** The same links, on which every frame takes another while to be sent and to be taken. */
-const jittery = (links: Links["Service"], seed: number): Links["Service"] => {
+export const jittery = (links: Links["Service"], seed: number): Links["Service"] => {
   const next = uniform(seed);
   const dawdle = Effect.suspend(() =>
     Effect.repeat(Effect.yieldNow, { times: Math.floor(20 * next() ** 3) })
@@ -453,21 +460,24 @@ export interface RingUnderTest {
   readonly bound?: DeviceBound;
   /** Why this ring cannot turn here. */
   readonly ignore?: string | undefined;
+  /** Which contract: that of attention unless told. */
+  readonly contract?: { readonly name: string; readonly cases: ReadonlyArray<RingCase> };
 }
 
 /** Registers the contract as one test of this pair, with a step for each case. */
 export const testRing = (
   name: string,
-  { device, links, bound, ignore }: RingUnderTest,
+  { device, links, bound, ignore, contract = { name: "the contract", cases: ringCases } }:
+    RingUnderTest,
 ): void => {
   const suffix = ignore === undefined ? "" : ` (not here: ${ignore})`;
   Deno.test({
-    name: `a ring on ${name} keeps the contract${suffix}`,
+    name: `a ring on ${name} keeps ${contract.name}${suffix}`,
     ignore: ignore !== undefined,
     fn: async (test) => {
       const runtime = ManagedRuntime.make(Layer.mergeAll(device, links));
       try {
-        for (const { name, run } of ringCases) {
+        for (const { name, run } of contract.cases) {
           await test.step({
             name,
             // Device and links outlive a step; the whole test is held to leave nothing open.

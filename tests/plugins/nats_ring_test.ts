@@ -2,9 +2,10 @@ import { Effect, Layer } from "effect";
 import { natsLinks } from "../../plugins/nats_links.ts";
 import { reference } from "../../plugins/reference.ts";
 import { testRing } from "../contract/ring.ts";
+import { testRingGradients } from "../contract/ring_gradients.ts";
 import { natsConnections, noNatsServer } from "../support/nats.ts";
 
-testRing("reference and nats", {
+const pair = {
   device: reference.layer,
   links: Layer.unwrap(
     Effect.map(
@@ -13,4 +14,6 @@ testRing("reference and nats", {
     ),
   ),
   ignore: noNatsServer ? "nats-server is not installed" : undefined,
-});
+};
+testRing("reference and nats", pair);
+testRingGradients("reference and nats", pair);

@@ -1,5 +1,8 @@
 import { memoryLinks } from "../../plugins/memory.ts";
 import { reference } from "../../plugins/reference.ts";
 import { testRing } from "../contract/ring.ts";
+import { testRingGradients } from "../contract/ring_gradients.ts";
 
-testRing("reference and memory", { device: reference.layer, links: memoryLinks() });
+const pair = { device: reference.layer, links: memoryLinks() };
+testRing("reference and memory", pair);
+testRingGradients("reference and memory", pair);

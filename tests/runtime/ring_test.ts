@@ -1,4 +1,4 @@
-import { Clock, Deferred, Effect, Layer, Queue, Result } from "effect";
+import { Clock, Deferred, Effect, Layer, Queue, Result, Semaphore } from "effect";
 import fc from "fast-check";
 import assert from "node:assert/strict";
 import { referenceKernel } from "../../kernels/reference.ts";
@@ -8,11 +8,11 @@ import { Crew } from "../../runtime/crew.ts";
 import { type Accumulator, Device } from "../../runtime/device.ts";
 import { DeviceFailed } from "../../runtime/errors.ts";
 import { headerBytes } from "../../runtime/frame.ts";
-import { type Block, Held } from "../../runtime/held.ts";
+import { Block } from "../../runtime/block.ts";
+import { Held } from "../../runtime/held.ts";
 import { layouts } from "../../runtime/layout.ts";
 import { Ledger } from "../../runtime/ledger.ts";
 import { Links, type Slot } from "../../runtime/link.ts";
-import { asLse } from "../../runtime/lse.ts";
 import type { Mask } from "../../runtime/mask.ts";
 import { type Plan, planOf, type PlanSpec, type StepPlan } from "../../runtime/plan.ts";
 import { Recorder } from "../../runtime/recorder.ts";
@@ -56,8 +56,6 @@ interface Deeds {
   readonly held: Held;
 }
 
-const nothing = { o: new Float32Array(0), lse: asLse(new Float32Array(0)) };
-
 /**
  * Turns a ring with devices and links that only pass the time. A link holds nothing: a block leaves its sender while
  * the receiver takes it.
@@ -76,35 +74,34 @@ const turn = (plan: Plan, { compute, hop }: Pace) =>
         const home = new Map<number, Block>();
         for (const block of plan.blocks.filter((block) => block.home === rank)) {
           held.hold(block, block.hops > 0 ? 2 : 1);
-          home.set(block.id, { plan: block, bytes: Uint8Array.of(block.id) });
+          home.set(block.id, Block.whole(block, Uint8Array.of(block.id)));
         }
-        const accumulator: Accumulator = {
-          absorb: ({ bytes }) =>
-            Effect.suspend(() => {
-              done.absorbed.push(bytes[0]!);
-              return Effect.as(Effect.sleep(compute(rank)), compute(rank));
-            }),
-          finish: Effect.succeed(nothing),
-        };
+        // A device works on one block at a time, in the order in which they were queued.
+        const device = yield* Semaphore.make(1);
         yield* ring({
           plan: mine,
-          band: plan.band,
-          dtype: "f32",
           home,
           held,
-          accumulator,
+          absorb: (block) => {
+            done.absorbed.push(block.plan.id);
+            return Semaphore.withPermit(
+              device,
+              Effect.as(Effect.sleep(compute(rank)), compute(rank)),
+            );
+          },
           recorder: yield* Recorder.start(rank, () => Effect.void),
-          receiveLeft: ({ id }) =>
+          receiveLeft: (block) =>
             Effect.gen(function* () {
-              const { block, taken } = yield* Queue.take(toward[rank]!);
-              assert.equal(block.plan.id, id);
+              const { block: sent, taken } = yield* Queue.take(toward[rank]!);
+              assert.equal(sent.plan.id, block.plan.id);
               yield* Effect.sleep(hop(rank));
-              done.received.push(id);
+              done.received.push(block.plan.id);
+              block.arrivedUntil(block.bytes.length);
               yield* Deferred.succeed(taken, undefined);
-              return block.bytes;
             }),
           sendRight: (block) =>
             Effect.gen(function* () {
+              yield* block.until(block.bytes.length);
               const taken = yield* Deferred.make<void>();
               yield* Queue.offer(toward[(rank + 1) % plan.ring]!, { block, taken });
               yield* Deferred.await(taken);
@@ -136,9 +133,9 @@ Deno.test("ring() makes the left neighbour of a slow device wait", async () => {
   const plan = planned(8, 8 * tokensPerBlock);
   const pace: Pace = { compute: (rank) => rank === 3 ? 1000 : 10, hop: () => 1 };
   const { deeds } = await inVirtualTime(turn(plan, pace));
-  // While it is busy at home, one block waits in the queue and one in front of it; then one moves up a second.
-  assert.deepEqual(deeds[2]!.sentAt.map((at) => Math.floor(at / 1000)), [0, 0, 1, 2, 3, 4, 5]);
-  assert.equal(deeds[3]!.held.peak, 3 * plan.blocks[0]!.bytes);
+  // While it is busy at home there is room for three; the first of them leaves after two seconds, and then one a second.
+  assert.deepEqual(deeds[2]!.sentAt.map((at) => Math.floor(at / 1000)), [0, 0, 0, 2, 3, 4, 5]);
+  assert.equal(deeds[3]!.held.peak, 4 * plan.blocks[0]!.bytes);
   assert.equal(plan.ranks[3]!.kvBytes, 4 * plan.blocks[0]!.bytes);
 });
 

@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import {
+  activities,
   type Activity,
   chromeTrace,
   hiddenFraction,
@@ -70,7 +71,7 @@ Deno.test("chromeTrace() names a process per rank and a thread per activity", ()
   const threads = names("thread_name").filter(({ pid }) => pid === 0);
   assert.deepEqual(
     threads.map(({ tid, args }) => [tid, (args as { name: string }).name]),
-    [[0, "load"], [1, "receive"], [2, "compute"], [3, "wait"], [4, "forward"], [5, "home"]],
+    activities.map((activity, tid) => [tid, activity]),
   );
 });
 
@@ -95,7 +96,7 @@ Deno.test("chromeTrace() gives intervals in microseconds, none too short to be s
       cat: "home",
       ph: "X",
       pid: 3,
-      tid: 5,
+      tid: 6,
       ts: 9000,
       dur: 1,
       args: { step: 0, block: -1, bytes: 8 },

@@ -4,7 +4,14 @@ import assert from "node:assert/strict";
 import { FileInvalid, LinkClosed } from "../../runtime/errors.ts";
 import { headerBytes } from "../../runtime/frame.ts";
 import { type Link, Links } from "../../runtime/link.ts";
-import { receive, receiveBytes, send, sendBytes, type Transfer } from "../../runtime/transfer.ts";
+import {
+  receive,
+  receiveBytes,
+  receiveInto,
+  send,
+  sendBytes,
+  type Transfer,
+} from "../../runtime/transfer.ts";
 import { faultKinds, faultyLinks } from "../support/faulty_links.ts";
 
 const transfer = (bytes: number, chunkBytes: number): Transfer => ({
@@ -43,13 +50,24 @@ Deno.test("sendBytes() and receiveBytes() move any number of bytes in as few fra
     await Effect.runPromise(sendBytes(link, what, bytes));
     assert.equal(frames.length, Math.ceil(length / chunkBytes));
     for (const frame of frames) assert.ok(frame.length <= headerBytes + chunkBytes);
-    let marks = 0;
-    const count = frames.length;
-    const mark = Effect.sync(() => void marks++);
-    const received = await Effect.runPromise(receiveBytes(link, what, mark));
+    const copies = [...frames];
+    const received = await Effect.runPromise(receiveBytes(link, what));
     assert.deepEqual(received, bytes);
     assert.ok(received.buffer instanceof SharedArrayBuffer, "a Worker can read it without a copy");
-    assert.equal(marks, count);
+    const ends: Array<number> = [];
+    const into = new Uint8Array(length);
+    await Effect.runPromise(receiveInto(into, looped(copies), what, (end) =>
+      Effect.sync(() => {
+        assert.deepEqual(into.subarray(0, end), bytes.subarray(0, end));
+        ends.push(end);
+      })));
+    assert.deepEqual(
+      ends,
+      Array.from(
+        { length: Math.ceil(length / chunkBytes) },
+        (_, i) => Math.min((i + 1) * chunkBytes, length),
+      ),
+    );
   }));
 });
 

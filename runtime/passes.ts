@@ -1,0 +1,147 @@
+/**
+ * The two passes of a rank over the sequence: attention, and its gradients. In both, blocks of K and V go once around
+ * the ring; in the second, gradients of K and V come home as well.
+ *
+ * @module
+ */
+import { Effect, Queue } from "effect";
+import type { Block } from "./block.ts";
+import type { Device } from "./device.ts";
+import type { Held } from "./held.ts";
+import { type Gradients, homing } from "./homing.ts";
+import type { Job } from "./job.ts";
+import type { Attended, KeyValues, Queries } from "./kernel.ts";
+import type { Link } from "./link.ts";
+import { type Manifest, manifestOf } from "./manifest.ts";
+import type { Plan, RankPlan } from "./plan.ts";
+import type { Recorder } from "./recorder.ts";
+import { ring, type RingParts } from "./ring.ts";
+import { receiveBytes, receiveInto, sendBytes, type Transfer } from "./transfer.ts";
+import type { Activity } from "./timeline.ts";
+
+/** A rank's neighbours; none of them exists in a ring of one, which never uses any. */
+export interface Neighbours {
+  readonly left: Link | undefined;
+  readonly right: Link | undefined;
+}
+
+/** A rank with its shard. */
+export interface Passing {
+  readonly job: Job;
+  readonly plan: Plan;
+  readonly mine: RankPlan;
+  readonly device: Device["Service"];
+  readonly queries: Queries;
+  readonly home: ReadonlyMap<number, Block>;
+  readonly held: Held;
+  readonly recorder: Recorder;
+  readonly neighbours: Neighbours;
+  /** Links of the gradients. */
+  readonly lanes: Neighbours;
+  /** Bytes that went to the right neighbour so far. */
+  readonly sent: { keysAndValues: number; gradients: number };
+}
+
+const about = (activity: Activity, { step, block, bytes }: Transfer) =>
+  ({ activity, step, block, bytes }) as const;
+
+/** Float32 values as bytes, without a copy. */
+export const bytesOf = ({ buffer, byteOffset, byteLength }: Float32Array): Uint8Array =>
+  new Uint8Array(buffer, byteOffset, byteLength);
+
+const keyValues = ({ wire }: Job, { plan: { span }, bytes }: Block): KeyValues => ({
+  tokens: span.count,
+  dtype: wire,
+  bytes,
+});
+
+/** Lets the blocks pass by once. */
+const pass = (
+  { mine, home, held, recorder, neighbours: { left, right }, sent }: Passing,
+  hop: Manifest["hop"],
+  absorb: RingParts["absorb"],
+) =>
+  ring({
+    plan: mine,
+    home,
+    held,
+    absorb,
+    recorder,
+    receiveLeft: (block) => {
+      const transfer = hop(block.plan, mine.rank);
+      return recorder.since(about("receive", transfer), (mark) =>
+        receiveInto(block.bytes, left!, transfer, (end) => {
+          block.arrivedUntil(end);
+          return mark;
+        }));
+    },
+    sendRight: (block) => {
+      const transfer = hop(block.plan, (mine.rank + 1) % mine.ring);
+      const until = (end: number) =>
+        block.until(end);
+      return Effect.andThen(
+        // It is not on its way before anything of it is there.
+        until(Math.min(1, transfer.bytes)),
+        recorder.timed(
+          about("forward", transfer),
+          sendBytes(right!, transfer, block.bytes, until),
+        ),
+      ).pipe(Effect.tap(Effect.sync(() =>
+        void (sent.keysAndValues += transfer.bytes)
+      )));
+    },
+  });
+
+/** Attention of the rank's queries over the whole sequence. */
+export const forwardPass = Effect.fn("forwardPass")(function* (passing: Passing) {
+  const { job, plan, device, queries } = passing;
+  const accumulator = yield* device.begin(queries);
+  yield* pass(
+    passing,
+    manifestOf(job).hop,
+    (block, tiles) => accumulator.absorb(keyValues(job, block), tiles, plan.band),
+  );
+  return yield* accumulator.finish;
+}, Effect.scoped);
+
+/**
+ * Gradients of the rank's queries, and of its keys and values from the queries of all ranks: dk then dv by block.
+ *
+ * @param cotangent dO, [batch, tokens, heads, headDim].
+ */
+export const backwardPass = Effect.fn("backwardPass")(function* (
+  passing: Passing,
+  attended: Attended,
+  cotangent: Float32Array,
+) {
+  const { job, plan, mine, device, queries, lanes, recorder, sent } = passing;
+  const manifest = manifestOf(job);
+  const backward = yield* device.beginBackward!(queries, { ...attended, cotangent });
+  const own = yield* Queue.bounded<Gradients>(1);
+  const absorb: RingParts["absorb"] = (block, tiles) =>
+    Effect.flatMap(
+      backward.absorb(keyValues(job, block), tiles, plan.band),
+      ({ gradients, busy }) =>
+        Effect.as(Queue.offer(own, { block: block.plan, values: gradients }), busy),
+    );
+  const gradients = homing({
+    plan: mine,
+    own,
+    receiveLeft: (block) =>
+      Effect.map(
+        receiveBytes(lanes.left!, manifest.gradientHop(block, mine.rank)),
+        ({ buffer }) => new Float32Array(buffer),
+      ),
+    sendRight: ({ block, values }) => {
+      const transfer = manifest.gradientHop(block, (mine.rank + 1) % mine.ring);
+      return recorder.timed(
+        about("gradient", transfer),
+        sendBytes(lanes.right!, transfer, bytesOf(values)),
+      ).pipe(Effect.tap(Effect.sync(() => void (sent.gradients += transfer.bytes))));
+    },
+  });
+  const [ofBlocks] = yield* Effect.all([gradients, pass(passing, manifest.hopAgain, absorb)], {
+    concurrency: "unbounded",
+  });
+  return { dq: yield* backward.finish, ofBlocks };
+}, Effect.scoped);
