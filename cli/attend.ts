@@ -10,12 +10,14 @@ import { drive, Sink, Source } from "../runtime/driver.ts";
 import type { DType } from "../runtime/dtype.ts";
 import type { Layout } from "../runtime/layout.ts";
 import type { Mask } from "../runtime/mask.ts";
+import { DeviceUnavailable } from "../runtime/errors.ts";
 import { planOfJob } from "../runtime/job.ts";
 import { refusalFor } from "../runtime/plan.ts";
 import { version } from "../runtime/version.ts";
 import { findCrew } from "./crews.ts";
 import { openInput } from "./inputs.ts";
 import { boundsFor, type ErrorFigures, judge, mustBeExact } from "./judge.ts";
+import { judgeGradients } from "./judge_gradients.ts";
 import { draw, note } from "./output.ts";
 import { Progress } from "./progress.ts";
 import { reportOf } from "./report.ts";
@@ -64,6 +66,14 @@ export const attendFiles = Effect.fn("attendFiles")(function* (flags: AttendFlag
   const trace = flags.trace === undefined ? undefined : yield* createTrace(flags.trace);
 
   const crew = yield* findCrew(flags);
+  const forwardOnly = crew.devices.find(({ gradients }) => !gradients);
+  if (input.gradients && forwardOnly !== undefined) {
+    return yield* new DeviceUnavailable({
+      device: forwardOnly.name,
+      needed: `a backward pass, since "${flags.input}" has a tensor "do"`,
+      found: "attention alone; name another with --device",
+    });
+  }
   const stored = common(input.dtypes.k, input.dtypes.v);
   const job = yield* jobFor(input.problem, { q: input.dtypes.q, kv: stored }, {
     ring: crew.ring,
@@ -94,11 +104,15 @@ export const attendFiles = Effect.fn("attendFiles")(function* (flags: AttendFlag
       flags.progress && terminal
         ? draw(`\x1b[2K\rcomparing with the float64 reference ${Math.round(100 * share)} %`)
         : Effect.void;
-    const figures = yield* judge(input, result, plan, tell);
+    const figures = {
+      ...(yield* judge(input, result, plan, tell)),
+      ...(input.gradients ? yield* judgeGradients(input, result, plan) : {}),
+    };
     if (flags.progress && terminal) yield* draw("\x1b[2K\r");
     const { k, v } = input.dtypes;
     const exact = job.wire === "f32" || job.wire === k && job.wire === v;
-    yield* mustBeExact(figures, boundsFor(figures.largestLse, exact ? undefined : job.wire));
+    const bounds = boundsFor(figures.largestLse, exact ? undefined : job.wire);
+    yield* mustBeExact(figures, bounds);
     error = figures;
   }
   if (trace !== undefined) yield* trace.commit(record.timeline);

@@ -19,6 +19,7 @@ import {
   type VersionMismatch,
 } from "../runtime/errors.ts";
 import { newRun } from "../runtime/job.ts";
+import type { DeviceInfo } from "../runtime/kernel.ts";
 import { Links } from "../runtime/link.ts";
 import { chooseDevice } from "../runtime/plugin.ts";
 import { startNode } from "./children.ts";
@@ -42,6 +43,8 @@ export interface ReadyCrew {
   readonly ring: number;
   /** Bytes of memory that each member has. */
   readonly memory: number;
+  /** What the members compute on. */
+  readonly devices: ReadonlyArray<DeviceInfo>;
 }
 
 const fibers = Effect.fnUntraced(function* ({ device, ring = 1 }: CrewOptions) {
@@ -49,7 +52,7 @@ const fibers = Effect.fnUntraced(function* ({ device, ring = 1 }: CrewOptions) {
   const services = yield* Layer.build(inProcess(plugin));
   const { info } = Context.get(services, Device);
   // The ranks share one machine.
-  return { services, ring, memory: info.memory / ring };
+  return { services, ring, memory: info.memory / ring, devices: [info] };
 });
 
 const overNats = Effect.fnUntraced(function* (options: CrewOptions) {
@@ -70,7 +73,12 @@ const overNats = Effect.fnUntraced(function* (options: CrewOptions) {
   const shares = nodes.map(({ host, device }) =>
     device.memory / nodes.filter((other) => other.host === host).length
   );
-  return { services, ring: nodes.length, memory: Math.min(...shares) };
+  return {
+    services,
+    ring: nodes.length,
+    memory: Math.min(...shares),
+    devices: nodes.map(({ device }) => device),
+  };
 });
 
 /** Finds or starts a crew; what was started ends with the scope. */

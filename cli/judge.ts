@@ -23,6 +23,10 @@ export interface ErrorFigures {
   readonly rows: number;
   /** Size of the largest lse among these rows. */
   readonly largestLse: number;
+  /** Relative L2 norms of the differences in gradients, where there are any. */
+  readonly dq?: number;
+  readonly dk?: number;
+  readonly dv?: number;
 }
 
 const rowsPerRank = 256;
@@ -37,8 +41,11 @@ const generator = (seed: number) => (): number => {
   return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
 };
 
-/** Positions to judge, by batch entry, ascending. */
-const pickRows = ({ ranks, problem }: Plan): ReadonlyArray<ReadonlyArray<number>> => {
+/** Positions to judge, as many of every rank, by batch entry, ascending. */
+export const pickRows = (
+  { ranks, problem }: Plan,
+  rowsPerRank: number,
+): ReadonlyArray<ReadonlyArray<number>> => {
   const random = generator(1);
   const picked = Array.from({ length: problem.batch }, () => new Set<number>());
   for (const { shard, tokens } of ranks) {
@@ -76,7 +83,7 @@ export const judge = Effect.fn("judge")(function* (
     offset: number,
     length: number,
   ) => Effect.map(file.read(name, [{ offset, length }]), (bytes) => decode(dtype, bytes));
-  const picked = pickRows(plan);
+  const picked = pickRows(plan, rowsPerRank);
   let apart = 0, norm = 0, lseApart = 0, largestLse = 0, rows = 0;
   for (let b = 0; b < batch; b++) {
     const positions = picked[b]!;
@@ -128,23 +135,30 @@ const wireBound: Record<DType, number> = { f32: 0, f16: 2e-3, bf16: 2e-2 };
 export const boundsFor = (largestLse: number, rounded: DType | undefined) => {
   const growth = Math.max(1, largestLse / 16);
   const wire = rounded === undefined ? 0 : wireBound[rounded];
-  return { o: 2e-6 * growth + wire, lse: 1e-5 * growth + wire * growth * 16 };
+  return {
+    o: 2e-6 * growth + wire,
+    lse: 1e-5 * growth + wire * growth * 16,
+    gradients: 5e-6 * growth + 4 * wire,
+  };
 };
 
 /** Fails where a result is farther from the reference than its bounds. */
 export const mustBeExact = (
   figures: ErrorFigures,
-  bounds: { readonly o: number; readonly lse: number },
+  bounds: ReturnType<typeof boundsFor>,
 ): Effect.Effect<void, NotExact> => {
-  for (const what of ["o", "lse"] as const) {
-    // Also where the figure is NaN.
-    if (!(figures[what] <= bounds[what])) {
-      const [needed, found] = [bounds[what], figures[what]].map((x) => x.toExponential(1)) as [
-        string,
-        string,
-      ];
-      return Effect.fail(new NotExact({ what, needed, found }));
-    }
-  }
-  return Effect.void;
+  const compared: ReadonlyArray<readonly [string, number, number]> = [
+    ["o", figures.o, bounds.o],
+    ["lse", figures.lse, bounds.lse],
+    ["dq", figures.dq ?? 0, bounds.gradients],
+    ["dk", figures.dk ?? 0, bounds.gradients],
+    ["dv", figures.dv ?? 0, bounds.gradients],
+  ];
+  // Also where the figure is NaN.
+  const off = compared.find(([, found, bound]) => !(found <= bound));
+  if (off === undefined) return Effect.void;
+  const [what, found, bound] = off;
+  return Effect.fail(
+    new NotExact({ what, needed: bound.toExponential(1), found: found.toExponential(1) }),
+  );
 };

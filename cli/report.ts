@@ -70,8 +70,14 @@ export const reportOf = (
         pairs,
       })),
     })),
-    ...(error === undefined ? {} : { error: { o: error.o, lse: error.lse, rows: error.rows } }),
+    ...(error === undefined ? {} : { error: judged(error) }),
   };
+};
+
+/** The figures of `--verify`; those of gradients where there are any. */
+const judged = (error: ErrorFigures) => {
+  const { largestLse: _, ...figures } = error;
+  return figures;
 };
 
 /** A report of a run. */
@@ -103,6 +109,12 @@ export const reportInWords = (report: Report): ReadonlyArray<string> => {
       `error      o ${report.error.o.toExponential(1)} (relative L2), lse ${
         report.error.lse.toExponential(1)
       } (largest), against float64 over ${report.error.rows} rows`,
+      ...(["dq", "dk", "dv"] as const).flatMap((name) => {
+        const apart = report.error?.[name];
+        return apart === undefined
+          ? []
+          : [`           ${name} ${apart.toExponential(1)} (relative L2)`];
+      }),
     ]),
   ];
 };

@@ -14,7 +14,7 @@ export interface Judgement {
 }
 
 /** Whether the query at position `q` sees the key at position `k`. */
-const sees = (mask: Mask, q: number, k: number): boolean => {
+export const sees = (mask: Mask, q: number, k: number): boolean => {
   if (mask.kind === "full") return true;
   if (mask.kind === "causal") return k <= q;
   return k <= q && k > q - mask.window;

@@ -6,7 +6,7 @@
 import assert from "node:assert/strict";
 import { devices } from "../../cli/devices.ts";
 import type { Report } from "../../cli/report.ts";
-import { denseAttention } from "../../kernels/oracle.ts";
+import { denseAttention, denseGradients } from "../../kernels/oracle.ts";
 import type { Problem } from "../../runtime/plan.ts";
 import { decode, encode } from "../../runtime/dtype.ts";
 import type { Mask } from "../../runtime/mask.ts";
@@ -37,11 +37,11 @@ const usual: Shape = {
   dtype: "f32",
 };
 
-const make = async (path: string, { kvHeads, headDim, ...shape }: Shape) => {
+const make = async (path: string, { kvHeads, headDim, ...shape }: Shape, more: string[] = []) => {
   const flags = Object.entries({ ...shape, "kv-heads": kvHeads, "head-dim": headDim })
     .flatMap(([name, value]) => [`--${name}`, String(value)]);
   const { success, stderr } = await new Deno.Command("python3", {
-    args: [maker.pathname, path, ...flags],
+    args: [maker.pathname, path, ...flags, ...more],
   }).output();
   assert.ok(success, new TextDecoder().decode(stderr));
 };
@@ -121,6 +121,41 @@ it("attend is exact for every ring, layout and mask", async (folder) => {
     assert.deepEqual(report.mask, maskOf(flags));
   }
   assert.deepEqual(found[8]!.report.ranks.map(({ tokens }) => tokens), [58, 0, 145]);
+});
+
+it("attend computes gradients where the file has a cotangent, and verifies them", async (folder) => {
+  const shape = { ...usual, batch: 2, tokens: 97, heads: 6, kvHeads: 2 };
+  const input = `${folder}/in.safetensors`;
+  await make(input, shape, ["--cotangent"]);
+  const { q, k, v, do: cotangent } = tensorsOf(input);
+  const right = denseGradients(
+    { ...shape, scale: 1 / Math.sqrt(shape.headDim), mask: { kind: "causal" } },
+    q!.values,
+    k!.values,
+    v!.values,
+    cotangent!.values,
+  );
+  const links = noNatsServer ? ["memory"] : ["memory", "nats"];
+  const bytes = await twoAtOnce(links, async (link) => {
+    const out = `${folder}/${link}.safetensors`;
+    const { code, stdout, stderr } = await annulus(
+      ["attend", input, "--out", out, "--json", "--causal", "--ring", "3", "--verify"]
+        .concat("--device", "reference", "--link", link),
+    );
+    assert.equal(stderr, "");
+    assert.equal(code, 0);
+    const report = JSON.parse(stdout) as Report;
+    assert.ok(report.gradients && report.gradient_bytes_sent.every((bytes) => bytes > 0));
+    const written = tensorsOf(out);
+    for (const [name, of] of [["dq", q!], ["dk", k!], ["dv", v!]] as const) {
+      assert.deepEqual(written[name]!.shape, of.shape);
+      const apart = relativeL2(written[name]!.values, right[name]);
+      assert.ok(apart <= 5e-6, `${name} is ${apart} away over ${link}`);
+      assert.ok(report.error![name]! <= 5e-6);
+    }
+    return await Deno.readFile(out);
+  });
+  for (const other of bytes) assert.deepEqual(other, bytes[0]);
 });
 
 it("attend is exact for every shape and format", async (folder) => {

@@ -7,7 +7,8 @@ import { Effect, Result } from "effect";
 import assert from "node:assert/strict";
 import { openInput } from "../../cli/inputs.ts";
 import { boundsFor, judge, mustBeExact } from "../../cli/judge.ts";
-import { denseAttention } from "../../kernels/oracle.ts";
+import { judgeGradients } from "../../cli/judge_gradients.ts";
+import { denseAttention, denseGradients } from "../../kernels/oracle.ts";
 import { openSafetensors } from "../../plugins/safetensors.ts";
 import { planOf } from "../../runtime/plan.ts";
 import { scratch } from "../support/cli.ts";
@@ -25,10 +26,23 @@ const exact = denseAttention(
   v!,
 );
 
+const cotangent = normals(4, q.length);
+const gradients = denseGradients(
+  { batch, tokens, heads, kvHeads, headDim, scale: 1 / Math.sqrt(headDim), mask },
+  q,
+  k!,
+  v!,
+  cotangent,
+);
+
+type Results = Record<"o" | "lse" | "dq" | "dk" | "dv", Float32Array>;
+
 /** What `--verify` says of a result that is right but for what `spoil` does to it. */
-const verdict = async (spoil: (o: Float32Array, lse: Float32Array) => void) => {
-  const [o, lse] = [Float32Array.from(exact.o), Float32Array.from(exact.lse)];
-  spoil(o, lse);
+const verdict = async (spoil: (results: Results) => void) => {
+  const results = Object.fromEntries(
+    Object.entries({ ...exact, ...gradients }).map(([name, x]) => [name, Float32Array.from(x)]),
+  ) as Results;
+  spoil(results);
   await using folder = await scratch();
   const [input, out] = [`${folder.path}/in`, `${folder.path}/out`];
   const kv = [batch, tokens, kvHeads, headDim];
@@ -38,13 +52,17 @@ const verdict = async (spoil: (o: Float32Array, lse: Float32Array) => void) => {
       q: { dtype: "f32", shape: [batch, tokens, heads, headDim], values: q },
       k: { dtype: "f32", shape: kv, values: k! },
       v: { dtype: "f32", shape: kv, values: v! },
+      do: { dtype: "f32", shape: [batch, tokens, heads, headDim], values: cotangent },
     }),
   );
   await Deno.writeFile(
     out,
     fileOfTensors({
-      o: { dtype: "f32", shape: [batch, tokens, heads, headDim], values: o },
-      lse: { dtype: "f32", shape: [batch, heads, tokens], values: lse },
+      o: { dtype: "f32", shape: [batch, tokens, heads, headDim], values: results.o },
+      lse: { dtype: "f32", shape: [batch, heads, tokens], values: results.lse },
+      dq: { dtype: "f32", shape: [batch, tokens, heads, headDim], values: results.dq },
+      dk: { dtype: "f32", shape: kv, values: results.dk },
+      dv: { dtype: "f32", shape: kv, values: results.dv },
     }),
   );
   return await Effect.gen(function* () {
@@ -52,7 +70,11 @@ const verdict = async (spoil: (o: Float32Array, lse: Float32Array) => void) => {
     const plan = yield* Effect.fromResult(
       planOf({ problem: opened.problem, layout: "zigzag", weights: [1, 1, 1], wire: "f32" }),
     );
-    const figures = yield* judge(opened, yield* openSafetensors(out), plan, () => Effect.void);
+    const file = yield* openSafetensors(out);
+    const figures = {
+      ...(yield* judge(opened, file, plan, () => Effect.void)),
+      ...(yield* judgeGradients(opened, file, plan)),
+    };
     const bounds = boundsFor(figures.largestLse, undefined);
     return { figures, result: yield* Effect.result(mustBeExact(figures, bounds)) };
   }).pipe(Effect.scoped, Effect.runPromise);
@@ -63,25 +85,32 @@ Deno.test("--verify passes a result that is rounded to float32, whose every row 
   assert.ok(Result.isSuccess(result));
   assert.equal(figures.rows, batch * tokens);
   assert.ok(figures.o < 1e-7 && figures.lse < 1e-6);
+  assert.ok(Math.max(figures.dq, figures.dk, figures.dv) < 5e-7);
 });
 
 const middle = Math.floor(0.7 * batch * tokens) * heads * headDim;
-const faults: ReadonlyArray<
-  readonly [string, "o" | "lse", (o: Float32Array, lse: Float32Array) => void]
-> = [
-  ["an error of 1e-4 in one row of o", "o", (o) => {
+const faults: ReadonlyArray<readonly [string, keyof Results, (results: Results) => void]> = [
+  ["an error of 1e-4 in one row of o", "o", ({ o }) => {
     for (let i = middle; i < middle + heads * headDim; i++) o[i]! += 1e-4;
   }],
-  ["an error of 1e-4 in one lse", "lse", (_, lse) => void (lse[333]! += 1e-4)],
-  ["a row of zeros", "o", (o) => void o.fill(0, middle, middle + headDim)],
-  ["two rows in each other's place", "o", (o) => {
+  ["an error of 1e-4 in one lse", "lse", ({ lse }) => void (lse[333]! += 1e-4)],
+  ["a row of zeros", "o", ({ o }) => void o.fill(0, middle, middle + headDim)],
+  ["two rows in each other's place", "o", ({ o }) => {
     const row = o.slice(middle, middle + headDim);
     o.copyWithin(middle, middle + headDim, middle + 2 * headDim);
     o.set(row, middle + headDim);
   }],
-  ["NaN", "o", (o) => void (o[middle] = NaN)],
-  ["a NaN lse", "lse", (_, lse) => void (lse[5] = NaN)],
-  ["an lse of −∞", "lse", (_, lse) => void (lse[5] = -Infinity)],
+  ["NaN", "o", ({ o }) => void (o[middle] = NaN)],
+  ["a NaN lse", "lse", ({ lse }) => void (lse[5] = NaN)],
+  ["an lse of −∞", "lse", ({ lse }) => void (lse[5] = -Infinity)],
+  ["a dq that is 1e-5 too large", "dq", ({ dq }) => dq.forEach((x, i) => dq[i] = x * 1.00001)],
+  ["a NaN in dq", "dq", ({ dq }) => void dq.fill(NaN, 0, dq.length / 2)],
+  ["dk and dv in each other's place", "dk", ({ dk, dv }) => {
+    const copy = dk.slice();
+    dk.set(dv);
+    dv.set(copy);
+  }],
+  ["a share that is missing in dv", "dv", ({ dv }) => dv.forEach((x, i) => dv[i] = x * 0.999)],
 ];
 for (const [name, what, spoil] of faults) {
   Deno.test(`--verify finds ${name}`, async () => {

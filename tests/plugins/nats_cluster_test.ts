@@ -41,6 +41,7 @@ const job = {
   },
   layout: "contiguous",
   weights: [1],
+  gradients: false,
   dtype: "f32",
   wire: "f32",
   chunkBytes: 1024,

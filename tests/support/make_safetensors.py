@@ -1,10 +1,10 @@
-"""Writes q, k and v of standard normal numbers to a safetensors file.
+"""Writes q, k and v, and with --cotangent do, of standard normal numbers to a safetensors file.
 
 Shares no code with annulus, so that a file of another program is what the tests read. Needs nothing but Python 3;
 numpy is used where it is installed, as it is ten times as fast.
 
     python3 make_safetensors.py OUT [--batch 1] [--tokens 64] [--heads 4] [--kv-heads 2] [--head-dim 32]
-                                    [--dtype f32|f16|bf16] [--seed 0] [--scale 1.0] [--no-numpy]
+                                    [--dtype f32|f16|bf16] [--seed 0] [--scale 1.0] [--cotangent] [--no-numpy]
 
 Prints JSON: for each tensor its shape and a few elements by flat index, as they were stored.
 """
@@ -77,6 +77,7 @@ def main():
     parser.add_argument("--dtype", choices=["f32", "f16", "bf16"], default="f32")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--cotangent", action="store_true")
     parser.add_argument("--no-numpy", action="store_true")
     args = parser.parse_args()
 
@@ -89,6 +90,8 @@ def main():
 
     width = 4 if args.dtype == "f32" else 2
     heads = {"q": args.heads, "k": args.kv_heads, "v": args.kv_heads}
+    if args.cotangent:
+        heads["do"] = args.heads
     shapes = {name: [args.batch, args.tokens, n, args.head_dim] for name, n in heads.items()}
     counts = {name: b * s * h * d for name, (b, s, h, d) in shapes.items()}
 
@@ -105,7 +108,7 @@ def main():
         for index, (name, count) in enumerate(counts.items()):
             asked = sorted({i for i in (0, 1, count // 3, count // 2, count - 2, count - 1) if 0 <= i < count})
             elements, at = {}, 0
-            source = (args.dtype, 3 * args.seed + index, args.scale)
+            source = (args.dtype, len(heads) * args.seed + index, args.scale)
             made = chunks_with_numpy(numpy, count, *source) if numpy else chunks(count, *source)
             for stored in made:
                 file.write(stored)
