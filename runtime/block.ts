@@ -33,7 +33,6 @@ export class Block {
   }
 
   /** Returns when the bytes before `end` have arrived. */
-  until(end: number): Effect.Effect<void> {
-    return this.#change.until(() => this.#arrived >= end ? Effect.void : undefined);
-  }
+  readonly until = (end: number): Effect.Effect<void> =>
+    this.#change.until(() => this.#arrived >= end ? Effect.void : undefined);
 }

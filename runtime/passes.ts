@@ -77,18 +77,13 @@ const pass = (
     },
     sendRight: (block) => {
       const transfer = hop(block.plan, (mine.rank + 1) % mine.ring);
-      const until = (end: number) =>
-        block.until(end);
-      return Effect.andThen(
+      const sending = sendBytes(right!, transfer, block.bytes, block.until);
+      return Effect.gen(function* () {
         // It is not on its way before anything of it is there.
-        until(Math.min(1, transfer.bytes)),
-        recorder.timed(
-          about("forward", transfer),
-          sendBytes(right!, transfer, block.bytes, until),
-        ),
-      ).pipe(Effect.tap(Effect.sync(() =>
-        void (sent.keysAndValues += transfer.bytes)
-      )));
+        yield* block.until(Math.min(1, transfer.bytes));
+        yield* recorder.timed(about("forward", transfer), sending);
+        sent.keysAndValues += transfer.bytes;
+      });
     },
   });
 

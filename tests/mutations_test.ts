@@ -185,9 +185,9 @@ const ringFaults: ReadonlyArray<Fault> = [
     fault: "K/V come from another source",
     changes: {
       "runtime/driver.ts": [[
-        "[block.span]",
-        `[plan.blocks.find(({ id, span }) =>
-          id > block.id && span.count === block.span.count)?.span ?? block.span]`,
+        "read(tensor, k, [block.span], begin, end)",
+        `read(tensor, k, [plan.blocks.find(({ id, span }) =>
+          id > block.id && span.count === block.span.count)?.span ?? block.span], begin, end)`,
       ]],
     },
   },
@@ -221,45 +221,56 @@ const ringFaults: ReadonlyArray<Fault> = [
   {
     fault: "blocks that arrive are merged twice",
     changes: {
-      "runtime/ring.ts": [["}, absorb);", "}, absorb);\nif (!home.has(next.id)) yield* absorb;"]],
+      "runtime/ring.ts": [[
+        ").pipe(Effect.tap(release(block)));",
+        `).pipe(
+          Effect.andThen(home.has(next.id) ? Effect.succeed(0) : absorb(block, tilesOf.get(next.id)!)),
+          Effect.tap(release(block)),
+        );`,
+      ]],
     },
   },
   {
     fault: "the last block is not merged",
     changes: {
       "runtime/ring.ts": [[
-        "}, absorb);",
-        "}, next === computed.at(-1)!.block ? Effect.succeed(0) : absorb);",
+        "absorb(block, tilesOf.get(block.plan.id)!),",
+        "next === computed.at(-1)!.block ? Effect.succeed(0) : absorb(block, tilesOf.get(next.id)!),",
       ]],
     },
   },
   {
     fault: "a block's memory is reused while it is in use",
     changes: {
-      "runtime/transfer.ts": [
-        [
-          "const bytes = new Uint8Array(new SharedArrayBuffer(transfer.bytes));",
-          "const bytes = slot(transfer);",
-        ],
-        [
-          "/** Receives into new",
-          `const slots = new Map<string, Uint8Array>();
-const slot = ({ run, kind, to, bytes }: Transfer) => {
-  const name = [run, kind, to, bytes].join();
-  if (!slots.has(name)) slots.set(name, new Uint8Array(new SharedArrayBuffer(bytes)));
-  return slots.get(name)!;
+      "runtime/block.ts": [[
+        "new Block(plan, new Uint8Array(new SharedArrayBuffer(plan.bytes)));",
+        "new Block(plan, slot(plan.bytes));",
+      ], [
+        "/** K and V of one block. */",
+        `const slots = new Map<number, Uint8Array>();
+const slot = (bytes: number) => {
+  if (!slots.has(bytes)) slots.set(bytes, new Uint8Array(new SharedArrayBuffer(bytes)));
+  return slots.get(bytes)!;
 };
-/** Receives into new`,
-        ],
-      ],
+/** K and V of one block. */`,
+      ]],
+    },
+  },
+  {
+    fault: "a block goes on before it has arrived",
+    changes: {
+      "runtime/passes.ts": [[
+        "sendBytes(right!, transfer, block.bytes, block.until);",
+        "sendBytes(right!, transfer, block.bytes);",
+      ]],
     },
   },
   {
     fault: "the halves of a shard come home in the wrong order",
     changes: {
       "runtime/driver.ts": [[
-        "regions(whole, mine.shard, from / 4",
-        "regions(whole, mine.shard.toReversed(), from / 4",
+        "regions(whole, spans, from / 4",
+        "regions(whole, spans.toReversed(), from / 4",
       ]],
     },
   },
@@ -267,8 +278,8 @@ const slot = ({ run, kind, to, bytes }: Transfer) => {
     fault: "stripes come home as stretches",
     changes: {
       "runtime/driver.ts": [[
-        "regions(whole, mine.shard, from / 4",
-        "regions(whole, mine.shard.map((span) => ({ ...span, stride: span.run })), from / 4",
+        "regions(whole, spans, from / 4",
+        "regions(whole, spans.map((span) => ({ ...span, stride: span.run })), from / 4",
       ]],
     },
   },
@@ -279,6 +290,150 @@ const slot = ({ run, kind, to, bytes }: Transfer) => {
   {
     fault: "chunks pass in any order",
     changes: { "runtime/frame.ts": [['["chunk", address.chunk, word(32)],', ""]] },
+  },
+];
+
+const backward = (fault: string, ...changes: Changes): Fault => ({
+  fault,
+  changes: { "kernels/reference_backward.ts": changes },
+});
+
+/** What the backward pass of a device may get wrong: the contracts of gradients must notice, of devices and of rings. */
+const backwardFaults: ReadonlyArray<Fault> = [
+  backward("dk and dv are swapped", ["const [dk, dv] = [gradients", "const [dv, dk] = [gradients"]),
+  backward("the row sums of dO·o are forgotten", [" - d[row]!) * scale", ") * scale"]),
+  backward("the scale is forgotten", ["- d[row]!) * scale;", "- d[row]!);"]),
+  backward("the log-sum-exp is that of the block alone", [
+    "const top = lse[(b * heads + h) * tokens + tile.row + i]!;",
+    `let sum = 0;
+            for (let j = lo; j < hi; j++) {
+              const key = ((b * block.tokens + tile.column + j) * kvHeads +
+                Math.floor(h * kvHeads / heads)) * headDim;
+              sum += Math.exp(dot(q, from, k, key, headDim) * scale);
+            }
+            const top = Math.log(sum);`,
+  ]),
+  backward("rows are taken from the begin of the shard", [
+    "const row = (b * tokens + tile.row + i) * heads + h;",
+    "const row = (b * tokens + i) * heads + h;",
+  ]),
+  backward("key heads are tiled over query heads, not repeated", [
+    "const g = Math.floor(h * kvHeads / heads);",
+    "const g = h % kvHeads;",
+  ]),
+  backward("every batch entry reads the first one's keys", [
+    "((b * block.tokens + tile.column + j) * kvHeads + g)",
+    "((tile.column + j) * kvHeads + g)",
+  ]),
+  backward("a query does not see itself", [
+    "position + band.ahead);",
+    "position + band.ahead - 1);",
+  ]),
+  backward("the window is one token too long", [
+    "position - band.back - 1);",
+    "position - band.back - 2);",
+  ]),
+  backward("gradients of keys and values are summed up in float16", [
+    "const gradients = new Float64Array(kv.length);",
+    "const gradients = new Float16Array(kv.length);",
+  ]),
+  backward("dq is summed up in float16", [
+    "const dq = new Float64Array(q.length);",
+    "const dq = new Float16Array(q.length);",
+  ]),
+  backward("only the last head of a group counts", ["dv[key + c]! += p", "dv[key + c] = p"]),
+];
+
+/** What the ring may get wrong about gradients. */
+const homingFaults: ReadonlyArray<Fault> = [
+  {
+    fault: "the shares of other ranks never come home",
+    changes: {
+      "runtime/plan.ts": [[
+        "homing[block.home]!.push({ block, distance: ring, own: false, receive: true });",
+        "",
+      ]],
+    },
+  },
+  {
+    fault: "the home rank's own share is lost",
+    changes: {
+      "runtime/homing.ts": [[
+        "if (item.receive && mine !== undefined)",
+        "if (item.receive && item.own && mine !== undefined)",
+      ]],
+    },
+  },
+  {
+    fault: "a share is added twice",
+    changes: {
+      "runtime/homing.ts": [["add(values, mine);", "{ add(values, mine); add(values, mine); }"]],
+    },
+  },
+  {
+    fault: "what came from the left is not passed on",
+    changes: {
+      "runtime/homing.ts": [[
+        "const values = item.receive ? yield* Queue.take(arrived) : mine!;",
+        "const came = item.receive ? yield* Queue.take(arrived) : mine!;\n" +
+        "      const values = item.own && distance > 1 ? mine!.map(() => 0) : came;",
+      ]],
+    },
+  },
+  {
+    fault: "shares are rounded to float16 on their way",
+    changes: {
+      "runtime/homing.ts": [[
+        "sum[i]! += more[i]!;",
+        "sum[i] = Math.f16round(sum[i]! + more[i]!);",
+      ]],
+    },
+  },
+  {
+    fault: "the second pass computes on stale K and V",
+    changes: {
+      "runtime/passes.ts": [[
+        "      backward.absorb(keyValues(job, block), tiles, plan.band),",
+        `      backward.absorb({ ...keyValues(job, block), bytes: fresh(block.bytes) }, tiles, plan.band),`,
+      ], [
+        "/** Attention of the rank's queries",
+        `let before: Uint8Array | undefined;
+const fresh = (bytes: Uint8Array) => {
+  const stale = before?.length === bytes.length ? before : bytes;
+  before = bytes;
+  return stale;
+};
+/** Attention of the rank's queries`,
+      ]],
+    },
+  },
+  {
+    fault: "o and lse are not those of the whole sequence",
+    changes: {
+      "runtime/passes.ts": [[
+        "device.beginBackward!(queries, { ...attended, cotangent })",
+        "device.beginBackward!(queries, { ...attended, lse: attended.lse.map((x) => x - 0.5), cotangent })",
+      ]],
+    },
+  },
+  {
+    fault: "dk and dv come home in each other's place",
+    changes: {
+      "runtime/driver.ts": [[
+        'into("dk", k, [block.span]), into("dv", k',
+        'into("dv", k, [block.span]), into("dk", k',
+      ]],
+    },
+  },
+  {
+    fault: "the gradients of a shard's second block overwrite those of its first",
+    changes: {
+      "runtime/rank.ts": [[
+        "const values = gradients.ofBlocks.get(block.id) ?? none;",
+        `const same = [...gradients.ofBlocks.values()].filter((x) => x.length === none.length);
+        const values = same.at(-1) ?? none;`,
+      ]],
+    },
   },
 ];
 
@@ -315,15 +470,23 @@ const withCopy = async (changes: Fault["changes"], use: (load: Load) => Promise<
   }
 };
 
+/** Contracts, and where their cases are. */
+const contracts = {
+  ring: ["tests/contract/ring.ts", "ringCases"],
+  device: ["tests/contract/device.ts", "deviceCases"],
+  "gradients of a ring": ["tests/contract/ring_gradients.ts", "ringGradientCases"],
+  "gradients of a device": ["tests/contract/gradients.ts", "gradientCases"],
+} as const;
+type Contract = keyof typeof contracts;
+
 /** The cases of a copy's contract on one of its kernels. Services are known by their keys, so that these will do. */
 const casesOf = async (
   load: Load,
-  contract: "ring" | "device",
+  contract: Contract,
   kernel: AttentionKernel,
 ): Promise<ReadonlyArray<Case>> => {
-  const cases = contract === "ring"
-    ? (await load<typeof import("./contract/ring.ts")>("tests/contract/ring.ts")).ringCases
-    : (await load<typeof import("./contract/device.ts")>("tests/contract/device.ts")).deviceCases;
+  const [path, name] = contracts[contract];
+  const cases = (await load<Record<string, ReadonlyArray<Case>>>(path))[name]!;
   const services = Layer.merge(Layer.succeed(Device, inProcess(kernel)), memoryLinks());
   return cases.map(({ name, run }): Case => ({
     name,
@@ -331,7 +494,7 @@ const casesOf = async (
   }));
 };
 
-const withReference = async (load: Load, contract: "ring" | "device") => {
+const withReference = async (load: Load, contract: Contract) => {
   const path = "kernels/reference.ts";
   const { referenceKernel } = await load<typeof import("../kernels/reference.ts")>(path);
   return casesOf(load, contract, referenceKernel());
@@ -368,25 +531,40 @@ const printTable = (contracts: ReadonlyArray<string>) => {
   }
 };
 
-Deno.test("the contracts catch every fault of a ring and of a device", async (test) => {
-  const plant = (contracts: ReadonlyArray<"ring" | "device">) => ({ fault, changes }: Fault) =>
-    test.step(fault, () =>
+/** Plants faults and sees that each of the contracts catches each; what caught them must pass on a sound copy. */
+const catchAll = async (
+  test: Deno.TestContext,
+  faults: ReadonlyArray<Fault>,
+  by: ReadonlyArray<Contract>,
+) => {
+  for (const { fault, changes } of faults) {
+    await test.step(fault, () =>
       withCopy(changes, async (load) => {
-        for (const contract of contracts) {
+        for (const contract of by) {
           await assertCaught(fault, contract, await withReference(load, contract));
         }
       }));
-  for (const fault of ringFaults) await plant(["ring"])(fault);
-  for (const fault of deviceFaults) await plant(["ring", "device"])(fault);
+  }
   await test.step("and what caught them passes on a sound copy", () =>
     withCopy({}, async (load) => {
-      for (const contract of ["ring", "device"] as const) {
+      for (const contract of by) {
         const merited = new Set(table.filter((row) => row[1] === contract).map((row) => row[2]));
         const cases = await withReference(load, contract);
         assert.equal(await firstToFail(cases.filter(({ name }) => merited.has(name))), undefined);
       }
     }));
+};
+
+Deno.test("the contracts catch every fault of a ring and of a device", async (test) => {
+  await catchAll(test, ringFaults, ["ring"]);
+  await catchAll(test, deviceFaults, ["ring", "device"]);
   printTable(["ring", "device"]);
+});
+
+Deno.test("the contracts of gradients catch every fault of a ring and of a device", async (test) => {
+  await catchAll(test, homingFaults, ["gradients of a ring"]);
+  await catchAll(test, backwardFaults, ["gradients of a ring", "gradients of a device"]);
+  printTable(["gradients of a ring", "gradients of a device"]);
 });
 
 Deno.test("the link contract catches every fault of links", async (test) => {

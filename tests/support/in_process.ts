@@ -10,19 +10,27 @@ import type { AttentionKernel } from "../../runtime/kernel.ts";
 const settled = <A>(value: () => A | Promise<A>): Effect.Effect<A> =>
   Effect.promise(() => Promise.resolve(value()));
 
+/** An accumulation that is closed with the scope. */
+const opened = <A extends { readonly close: () => void }>(begin: () => A | Promise<A>) =>
+  Effect.acquireRelease(settled(begin), ({ close }) => Effect.sync(close));
+
 /** What the kernel throws is a defect. */
-export const inProcess = (kernel: AttentionKernel): Device["Service"] => ({
-  info: kernel.info,
-  begin: (queries) =>
-    Effect.map(
-      Effect.acquireRelease(
-        settled(() => kernel.begin(queries)),
-        (accumulation) => Effect.sync(accumulation.close),
-      ),
-      (accumulation) => ({
-        absorb: (block, tiles, band) =>
-          Effect.as(settled(() => accumulation.absorb(block, tiles, band)), 0),
-        finish: settled(accumulation.finish),
-      }),
-    ),
-});
+export const inProcess = (kernel: AttentionKernel): Device["Service"] => {
+  const { info, beginBackward } = kernel;
+  return {
+    info,
+    begin: (queries) =>
+      Effect.map(opened(() => kernel.begin(queries)), ({ absorb, finish }) => ({
+        absorb: (...block) => Effect.as(settled(() => absorb(...block)), 0),
+        finish: settled(finish),
+      })),
+    ...(beginBackward === undefined ? {} : {
+      beginBackward: (queries, outcome) =>
+        Effect.map(opened(() => beginBackward(queries, outcome)), ({ absorb, finish }) => ({
+          absorb: (...block) =>
+            Effect.map(settled(() => absorb(...block)), (gradients) => ({ gradients, busy: 0 })),
+          finish: settled(finish),
+        })),
+    }),
+  };
+};
