@@ -161,8 +161,9 @@ const collect = Effect.fnUntraced(function* (
   const into =
     (tensor: Output, whole: TokenArray, spans = mine.shard) =>
     (from: number, payload: Uint8Array) => {
+      if (payload.byteLength === 0) return Effect.void;
       const where = regions(whole, spans, from / 4, (from + payload.byteLength) / 4);
-      return payload.byteLength === 0 ? Effect.void : sink.write(tensor, [...where], payload);
+      return sink.write(tensor, [...where], payload);
     };
   yield* receive(link, manifest.o(mine), into("o", q));
   yield* receive(link, manifest.lse(mine), into("lse", lse));

@@ -9,6 +9,7 @@ import assert from "node:assert/strict";
 import { denseGradients } from "../../kernels/oracle.ts";
 import type { AttendResult } from "../../runtime/attend.ts";
 import { decode, encode } from "../../runtime/dtype.ts";
+import { headerBytes } from "../../runtime/frame.ts";
 import { layouts } from "../../runtime/layout.ts";
 import { type Ends, Links } from "../../runtime/link.ts";
 import { relativeL2, sameNumbers } from "../support/closeness.ts";
@@ -178,6 +179,25 @@ const timing: RingCase = {
   }),
 };
 
+const smallFrames: RingCase = {
+  name: "frames shorter than a row",
+  run: Effect.gen(function* () {
+    const links = yield* Links;
+    const turn: Turn = {
+      ring: 3,
+      tokens: 7,
+      layout: "zigzag",
+      mask: causal,
+      heads: [4, 2],
+      headDim: 8,
+      batch: 2,
+    };
+    for (const maxFrame of [headerBytes + 8, headerBytes + 1000]) {
+      yield* check(turn).pipe(Effect.provideService(Links, { ...links, maxFrame }));
+    }
+  }),
+};
+
 /** Counts the frames of each kind between ranks, by block. */
 const counting = (links: Links["Service"], counts: Map<string, number>): Links["Service"] => ({
   ...links,
@@ -236,6 +256,7 @@ const none: RingCase = {
 /** Every promise of the contract. */
 export const ringGradientCases: ReadonlyArray<RingCase> = [
   ...shapes,
+  smallFrames,
   ringSize,
   timing,
   hops,

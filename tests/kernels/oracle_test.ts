@@ -1,6 +1,11 @@
 import fc from "fast-check";
 import assert from "node:assert/strict";
-import { denseAttention, type Judgement, StreamingOracle } from "../../kernels/oracle.ts";
+import {
+  denseAttention,
+  denseGradients,
+  type Judgement,
+  StreamingOracle,
+} from "../../kernels/oracle.ts";
 import type { Problem } from "../../runtime/plan.ts";
 import { maxAbs } from "../support/closeness.ts";
 import { normals } from "../support/random.ts";
@@ -83,4 +88,37 @@ Deno.test("StreamingOracle passes a NaN on", () => {
   oracle.absorb(0, normals(2, 8).fill(NaN, 0, 1), normals(3, 8));
   const { o, lse } = oracle.finish();
   assert.ok(Number.isNaN(o[0]) && Number.isNaN(lse[0]));
+});
+
+Deno.test("denseGradients() is the slope of Σ dO·o in every direction", () => {
+  const shape = { batch: 2, tokens: 9, heads: 4, kvHeads: 2, headDim: 4, scale: 0.7 };
+  const [rows, keys] = [shape.batch * shape.tokens * 16, shape.batch * shape.tokens * 8];
+  const [q, k, v, dO] = [[1, rows], [2, keys], [3, keys], [4, rows]]
+    .map(([seed, count]) => normals(seed!, count!)) as [
+      Float32Array,
+      Float32Array,
+      Float32Array,
+      Float32Array,
+    ];
+  for (
+    const mask of [{ kind: "full" }, { kind: "causal" }, { kind: "window", window: 3 }] as const
+  ) {
+    const problem = { ...shape, mask };
+    const { dq, dk, dv } = denseGradients(problem, q, k, v, dO);
+    for (const [x, gradient] of [[q, dq], [k, dk], [v, dv]] as const) {
+      const direction = normals(5, x.length);
+      const along = gradient.reduce((sum, g, i) => sum + g * direction[i]!, 0);
+      const original = x.slice();
+      const at = (step: number): number => {
+        x.forEach((_, i) => x[i] = original[i]! + step * direction[i]!);
+        const { o } = denseAttention(problem, q, k, v);
+        x.set(original);
+        return o.reduce((sum, y, i) => sum + y * dO[i]!, 0);
+      };
+      const step = 2 ** -10;
+      const slope = (at(step) - at(-step)) / (2 * step);
+      // The inputs are float32, so that a step of 2⁻¹⁰ is off by about 1e-4 of itself.
+      assert.ok(Math.abs(slope - along) <= 2e-4 * Math.abs(along) + 1e-3, `${slope} and ${along}`);
+    }
+  }
 });

@@ -325,6 +325,23 @@ Deno.test("attend() names the rank whose device cannot begin", async () => {
   assert.deepEqual([error.rank, error.tag], [2, "DeviceFailed"]);
 });
 
+Deno.test("attend() refuses gradients on a device that has no backward pass, before it computes", async () => {
+  const device = { info: reference.info, begin: () => assert.fail("it computes") };
+  const cotangent = normals(4, elements);
+  const error = await failureOf({ device, options: { ...inputs, cotangent } });
+  assert.ok(error._tag === "RankFailed");
+  assert.match(
+    error.reason,
+    /Cannot compute gradients on device "reference": it has no backward pass/,
+  );
+});
+
+Deno.test("attend() refuses a cotangent of another length than q", async () => {
+  const error = await failureOf({ options: { ...inputs, cotangent: normals(4, elements - 1) } });
+  assert.ok(error._tag === "InvalidProblem");
+  assert.match(error.message, /the length of do must be 160 elements/);
+});
+
 Deno.test("attend() returns no NaN and no infinity, and says where it was found", async () => {
   for (
     const [tensor, index, value] of [["o", 5, NaN], ["o", 0, Infinity], ["lse", 3, NaN], [
