@@ -6,7 +6,7 @@
 import { Effect } from "effect";
 import type { Crew } from "./crew.ts";
 import { drive, type RunRecord, Sink, Source } from "./driver.ts";
-import type { DType } from "./dtype.ts";
+import { bytesOf, type DType } from "./dtype.ts";
 import {
   type FileInvalid,
   type FrameRejected,
@@ -176,22 +176,23 @@ export const attend = (options: AttendOptions): Effect.Effect<
           const parts = regions.map(({ offset, length }) =>
             inputs[tensor].subarray(offset, offset + length)
           );
-          const bytes = new Float32Array(parts.reduce((sum, part) => sum + part.length, 0));
+          if (parts.length === 1) return bytesOf(parts[0]!);
+          const values = new Float32Array(parts.reduce((sum, part) => sum + part.length, 0));
           let at = 0;
           for (const part of parts) {
-            bytes.set(part, at);
+            values.set(part, at);
             at += part.length;
           }
-          return new Uint8Array(bytes.buffer);
+          return bytesOf(values);
         }),
     });
     const sink = Sink.of({
       write: (tensor, regions, bytes) =>
         Effect.sync(() => {
-          const values = new Float32Array(new Uint8Array(bytes).buffer);
+          const written = bytesOf(results[tensor]);
           let at = 0;
           for (const { offset, length } of regions) {
-            results[tensor].set(values.subarray(at, at + length), offset);
+            written.set(bytes.subarray(at * 4, (at + length) * 4), offset * 4);
             at += length;
           }
         }),

@@ -25,6 +25,10 @@ const toBf16 = (() => {
   };
 })();
 
+/** Float32 values as bytes, without a copy. */
+export const bytesOf = ({ buffer, byteOffset, byteLength }: Float32Array): Uint8Array =>
+  new Uint8Array(buffer, byteOffset, byteLength);
+
 /** Elements as float32 values. `bytes` may start anywhere and lie in shared memory; the result is a copy. */
 export const decode = (dtype: DType, bytes: Uint8Array): Float32Array<ArrayBuffer> => {
   const aligned = new Uint8Array(bytes).buffer;
@@ -43,15 +47,21 @@ export const encode = (dtype: DType, values: Float32Array): Uint8Array<ArrayBuff
   return new Uint8Array(Uint16Array.from(values, toBf16).buffer);
 };
 
+/** The index of the first word that has all bits of the exponent, or −1. A loop: `findIndex` takes ten times as long. */
+const firstWith = (exponent: number, words: Uint32Array | Uint16Array): number => {
+  for (let i = 0; i < words.length; i++) {
+    if ((words[i]! & exponent) === exponent) return i;
+  }
+  return -1;
+};
+
 /** The index of the first NaN or infinity among elements of `dtype`, or −1. */
 export const firstNonFinite = (dtype: DType, bytes: Uint8Array): number => {
   const aligned = bytes.byteOffset % 4 === 0 ? bytes : new Uint8Array(bytes);
   const { buffer, byteOffset, byteLength } = aligned;
   if (dtype === "f32") {
-    return new Uint32Array(buffer, byteOffset, byteLength / 4)
-      .findIndex((bits) => (bits & 0x7f800000) === 0x7f800000);
+    return firstWith(0x7f800000, new Uint32Array(buffer, byteOffset, byteLength / 4));
   }
   const exponent = dtype === "f16" ? 0x7c00 : 0x7f80;
-  return new Uint16Array(buffer, byteOffset, byteLength / 2)
-    .findIndex((bits) => (bits & exponent) === exponent);
+  return firstWith(exponent, new Uint16Array(buffer, byteOffset, byteLength / 2));
 };

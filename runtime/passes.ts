@@ -8,6 +8,7 @@ import { Effect, Queue } from "effect";
 import type { Block } from "./block.ts";
 import type { Device } from "./device.ts";
 import type { Held } from "./held.ts";
+import { bytesOf } from "./dtype.ts";
 import { type Gradients, homing } from "./homing.ts";
 import type { Job } from "./job.ts";
 import type { Attended, KeyValues, Queries } from "./kernel.ts";
@@ -44,10 +45,6 @@ export interface Passing {
 
 const about = (activity: Activity, { step, block, bytes }: Transfer) =>
   ({ activity, step, block, bytes }) as const;
-
-/** Float32 values as bytes, without a copy. */
-export const bytesOf = ({ buffer, byteOffset, byteLength }: Float32Array): Uint8Array =>
-  new Uint8Array(buffer, byteOffset, byteLength);
 
 const keyValues = ({ wire }: Job, { plan: { span }, bytes }: Block): KeyValues => ({
   tokens: span.count,

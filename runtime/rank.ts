@@ -6,6 +6,7 @@
 import { Effect } from "effect";
 import { Block } from "./block.ts";
 import { Device } from "./device.ts";
+import { bytesOf, firstNonFinite } from "./dtype.ts";
 import {
   DeviceFailed,
   type FrameRejected,
@@ -20,7 +21,7 @@ import { type Job, planOfJob } from "./job.ts";
 import type { DeviceInfo } from "./kernel.ts";
 import { type Ends, type Link, Links, type Slot } from "./link.ts";
 import { manifestOf } from "./manifest.ts";
-import { backwardPass, bytesOf, forwardPass, type Passing } from "./passes.ts";
+import { backwardPass, forwardPass, type Passing } from "./passes.ts";
 import { type BlockPlan, type Plan, refusalFor } from "./plan.ts";
 import { Recorder } from "./recorder.ts";
 import type { Interval } from "./timeline.ts";
@@ -76,7 +77,7 @@ const finite = (
   tensors: Readonly<Record<string, Float32Array>>,
 ): Effect.Effect<void, NonFinite> => {
   for (const [tensor, values] of Object.entries(tensors)) {
-    const index = values.findIndex((x) => !Number.isFinite(x));
+    const index = firstNonFinite("f32", bytesOf(values));
     if (index < 0) continue;
     const found = String(values[index]);
     return Effect.fail(new NonFinite({ device, rank, tensor, index, found }));
