@@ -40,7 +40,12 @@ export { reference } from "./plugins/reference.ts";
 export { webgpu } from "./plugins/webgpu.ts";
 
 export * from "./runtime/errors.ts";
-export { type Accumulator, Device } from "./runtime/device.ts";
+export {
+  type Accumulator,
+  type BackwardAccumulator,
+  type BlockGradients,
+  Device,
+} from "./runtime/device.ts";
 export { deviceInWorker, type WorkerSpec } from "./runtime/device_worker.ts";
 export { serveDevice, Unavailable } from "./runtime/device_worker_guest.ts";
 export { Crew } from "./runtime/crew.ts";
@@ -50,8 +55,10 @@ export type {
   Accumulation,
   Attended,
   AttentionKernel,
+  BackwardPass,
   DeviceInfo,
   KeyValues,
+  Outcome,
   Queries,
   Tile,
 } from "./runtime/kernel.ts";
@@ -62,6 +69,7 @@ export { allows, type Band, bandOf, type Mask } from "./runtime/mask.ts";
 export {
   balanceOf,
   type BlockPlan,
+  type HomingPlan,
   type Plan,
   planOf,
   type PlanSpec,

@@ -37,10 +37,14 @@ export interface AttendFlags {
   readonly cluster: string | undefined;
   readonly wire: DType | undefined;
   readonly trace: string | undefined;
-  readonly verify: boolean;
+  /** Rows of every rank that are compared with the float64 reference. */
+  readonly verifyRows: number;
   /** Show progress on standard error. */
   readonly progress: boolean;
 }
+
+/** Gradients of a row take three times as long to judge, and those of a key as many again. */
+const mostGradientRows = 32;
 
 /** The wider of two formats, or float32 where neither holds the other. */
 const common = (a: DType, b: DType): DType => a === b ? a : "f32";
@@ -98,15 +102,17 @@ export const attendFiles = Effect.fn("attendFiles")(function* (flags: AttendFlag
   );
 
   let error: ErrorFigures | undefined;
-  if (flags.verify) {
+  if (flags.verifyRows > 0) {
     const result = yield* openSafetensors(writer.part);
     const tell = (share: number) =>
       flags.progress && terminal
         ? draw(`\x1b[2K\rcomparing with the float64 reference ${Math.round(100 * share)} %`)
         : Effect.void;
     const figures = {
-      ...(yield* judge(input, result, plan, tell)),
-      ...(input.gradients ? yield* judgeGradients(input, result, plan) : {}),
+      ...(yield* judge(input, result, plan, flags.verifyRows, tell)),
+      ...(input.gradients
+        ? yield* judgeGradients(input, result, plan, Math.min(flags.verifyRows, mostGradientRows))
+        : {}),
     };
     if (flags.progress && terminal) yield* draw("\x1b[2K\r");
     const { k, v } = input.dtypes;

@@ -74,7 +74,7 @@ export const runDemo = Effect.gen(function* () {
     cluster: undefined,
     wire: undefined,
     trace,
-    verify: true,
+    verifyRows: 256,
     progress: true,
   });
   for (const line of reportInWords(report)) yield* print(line);

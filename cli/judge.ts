@@ -1,6 +1,6 @@
 /**
- * Compares a finished result with the float64 reference: 256 random rows of every rank, against every key of the
- * input file, streamed.
+ * Compares a finished result with the float64 reference: random rows of every rank, against every key of the input
+ * file, streamed.
  *
  * @module
  */
@@ -29,7 +29,6 @@ export interface ErrorFigures {
   readonly dv?: number;
 }
 
-const rowsPerRank = 256;
 /** Keys read at once. */
 const chunkTokens = 128;
 
@@ -73,6 +72,7 @@ export const judge = Effect.fn("judge")(function* (
   input: Input,
   result: SafetensorsFile,
   plan: Plan,
+  rowsPerRank: number,
   progress: (share: number) => Effect.Effect<void>,
 ): Effect.fn.Return<ErrorFigures, FileInvalid> {
   const { tokens, heads, kvHeads, headDim, batch, scale, mask } = plan.problem;

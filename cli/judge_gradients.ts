@@ -1,6 +1,6 @@
 /**
- * Compares finished gradients with the float64 reference: dq of random rows, dk and dv of random keys, 32 of each for
- * every rank, while the input streams past.
+ * Compares finished gradients with the float64 reference: dq of random rows, dk and dv of random keys, as many of each
+ * for every rank, while the input streams past.
  *
  * @module
  */
@@ -13,7 +13,6 @@ import type { Plan } from "../runtime/plan.ts";
 import type { Input } from "./inputs.ts";
 import { type ErrorFigures, pickRows } from "./judge.ts";
 
-const rowsPerRank = 32;
 /** Tokens read at once. */
 const chunkTokens = 128;
 
@@ -40,6 +39,7 @@ export const judgeGradients = Effect.fn("judgeGradients")(function* (
   input: Input,
   result: SafetensorsFile,
   plan: Plan,
+  rowsPerRank: number,
 ): Effect.fn.Return<Required<Pick<ErrorFigures, "dq" | "dk" | "dv">>, FileInvalid> {
   const { tokens, heads, kvHeads, headDim, batch, scale, mask } = plan.problem;
   const widths = {

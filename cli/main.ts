@@ -105,6 +105,12 @@ const attend = Command.make(
     verify: boolean("verify").pipe(
       Flag.withDescription("Compare 256 random rows of every rank with the float64 reference"),
     ),
+    verifyRows: optional(
+      Flag.Int("verify-rows").pipe(
+        atLeast(1),
+        Flag.withDescription("The same with another number of rows of every rank"),
+      ),
+    ),
     json,
   },
   Effect.fn(function* (flags) {
@@ -139,6 +145,7 @@ const attend = Command.make(
       layout: flags.layout === "auto" ? undefined : flags.layout,
       weights,
       ring: flags.ring ?? weights?.length,
+      verifyRows: flags.verifyRows ?? (flags.verify ? 256 : 0),
       link,
       progress: !flags.json,
     });

@@ -443,6 +443,11 @@ Deno.test("the command refuses flags that make no sense", (t) => {
     misused("up -n 0", /-?-n.*at least 1/, "up", "-n", "0"),
     misused("the wizard, which would prompt", /--wizard/, "--wizard"),
     misused("node without --nats", /--nats/, "node"),
+    misused(
+      "attend --verify-rows 0",
+      /--verify-rows.*at least 1/,
+      ...["attend", "in", "--out", "out", "--verify-rows", "0"],
+    ),
     misused("verify --tokens 0", /--tokens.*at least 1/, "verify", "--tokens", "0"),
   ]);
 });

@@ -72,8 +72,8 @@ const verdict = async (spoil: (results: Results) => void) => {
     );
     const file = yield* openSafetensors(out);
     const figures = {
-      ...(yield* judge(opened, file, plan, () => Effect.void)),
-      ...(yield* judgeGradients(opened, file, plan)),
+      ...(yield* judge(opened, file, plan, 256, () => Effect.void)),
+      ...(yield* judgeGradients(opened, file, plan, 256)),
     };
     const bounds = boundsFor(figures.largestLse, undefined);
     return { figures, result: yield* Effect.result(mustBeExact(figures, bounds)) };
