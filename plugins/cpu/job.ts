@@ -7,7 +7,7 @@
  */
 import type { DType } from "../../runtime/dtype.ts";
 import type { Queries } from "../../runtime/kernel.ts";
-import { rowsAtOnce } from "./softmax.ts";
+import { keysAtOnce, rowsAtOnce } from "./softmax.ts";
 
 /** The query side of a problem. */
 export type Shape = Pick<
@@ -74,10 +74,48 @@ export interface Normalise {
   readonly state: State;
 }
 
-export type Job = Prepare | Attend | Normalise;
+/** What the backward pass knows of query rows, and dq as it stands; lse and D are [batch, heads, tokens]. */
+export interface Slopes {
+  readonly q: Float32Array;
+  readonly cotangent: Float32Array;
+  readonly lse: Float32Array;
+  readonly d: Float32Array;
+  readonly dq: Float32Array;
+}
+
+/** D = Σ dO·o of every row. One item is a chunk of tokens of a batch entry. */
+export interface Weigh {
+  readonly kind: "weigh";
+  readonly shape: Shape;
+  readonly o: Float32Array;
+  readonly slopes: Slopes;
+}
+
+/**
+ * Adds a block to dq, and its gradients to zeros. One item is a range of a block's keys of one K/V head: dk and dv of
+ * these keys are its own. Ranges take turns at dq, chunk of rows by chunk of rows.
+ */
+export interface Differentiate {
+  readonly kind: "differentiate";
+  readonly shape: Shape;
+  readonly slopes: Slopes;
+  readonly keys: Keys;
+  /** dk then dv, each [batch, block tokens, kvHeads, headDim]. */
+  readonly gradients: Float32Array;
+  readonly rectangles: ReadonlyArray<Rectangle>;
+  /** How many ranges see a chunk before this one does, −1 where this one sees nothing of it: [chunks, ranges]. */
+  readonly turns: Int32Array;
+  /** How many ranges have added to dq: [batch, heads, chunks]. */
+  readonly added: Int32Array;
+}
+
+export type Job = Prepare | Attend | Normalise | Weigh | Differentiate;
 
 /** How many chunks of tokens there are: as many tokens each as a tile has rows. */
 export const chunksOf = (tokens: number): number => Math.ceil(tokens / rowsAtOnce);
+
+/** How many ranges of keys there are. */
+export const rangesOf = (tokens: number): number => Math.ceil(tokens / keysAtOnce);
 
 /** How many items a job has. */
 export const itemsOf = (job: Job): number => {
@@ -87,7 +125,10 @@ export const itemsOf = (job: Job): number => {
     case "attend":
       return job.shape.batch * job.shape.heads * chunksOf(job.shape.tokens);
     case "normalise":
+    case "weigh":
       return job.shape.batch * chunksOf(job.shape.tokens);
+    case "differentiate":
+      return job.shape.batch * job.shape.kvHeads * rangesOf(job.keys.tokens);
   }
 };
 

@@ -40,11 +40,12 @@ export const openCpu = async (
       backend: `${description}, ${count} ${count === 1 ? "thread" : "threads"}`,
       software: true,
       features: [],
-      gradients: false,
+      gradients: true,
       memory: Deno.systemMemoryInfo().total,
       largestTensor: 2 ** 31 - 1,
     },
     begin: (queries) => attention.begin(queries),
+    beginBackward: (queries, outcome) => attention.beginBackward(queries, outcome),
     close: () => threads.close(),
   };
 };

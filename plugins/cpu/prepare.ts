@@ -1,11 +1,12 @@
 /**
- * What a thread does before and after the products: widens 16-bit numbers, measures vectors, normalises results.
+ * What a thread does before and after the products: widens 16-bit numbers, measures vectors, normalises results, and
+ * sums what the backward pass needs of them.
  *
  * @module
  */
 import { elementBytes } from "../../runtime/dtype.ts";
 import { lseOf } from "../../runtime/lse.ts";
-import { chunksOf, type Normalise, type Prepare } from "./job.ts";
+import { chunksOf, type Normalise, type Prepare, type Weigh } from "./job.ts";
 import { rowsAtOnce, type Softmax, tileElements } from "./softmax.ts";
 
 /** The tokens of a chunk: from, to. */
@@ -60,6 +61,23 @@ export const normalise = ({ shape, state }: Normalise, item: number): void => {
       const at = ((b * tokens + token) * heads + h) * headDim;
       const inverse = 1 / sum;
       for (let i = at; i < at + headDim; i++) outputs[i] = outputs[i]! * inverse;
+    }
+  }
+};
+
+/** One chunk of tokens of one batch entry. */
+export const weigh = ({ shape, o, slopes }: Weigh, item: number): void => {
+  const { tokens, heads, headDim } = shape;
+  const { cotangent, d } = slopes;
+  const chunks = chunksOf(tokens);
+  const b = Math.floor(item / chunks);
+  const [from, to] = chunk(item % chunks, tokens);
+  for (let token = from; token < to; token++) {
+    for (let h = 0; h < heads; h++) {
+      const at = ((b * tokens + token) * heads + h) * headDim;
+      let sum = 0;
+      for (let i = at; i < at + headDim; i++) sum += cotangent[i]! * o[i]!;
+      d[(b * heads + h) * tokens + token] = sum;
     }
   }
 };

@@ -6,8 +6,9 @@
 import { attend } from "./attend.ts";
 import { type Blas, openBlas } from "./blas.ts";
 import { Control } from "./control.ts";
+import { differentiate } from "./differentiate.ts";
 import { itemsOf, type Job } from "./job.ts";
-import { normalise, prepare } from "./prepare.ts";
+import { normalise, prepare, weigh } from "./prepare.ts";
 import { Softmax } from "./softmax.ts";
 
 /** What the device says to a thread. */
@@ -42,7 +43,7 @@ const open = async (library: string): Promise<void> => {
 };
 
 /** What computes one item of a job. */
-const workOf = (job: Job): (item: number) => void => {
+const workOf = (job: Job, control: Control): (item: number) => void => {
   const { blas, softmax } = tools!;
   switch (job.kind) {
     case "prepare":
@@ -51,6 +52,10 @@ const workOf = (job: Job): (item: number) => void => {
       return attend(blas, softmax, job);
     case "normalise":
       return (item) => normalise(job, item);
+    case "weigh":
+      return (item) => weigh(job, item);
+    case "differentiate":
+      return differentiate(blas, softmax, control, job);
   }
 };
 
@@ -58,7 +63,7 @@ const work = ({ id, job, words, before }: Exclude<Order, { readonly open: string
   const control = new Control(words, itemsOf(job));
   try {
     if (before !== undefined) new Control(before.words, before.items).waitForAll();
-    const compute = workOf(job);
+    const compute = workOf(job, control);
     for (let item = control.take(); item !== undefined; item = control.take()) {
       compute(item);
       if (control.finish()) report({ id });

@@ -43,7 +43,7 @@ export class Threads {
             });
             worker.addEventListener("error", (event) => {
               event.preventDefault();
-              threads.#lose(`a thread crashed: ${event.message}`);
+              threads.close(`a thread crashed: ${event.message}`);
               reject(new Error(event.message));
             });
             worker.postMessage({ open: library } satisfies Order);
@@ -64,13 +64,6 @@ export class Threads {
     else running?.reject(new Error(failure));
   }
 
-  #lose(reason: string): void {
-    this.#gone = new Error(reason);
-    for (const { reject } of this.#running.values()) reject(this.#gone);
-    this.#running.clear();
-    this.close();
-  }
-
   /** Returns when all items are done. Jobs are done in the order of the calls, one after the other. */
   run(job: Job): Promise<void> {
     if (this.#gone !== undefined) return Promise.reject(this.#gone);
@@ -86,8 +79,12 @@ export class Threads {
     return running.promise;
   }
 
-  /** Ends the threads. */
-  close(): void {
+  /** Ends the threads; every job that runs, and every later one, is refused for this reason. */
+  close(reason = "the threads were ended"): void {
+    if (this.#gone !== undefined) return;
+    this.#gone = new Error(reason);
     for (const worker of this.#workers) worker.terminate();
+    for (const { reject } of this.#running.values()) reject(this.#gone);
+    this.#running.clear();
   }
 }
