@@ -32,6 +32,7 @@ export {
   type AttendResult,
   type RunOptions,
 } from "./runtime/attend.ts";
+export { cpu, cpuWith } from "./plugins/cpu.ts";
 export { inProcess, memoryLinks, type MemoryLinksOptions } from "./plugins/memory.ts";
 export { type ClusterOptions, onCluster } from "./plugins/nats_cluster.ts";
 export { connectNats } from "./plugins/nats_connection.ts";

@@ -7,22 +7,40 @@
 import { Effect, type Scope } from "effect";
 import { NodeRefused } from "../runtime/errors.ts";
 import type { NodeCard } from "../runtime/membership.ts";
+import { libraryName } from "../plugins/cpu/blas.ts";
+import { findLibrary } from "../runtime/library.ts";
 import { fromFileUrl } from "./paths.ts";
 
 const mainModule = new URL("./main.ts", import.meta.url);
 const project = new URL("..", import.meta.url);
 
 /**
- * The Deno permissions of a node: its server, its own files, and the facts about the machine that its card tells.
+ * The Deno permissions of a node: its server, its own files, the facts about the machine that its card tells, and
+ * OpenBLAS alone where its device may be the one that needs it.
  *
  * @param server `host:port` of the NATS server.
  */
-export const nodePermissions = (server: string): ReadonlyArray<string> => [
-  `--allow-net=${server}`,
-  `--allow-read=${fromFileUrl(project)}`,
-  "--allow-env",
-  "--allow-sys",
-];
+export const nodePermissions = (server: string, device: string): ReadonlyArray<string> => {
+  const library = ["auto", "cpu"].includes(device) ? findLibrary(libraryName) : undefined;
+  const files = [fromFileUrl(project), ...(library === undefined ? [] : [library])];
+  return [
+    `--allow-net=${server}`,
+    `--allow-read=${files.join(",")}`,
+    "--allow-env",
+    "--allow-sys",
+    ...(library === undefined ? [] : [`--allow-ffi=${library}`]),
+  ];
+};
+
+/** The variable by which a user tells OpenBLAS, and with it the `cpu` device, how many threads to use. */
+const threadsVariable = "OPENBLAS_NUM_THREADS";
+
+/** What nodes that share this machine are told of it: their part of its processors, unless the user decided. */
+const environment = (nodes: number): Record<string, string> => {
+  if (Deno.env.has(threadsVariable)) return {};
+  const threads = Math.max(1, Math.floor(navigator.hardwareConcurrency / nodes));
+  return { [threadsVariable]: String(threads) };
+};
 
 /** A node that runs as a child process. */
 export interface Child {
@@ -46,11 +64,12 @@ const eachLine = async (
   if (rest !== "") each(rest);
 };
 
-/** Starts a node and returns when it waits for work. It ends with the scope. */
+/** Starts one of so many nodes on this machine, and returns when it waits for work. It ends with the scope. */
 export const startNode = Effect.fn("startNode")(function* (
   url: string,
   cluster: string,
   device: string,
+  nodes: number,
 ): Effect.fn.Return<Child, NodeRefused, Scope.Scope> {
   const { host } = new URL(url.replace(/^nats:/, "http:"));
   const child = yield* Effect.acquireRelease(
@@ -60,12 +79,13 @@ export const startNode = Effect.fn("startNode")(function* (
           "run",
           "--no-prompt",
           `--config=${fromFileUrl(new URL("../deno.json", import.meta.url))}`,
-          ...nodePermissions(host),
+          ...nodePermissions(host, device),
           fromFileUrl(mainModule),
           ...["node", "--nats", url, "--cluster", cluster, "--device", device],
           "--json",
           "--until-stdin-ends",
         ],
+        env: environment(nodes),
         stdin: "piped",
         stdout: "piped",
         stderr: "piped",

@@ -61,9 +61,10 @@ const overNats = Effect.fnUntraced(function* (options: CrewOptions) {
   yield* Effect.scoped(connectNats(url));
   const cluster = options.cluster ?? `run-${yield* newRun}`;
   if (options.cluster === undefined) {
+    const nodes = options.ring ?? 1;
     const started = Array.from(
-      { length: options.ring ?? 1 },
-      () => startNode(url, cluster, options.device),
+      { length: nodes },
+      () => startNode(url, cluster, options.device, nodes),
     );
     yield* Effect.all(started, { concurrency: "unbounded" });
   }

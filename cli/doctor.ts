@@ -6,12 +6,14 @@
 import { Context, Effect, Layer } from "effect";
 import { connectNats } from "../plugins/nats_connection.ts";
 import { startNatsServer } from "../plugins/nats_server.ts";
+import { libraryName, libraryPackage } from "../plugins/cpu/blas.ts";
 import { Device } from "../runtime/device.ts";
+import { findLibrary } from "../runtime/library.ts";
 import { version } from "../runtime/version.ts";
 import { nodePermissions } from "./children.ts";
 import { devices } from "./devices.ts";
 import { print, printJson, sizeInWords } from "./output.ts";
-import { findLibrary, findNatsServer, hasVulkanDriver } from "./system.ts";
+import { findNatsServer, hasVulkanDriver } from "./system.ts";
 
 /** All that `doctor` can be told. */
 export interface DoctorFlags {
@@ -94,7 +96,7 @@ const libraryFindings = (): ReadonlyArray<Finding> => {
       fix:
         "install your GPU's driver, or for software: sudo apt-get install -y mesa-vulkan-drivers",
     },
-    library("OpenBLAS", "libopenblas.so.0", "libopenblas0-pthread"),
+    library("OpenBLAS", libraryName, libraryPackage),
   ];
 };
 
@@ -110,7 +112,7 @@ export const runDoctor = Effect.fn("runDoctor")(function* (flags: DoctorFlags) {
     ...(yield* Effect.forEach(devices, deviceFinding)),
     yield* serverFinding(flags.nats),
   ];
-  const permissions = nodePermissions("SERVER:PORT").join(" ");
+  const permissions = nodePermissions("SERVER:PORT", "auto").join(" ");
   if (flags.json) {
     yield* printJson({ version, findings: found, node_permissions: permissions });
   } else {

@@ -7,7 +7,8 @@
  *
  * @module
  */
-import { findLibrary, findNatsServer, hasVulkanDriver } from "./system.ts";
+import { findLibrary } from "../runtime/library.ts";
+import { findNatsServer, hasVulkanDriver } from "./system.ts";
 
 interface Part {
   readonly what: string;
@@ -34,7 +35,7 @@ const parts = (): ReadonlyArray<Part> => [
     what: "OpenBLAS",
     present: findLibrary("libopenblas.so.0") !== undefined,
     packages: ["libopenblas0-pthread"],
-    without: "nothing changes today; the CPU device to come needs it",
+    without: 'there is no "cpu" device; without a GPU ranks are several times slower',
   },
 ];
 

@@ -1,32 +1,9 @@
 /**
- * What this machine has installed: shared libraries, a Vulkan driver, programs. Only built-in modules.
+ * What this machine has installed: a Vulkan driver, programs. Only built-in modules.
  *
  * @module
  */
-
-const isFile = (path: string): boolean => {
-  try {
-    return Deno.statSync(path).isFile;
-  } catch {
-    return false;
-  }
-};
-
-const libraryFolders = (): ReadonlyArray<string> => {
-  const triplet = Deno.build.arch === "aarch64" ? "aarch64-linux-gnu" : "x86_64-linux-gnu";
-  return [
-    ...(Deno.env.get("LD_LIBRARY_PATH") ?? "").split(":").filter((folder) => folder !== ""),
-    `/usr/lib/${triplet}`,
-    `/lib/${triplet}`,
-    "/usr/local/lib",
-    "/usr/lib64",
-    "/usr/lib",
-  ];
-};
-
-/** The path of a shared library such as `libvulkan.so.1`, or undefined. */
-export const findLibrary = (name: string): string | undefined =>
-  libraryFolders().map((folder) => `${folder}/${name}`).find(isFile);
+import { isFile } from "../runtime/library.ts";
 
 /** Whether a Vulkan driver manifest is where the loader looks for it. */
 export const hasVulkanDriver = (): boolean => {

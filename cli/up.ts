@@ -27,7 +27,10 @@ export const runUp = Effect.fn("runUp")(function* (flags: UpFlags) {
   yield* Effect.scoped(connectNats(url));
   if (!flags.json) yield* note(`starting ${flags.nodes} nodes at ${url}`);
   const children = yield* Effect.all(
-    Array.from({ length: flags.nodes }, () => startNode(url, flags.cluster, flags.device)),
+    Array.from(
+      { length: flags.nodes },
+      () => startNode(url, flags.cluster, flags.device, flags.nodes),
+    ),
     { concurrency: "unbounded" },
   );
   const cards = children.map(({ card }) => card);

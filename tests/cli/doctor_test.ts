@@ -5,6 +5,8 @@
  */
 import assert from "node:assert/strict";
 import { devices } from "../../cli/devices.ts";
+import { libraryName } from "../../plugins/cpu/blas.ts";
+import { findLibrary } from "../../runtime/library.ts";
 import { version } from "../../runtime/version.ts";
 import { annulus, twoAtOnce } from "../support/cli.ts";
 import { noNatsServer } from "../support/nats.ts";
@@ -15,14 +17,20 @@ interface Finding {
   readonly found: string;
   readonly fix?: string;
 }
-const software = /llvmpipe|lavapipe|swiftshader|JavaScript/i;
+const software = /llvmpipe|lavapipe|swiftshader|OpenBLAS|JavaScript/i;
+const library = findLibrary(libraryName);
 
 Deno.test("doctor finds every device, and the same for people and programs", async () => {
   const [words, json] = await twoAtOnce([[], ["--json"]], (flags) => annulus(["doctor", ...flags]));
   const said = JSON.parse(json!.stdout);
   const findings: ReadonlyArray<Finding> = said.findings;
   assert.equal(said.version, version);
-  assert.match(said.node_permissions, /^--allow-net=\S+ --allow-read=\S+ --allow-env --allow-sys$/);
+  assert.match(
+    said.node_permissions,
+    library === undefined ? /^--allow-net=\S+ --allow-read=\S+ --allow-env --allow-sys$/ : RegExp(
+      `^--allow-net=\\S+ --allow-read=\\S+,${library} --allow-env --allow-sys --allow-ffi=${library}$`,
+    ),
+  );
   const healthy = findings.every(({ ok }) => ok);
   for (const { code, stderr } of [words!, json!]) {
     assert.equal(code, healthy ? 0 : 1);

@@ -1,0 +1,114 @@
+/**
+ * The forward pass of one thread: for a chunk of rows of one head, all that a block has for it.
+ *
+ * @module
+ */
+import type { Blas, Numbers } from "./blas.ts";
+import { type Attend, chunksOf } from "./job.ts";
+import { chunk } from "./prepare.ts";
+import { sightOf, writeMask } from "./sight.ts";
+import { keysAtOnce, rowsAtOnce, type Softmax } from "./softmax.ts";
+
+/**
+ * Scores up to this size need no maximum: e^30 and its inverse leave float32 the room for the sums of any sequence, and
+ * all its digits. Most scores are that small, and the product of the longest query and the longest key proves it.
+ */
+const smallScore = 30;
+
+/** The longest key of those from `first` to before `end`, squared. */
+const longestKey = (
+  { longestKeys, shape, keys }: Attend,
+  b: number,
+  g: number,
+  first: number,
+  end: number,
+): number => {
+  const chunks = chunksOf(keys.tokens);
+  let longest = 0;
+  for (let c = Math.floor(first / rowsAtOnce); c * rowsAtOnce < end; c++) {
+    const length = longestKeys[(b * chunks + c) * shape.kvHeads + g]!;
+    if (!(length <= longest)) longest = length;
+  }
+  return longest;
+};
+
+/** What lies from a head's vector on in a [batch, tokens, heads, headDim] tensor. */
+export type From<N extends Numbers> = (b: number, token: number, head: number) => N;
+
+/** The same for any vector of a tensor. */
+export const vectorsOf = <N extends Numbers>(
+  tensor: N,
+  tokens: number,
+  heads: number,
+  headDim: number,
+): From<N> => {
+  const width = headDim * 4 / tensor.BYTES_PER_ELEMENT;
+  return (b, token, head) => tensor.subarray(((b * tokens + token) * heads + head) * width) as N;
+};
+
+/** Gives what computes one item of a job. */
+export const attend = (blas: Blas, softmax: Softmax, job: Attend): (item: number) => void => {
+  const { batch, tokens, heads, kvHeads, headDim, scale } = job.shape;
+  const { q, longestQueries, outputs, tops, sums } = job.state;
+  const chunks = chunksOf(tokens);
+  const queryAt = vectorsOf(q, tokens, heads, headDim);
+  const outputAt = vectorsOf(outputs, tokens, heads, headDim);
+  const keyAt = vectorsOf(job.keys.k, job.keys.tokens, kvHeads, headDim);
+  const valueAt = vectorsOf(job.keys.v, job.keys.tokens, kvHeads, headDim);
+  const [wide, narrow] = [heads * headDim, kvHeads * headDim];
+
+  return (item) => {
+    // The last rows first: under a causal mask they have the most to do.
+    const index = chunks - 1 - Math.floor(item / (batch * heads));
+    const [b, h] = [Math.floor(item / heads) % batch, item % heads];
+    const g = Math.floor(h * kvHeads / heads);
+    const longest = longestQueries[(b * chunks + index) * heads + h]!;
+    for (const rectangle of job.rectangles) {
+      const sight = sightOf(rectangle, ...chunk(index, tokens));
+      if (sight === undefined) continue;
+      const { from, to } = sight;
+      const rows = to - from;
+      const at = (b * heads + h) * tokens;
+      softmax.sums.values.set(sums.subarray(at + from, at + to));
+      softmax.tops.values.set(tops.subarray(at + from, at + to));
+      // A row whose scores were all small has its top at 0.
+      let small = softmax.tops.values.subarray(0, rows).every((top) => top === 0);
+      const output = outputAt(b, from, h);
+      const query = queryAt(b, from, h);
+
+      for (let first = sight.first; first < sight.end; first += keysAtOnce) {
+        const end = Math.min(first + keysAtOnce, sight.end);
+        const [key, keyEnd] = [rectangle.column + first, rectangle.column + end];
+        const count = end - first;
+        blas.product(
+          [rows, count, headDim],
+          scale,
+          { at: query, stride: wide },
+          { at: keyAt(b, key, g), stride: narrow, turned: true },
+          softmax.matrix(0),
+          false,
+        );
+        const masked = sight.masked(first, end);
+        if (masked) writeMask(softmax, rectangle, sight, first, end);
+        const square = longest * longestKey(job, b, g, key, keyEnd);
+        small &&= Math.sqrt(square) * Math.abs(scale) <= smallScore;
+        if (small) softmax.weigh(rows, count, masked);
+        else if (softmax.weighWithTops(rows, count, masked)) {
+          softmax.keeps.values.subarray(0, rows).forEach((keep, i) => {
+            if (keep !== 1) blas.multiply(output.subarray(i * wide, i * wide + headDim), keep);
+          });
+        }
+        blas.product(
+          [rows, headDim, count],
+          1,
+          softmax.matrix(0),
+          { at: valueAt(b, key, g), stride: narrow },
+          { at: output, stride: wide },
+          true,
+        );
+      }
+      sums.set(softmax.sums.values.subarray(0, rows), at + from);
+      tops.set(softmax.tops.values.subarray(0, rows), at + from);
+    }
+  };
+};

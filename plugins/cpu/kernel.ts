@@ -1,0 +1,278 @@
+/**
+ * Attention by threads of this machine: memory and jobs, in the order in which they come.
+ *
+ * @module
+ */
+import { elementBytes } from "../../runtime/dtype.ts";
+import type {
+  Accumulation,
+  Attended,
+  BackwardPass,
+  KeyValues,
+  Outcome,
+  Queries,
+  Tile,
+} from "../../runtime/kernel.ts";
+import { asLse } from "../../runtime/lse.ts";
+import type { Band } from "../../runtime/mask.ts";
+import { countUpTo, positionAt } from "../../runtime/span.ts";
+import {
+  chunksOf,
+  type Keys,
+  type Prepare,
+  rangesOf,
+  type Rectangle,
+  sharedFloats,
+  type Slopes,
+  type State,
+} from "./job.ts";
+import { sightOf } from "./sight.ts";
+import { keysAtOnce, rowsAtOnce } from "./softmax.ts";
+import type { Threads } from "./threads.ts";
+
+/** Bytes in shared memory: the same where they are already. */
+const shared = (bytes: Uint8Array): Uint8Array => {
+  if (bytes.buffer instanceof SharedArrayBuffer) return bytes;
+  const copy = new Uint8Array(new SharedArrayBuffer(bytes.length));
+  copy.set(bytes);
+  return copy;
+};
+
+const bytesOf = ({ buffer, byteOffset, byteLength }: Float32Array): Uint8Array =>
+  new Uint8Array(buffer, byteOffset, byteLength);
+
+/** A tile of the plan, with what each row sees of it. */
+const rectangleOf =
+  (band: Band, tokens: number, blockTokens: number) =>
+  ({ row, queries, column, keys, full }: Tile): Rectangle => {
+    // Products do not look where a tensor ends.
+    if (row + queries.count > tokens || column + keys.count > blockTokens) {
+      throw new Error(
+        `a tile of rows ${row} … ${row + queries.count - 1} and keys ${column} … ` +
+          `${column + keys.count - 1} is not in ${tokens} rows and ${blockTokens} keys`,
+      );
+    }
+    const rectangle = { row, rows: queries.count, column, columns: keys.count };
+    if (full) return rectangle;
+    const bounds = new Int32Array(new SharedArrayBuffer(queries.count * 8));
+    for (let i = 0; i < queries.count; i++) {
+      // Keys ascend, so that those which the band allows are neighbours.
+      const position = positionAt(queries, i);
+      bounds[2 * i] = countUpTo(keys, position - band.back - 1);
+      bounds[2 * i + 1] = countUpTo(keys, position + band.ahead);
+    }
+    return { ...rectangle, bounds };
+  };
+
+/** `turns` of a job: which ranges of keys see which chunks of rows, and in which order they add to dq. */
+const turnsOf = (
+  rectangles: ReadonlyArray<Rectangle>,
+  tokens: number,
+  keys: number,
+): Int32Array => {
+  const [chunks, ranges] = [chunksOf(tokens), rangesOf(keys)];
+  const turns = new Int32Array(new SharedArrayBuffer(chunks * ranges * 4)).fill(-1);
+  for (let index = 0; index < chunks; index++) {
+    const seen = rectangles.flatMap((rectangle) => {
+      const sight = sightOf(rectangle, index * rowsAtOnce, (index + 1) * rowsAtOnce);
+      if (sight === undefined) return [];
+      return [[rectangle.column + sight.first, rectangle.column + sight.end] as const];
+    });
+    let turn = 0;
+    for (let range = 0; range < ranges; range++) {
+      const [from, to] = [range * keysAtOnce, (range + 1) * keysAtOnce];
+      if (!seen.some(([first, end]) => first < to && end > from)) continue;
+      turns[index * ranges + range] = turn++;
+    }
+  }
+  return turns;
+};
+
+/** Where the largest squared lengths of the vectors of a [batch, tokens, heads, headDim] tensor go. */
+const lengthsFor = (batch: number, tokens: number, heads: number): Float32Array =>
+  sharedFloats(batch * chunksOf(tokens) * heads);
+
+const sizeOf = ({ batch, heads, headDim }: Queries, tokens: number): number =>
+  batch * tokens * heads * headDim;
+
+const checkSize = (what: string, announced: number, found: number): void => {
+  if (announced === found) return;
+  throw new Error(`${what} of ${announced} bytes was announced, ${found} came`);
+};
+
+/** Attention on the threads of one device. */
+export class CpuAttention {
+  readonly #threads: Threads;
+
+  constructor(threads: Threads) {
+    this.#threads = threads;
+  }
+
+  async begin(queries: Queries): Promise<Accumulation> {
+    const { batch, tokens, heads, headDim, dtype, bytes } = queries;
+    const size = sizeOf(queries, tokens);
+    checkSize("a shard", size * elementBytes(dtype), bytes.length);
+    const q = sharedFloats(size);
+    const longest = lengthsFor(batch, tokens, heads);
+    const shape = { batch, tokens, heads, headDim };
+    await this.#threads.run({
+      kind: "prepare",
+      bytes: shared(bytes),
+      dtype,
+      ...shape,
+      into: q,
+      longest,
+    });
+    const rows = batch * heads * tokens;
+    const state: State = {
+      q,
+      longestQueries: longest,
+      outputs: sharedFloats(size),
+      tops: sharedFloats(rows),
+      sums: sharedFloats(rows),
+    };
+    return {
+      absorb: (block, tiles, band) => this.#absorb(queries, state, block, tiles, band),
+      finish: () => this.#finish(queries, state),
+      close: () => {}, // its memory is the garbage collector's
+    };
+  }
+
+  /** K and V of a block as float32, and the jobs that make them so and, where there is room for that, note the longest keys. */
+  #keys(
+    { batch, kvHeads, headDim }: Queries,
+    { tokens, dtype, bytes }: KeyValues,
+    longest?: Float32Array,
+  ): { readonly keys: Keys; readonly jobs: ReadonlyArray<Prepare> } {
+    const size = batch * tokens * kvHeads * headDim;
+    checkSize("a block", 2 * size * elementBytes(dtype), bytes.length);
+    const both = shared(bytes);
+    const [k, v] = [both.subarray(0, both.length / 2), both.subarray(both.length / 2)];
+    const shape = { kind: "prepare", dtype, batch, tokens, heads: kvHeads, headDim } as const;
+    const measure = longest === undefined ? {} : { longest };
+    if (dtype === "f32") {
+      const jobs = longest === undefined ? [] : [{ ...shape, bytes: k, ...measure }];
+      return { keys: { tokens, k, v }, jobs };
+    }
+    const [wideK, wideV] = [sharedFloats(size), sharedFloats(size)];
+    return {
+      keys: { tokens, k: bytesOf(wideK), v: bytesOf(wideV) },
+      jobs: [
+        { ...shape, bytes: k, into: wideK, ...measure },
+        { ...shape, bytes: v, into: wideV },
+      ],
+    };
+  }
+
+  async #absorb(
+    queries: Queries,
+    state: State,
+    block: KeyValues,
+    tiles: ReadonlyArray<Tile>,
+    band: Band,
+  ): Promise<void> {
+    const rectangles = tiles.map(rectangleOf(band, queries.tokens, block.tokens));
+    const longest = lengthsFor(queries.batch, block.tokens, queries.kvHeads);
+    const { keys, jobs } = this.#keys(queries, block, longest);
+    await Promise.all([
+      ...jobs.map((job) => this.#threads.run(job)),
+      this.#threads.run({
+        kind: "attend",
+        shape: shapeOf(queries),
+        state,
+        keys,
+        longestKeys: longest,
+        rectangles,
+      }),
+    ]);
+  }
+
+  async #finish(queries: Queries, state: State): Promise<Attended> {
+    await this.#threads.run({ kind: "normalise", shape: shapeOf(queries), state });
+    return { o: new Float32Array(state.outputs), lse: asLse(new Float32Array(state.sums)) };
+  }
+
+  async beginBackward(queries: Queries, outcome: Outcome): Promise<BackwardPass> {
+    const { batch, tokens, heads, headDim, dtype, bytes } = queries;
+    const size = sizeOf(queries, tokens);
+    checkSize("a shard", size * elementBytes(dtype), bytes.length);
+    for (const tensor of [outcome.o, outcome.cotangent]) {
+      checkSize("a shard's o or dO", size * 4, tensor.byteLength);
+    }
+    checkSize("a shard's lse", batch * heads * tokens * 4, outcome.lse.byteLength);
+    const slopes: Slopes = {
+      q: sharedFloats(size),
+      cotangent: sharedFloats(size),
+      lse: sharedFloats(batch * heads * tokens),
+      d: sharedFloats(batch * heads * tokens),
+      dq: sharedFloats(size),
+    };
+    slopes.lse.set(outcome.lse);
+    const shape = { batch, tokens, heads, headDim };
+    const [o, cotangent] = [outcome.o, outcome.cotangent].map((x) => shared(bytesOf(x)));
+    await Promise.all([
+      this.#threads.run({
+        kind: "prepare",
+        bytes: shared(bytes),
+        dtype,
+        ...shape,
+        into: slopes.q,
+      }),
+      this.#threads.run({
+        kind: "prepare",
+        bytes: cotangent!,
+        dtype: "f32",
+        ...shape,
+        into: slopes.cotangent,
+      }),
+      this.#threads.run({
+        kind: "weigh",
+        shape: shapeOf(queries),
+        o: new Float32Array(o!.buffer, o!.byteOffset, size),
+        slopes,
+      }),
+    ]);
+    return {
+      absorb: (block, tiles, band) => this.#absorbBackward(queries, slopes, block, tiles, band),
+      finish: () => slopes.dq,
+      close: () => {}, // its memory is the garbage collector's
+    };
+  }
+
+  async #absorbBackward(
+    queries: Queries,
+    slopes: Slopes,
+    block: KeyValues,
+    tiles: ReadonlyArray<Tile>,
+    band: Band,
+  ): Promise<Float32Array> {
+    const { batch, tokens, heads, kvHeads, headDim } = queries;
+    const { keys, jobs } = this.#keys(queries, block);
+    const gradients = sharedFloats(2 * batch * block.tokens * kvHeads * headDim);
+    const rectangles = tiles.map(rectangleOf(band, tokens, block.tokens));
+    await Promise.all([
+      ...jobs.map((job) => this.#threads.run(job)),
+      this.#threads.run({
+        kind: "differentiate",
+        shape: shapeOf(queries),
+        slopes,
+        keys,
+        gradients,
+        rectangles,
+        turns: turnsOf(rectangles, tokens, block.tokens),
+        added: new Int32Array(new SharedArrayBuffer(batch * heads * chunksOf(tokens) * 4)),
+      }),
+    ]);
+    return gradients;
+  }
+}
+
+/** Without the bytes, which a message would copy. */
+const shapeOf = ({ batch, tokens, heads, kvHeads, headDim, scale }: Queries) => ({
+  batch,
+  tokens,
+  heads,
+  kvHeads,
+  headDim,
+  scale,
+});

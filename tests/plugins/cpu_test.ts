@@ -1,0 +1,210 @@
+import { Effect } from "effect";
+import assert from "node:assert/strict";
+import { cpu, cpuWith } from "../../plugins/cpu.ts";
+import { libraryName } from "../../plugins/cpu/blas.ts";
+import { openCpu } from "../../plugins/cpu/open.ts";
+import { Device } from "../../runtime/device.ts";
+import { encode } from "../../runtime/dtype.ts";
+import type { AttentionKernel, KeyValues, Queries, Tile } from "../../runtime/kernel.ts";
+import { findLibrary } from "../../runtime/library.ts";
+import { bandOf } from "../../runtime/mask.ts";
+import type { Problem } from "../../runtime/plan.ts";
+import { contiguous } from "../../runtime/span.ts";
+import { inputsOf, problem, testDevice, whole } from "../contract/device.ts";
+import { testGradients } from "../contract/gradients.ts";
+import { sameNumbers } from "../support/closeness.ts";
+import { attend, checkAgainstFloat32, shared } from "../support/cut.ts";
+import { checkGradients, gradientsOf } from "../support/cut_backward.ts";
+import { normals } from "../support/random.ts";
+
+const library = findLibrary(libraryName);
+const missing = `there is no ${libraryName}`;
+const bound = { o: 2e-6, lse: 1e-5 };
+const ignored = library === undefined ? { ignore: missing } : {};
+
+testDevice(cpu, { bound, ...ignored });
+testGradients(cpu, ignored);
+
+/** A test that needs the library. */
+const withLibrary = (name: string, test: Effect.Effect<void, unknown>): void =>
+  Deno.test({
+    name: library === undefined ? `${name} (not here: ${missing})` : name,
+    ignore: library === undefined,
+    fn: () => Effect.runPromise(test),
+  });
+
+// --- What the device is -------------------------------------------------------------------------
+
+const infoOf = (plugin: typeof cpu) =>
+  Device.use(({ info }) => Effect.succeed(info)).pipe(Effect.provide(plugin.layer));
+
+withLibrary(
+  "the device says which library computes, for which processor, on how many threads",
+  Effect.gen(function* () {
+    const info = yield* infoOf(cpuWith({ threads: 3 }));
+    assert.equal(info.name, "cpu");
+    assert.match(info.backend, /^OpenBLAS \d+\.\d+\.\d+ for \w+, 3 threads$/);
+    assert.equal(info.software, true);
+    assert.equal(yield* cpu.score, 50);
+  }),
+);
+
+Deno.test("without the library the device says what to install", () =>
+  Effect.gen(function* () {
+    const elsewhere = cpuWith({ library: "/nonexistent/libopenblas.so.0" });
+    assert.equal(yield* elsewhere.score, 0);
+    const error = yield* Effect.flip(infoOf(elsewhere));
+    assert.equal(error._tag, "DeviceUnavailable");
+    assert.match(
+      error.message,
+      /^Cannot use device "cpu": it needs libopenblas.so.0 \(Debian: libopenblas0-pthread\): found .*nonexistent/,
+    );
+  }).pipe(Effect.runPromise));
+
+// --- More than one tile -------------------------------------------------------------------------
+
+/** Rows and keys of several tiles each, and no multiple of any. */
+const long: Problem = problem({ tokens: 1301, heads: 2, kvHeads: 1, headDim: 20 });
+
+for (const [size, factor] of [["small", 1], ["large", 8]] as const) {
+  for (
+    const mask of [{ kind: "full" }, { kind: "causal" }, { kind: "window", window: 700 }] as const
+  ) {
+    withLibrary(
+      `a block of many tiles with ${size} scores, ${mask.kind}`,
+      checkAgainstFloat32(
+        whole({ ...long, mask }, { lengths: [1299, 2], inputs: inputsOf(long, factor) }),
+      ).pipe(Effect.provide(cpu.layer)),
+    );
+  }
+}
+
+withLibrary(
+  "large scores may follow small ones, and small ones large ones",
+  Effect.forEach([[1, 40], [40, 1], [1, 40, 1]], (factors) => {
+    const shape = problem({ tokens: 300, mask: { kind: "full" } });
+    const { q, k, v } = inputsOf(shape);
+    const each = k.length / factors.length;
+    const scaled = k.map((x, i) => x * factors[Math.floor(i / each)]!);
+    const lengths = factors.map(() => shape.tokens / factors.length);
+    return checkAgainstFloat32(whole(shape, { lengths, inputs: { q, k: scaled, v } }));
+  }, { discard: true }).pipe(Effect.provide(cpu.layer)),
+);
+
+withLibrary(
+  "heads whose vectors are more than a thread widens or measures at once",
+  Effect.forEach(["f32", "f16"] as const, (dtype) => {
+    const shape = problem({ batch: 2, tokens: 130, heads: 12, kvHeads: 12 });
+    const round = (x: Float32Array) => Float32Array.from(Float16Array.from(x));
+    const { q, k, v } = inputsOf(shape);
+    // One head alone has large scores, and must not be taken for another.
+    const large = k.map((x, i) => Math.floor(i / shape.headDim) % 12 === 7 ? 30 * x : x);
+    const inputs = { q: round(q), k: round(large), v: round(v) };
+    return checkAgainstFloat32(whole(shape, { dtype, inputs }));
+  }, { discard: true }).pipe(Effect.provide(cpu.layer)),
+);
+
+withLibrary(
+  "gradients of a block of many tiles",
+  Effect.forEach(
+    [{ kind: "full" }, { kind: "causal" }] as const,
+    (mask) => checkGradients(whole({ ...long, mask }, { lengths: [1300, 1] })),
+    { discard: true },
+  ).pipe(Effect.provide(cpu.layer)),
+);
+
+// --- Threads ------------------------------------------------------------------------------------
+
+withLibrary(
+  "any number of threads gives the same bits, every time",
+  Effect.gen(function* () {
+    const cut = whole({ ...long, tokens: 1041 }, { lengths: [1040, 1] });
+    const results: Array<ReadonlyArray<ArrayLike<number>>> = [];
+    for (const threads of [1, 2, 3, 3]) {
+      const device = cpuWith({ threads }).layer;
+      const { o, lse } = yield* Effect.provide(attend(cut), device);
+      const { dq, dk, dv } = yield* Effect.provide(gradientsOf(cut), device);
+      results.push([o, lse, dq, dk, dv]);
+    }
+    for (const result of results) {
+      result.forEach((x, i) => assert.ok(sameNumbers(x, results[0]![i]!), `array ${i} differs`));
+    }
+  }),
+);
+
+const queries: Queries = {
+  batch: 1,
+  heads: 8,
+  kvHeads: 8,
+  headDim: 64,
+  scale: 0.125,
+  tokens: 1024,
+  dtype: "f32",
+  bytes: shared(encode("f32", normals(1, 1024 * 8 * 64))),
+};
+const block: KeyValues = {
+  tokens: 1024,
+  dtype: "f32",
+  bytes: shared(encode("f32", normals(2, 2 * 1024 * 8 * 64))),
+};
+const tile: Tile = {
+  row: 0,
+  queries: contiguous(0, 1024),
+  column: 0,
+  keys: contiguous(0, 1024),
+  full: true,
+};
+const full = bandOf({ kind: "full" });
+
+/** Opens the kernel on this thread, which then is the device's own. */
+const onThisThread = (
+  name: string,
+  use: (kernel: AttentionKernel & { readonly close: () => void }) => Promise<void>,
+): void =>
+  withLibrary(
+    name,
+    Effect.scoped(
+      Effect.flatMap(
+        Effect.acquireRelease(
+          Effect.promise(() => openCpu({ threads: 2 })),
+          (kernel) => Effect.sync(() => kernel.close()),
+        ),
+        (kernel) => Effect.promise(() => use(kernel)),
+      ),
+    ),
+  );
+
+onThisThread("the device's own thread is free while the others compute", async (kernel) => {
+  const accumulation = await kernel.begin(queries);
+  let done = false;
+  const absorbing = Promise.resolve(accumulation.absorb(block, [tile], full))
+    .then(() => void (done = true));
+  await new Promise((resume) => setTimeout(resume));
+  assert.equal(done, false);
+  await absorbing;
+});
+
+onThisThread("what is not of the announced size, or beyond it, is refused", async (kernel) => {
+  const accumulation = await kernel.begin(queries);
+  const absorb = async (block: KeyValues, tile: Tile) =>
+    await accumulation.absorb(block, [tile], full);
+  await assert.rejects(
+    absorb({ ...block, tokens: 1025 }, tile),
+    /a block of 4198400 bytes was announced, 4194304 came/,
+  );
+  const outside = /rows \d+ … \d+ and keys \d+ … \d+ is not in 1024 rows and 1024 keys/;
+  await assert.rejects(absorb(block, { ...tile, row: 1 }), outside);
+  await assert.rejects(absorb(block, { ...tile, column: 1 }), outside);
+  await assert.rejects(
+    async () => await kernel.begin({ ...queries, tokens: 1023 }),
+    /a shard of 2095104 bytes was announced, 2097152 came/,
+  );
+});
+
+onThisThread("nothing waits for threads that were ended", async (kernel) => {
+  const accumulation = await kernel.begin(queries);
+  const absorbing = accumulation.absorb(block, [tile], full);
+  kernel.close();
+  await assert.rejects(async () => await absorbing, /the threads were ended/);
+  await assert.rejects(async () => await accumulation.finish(), /the threads were ended/);
+});
