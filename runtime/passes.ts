@@ -91,7 +91,11 @@ export const forwardPass = Effect.fn("forwardPass")(function* (passing: Passing)
   yield* pass(
     passing,
     manifestOf(job).hop,
-    (block, tiles) => accumulator.absorb(keyValues(job, block), tiles, plan.band),
+    (block, tiles) =>
+      Effect.map(
+        accumulator.absorb(keyValues(job, block), tiles, plan.band),
+        (busy) => ({ busy, deliver: Effect.void }),
+      ),
   );
   return yield* accumulator.finish;
 }, Effect.scoped);
@@ -111,10 +115,12 @@ export const backwardPass = Effect.fn("backwardPass")(function* (
   const backward = yield* device.beginBackward!(queries, { ...attended, cotangent });
   const own = yield* Queue.bounded<Gradients>(1);
   const absorb: RingParts["absorb"] = (block, tiles) =>
-    Effect.flatMap(
+    Effect.map(
       backward.absorb(keyValues(job, block), tiles, plan.band),
-      ({ gradients, busy }) =>
-        Effect.as(Queue.offer(own, { block: block.plan, values: gradients }), busy),
+      ({ gradients, busy }) => ({
+        busy,
+        deliver: Effect.asVoid(Queue.offer(own, { block: block.plan, values: gradients })),
+      }),
     );
   const gradients = homing({
     plan: mine,

@@ -42,12 +42,15 @@ export class Recorder {
   }
 
   /** Records work that lasted as many milliseconds as it says when it ends. */
-  lasted<E, R>(about: About, effect: Effect.Effect<number, E, R>): Effect.Effect<number, E, R> {
+  lasted<A extends { readonly busy: number }, E, R>(
+    about: About,
+    effect: Effect.Effect<A, E, R>,
+  ): Effect.Effect<A, E, R> {
     return Effect.suspend(() => {
       this.#working++;
       return Effect.tap(
         effect,
-        (busy) =>
+        ({ busy }) =>
           Effect.flatMap(milliseconds, (end) => {
             this.#working--;
             this.#idleSince = end;

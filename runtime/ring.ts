@@ -16,17 +16,25 @@ import { Ledger } from "./ledger.ts";
 import { type BlockPlan, passingBlocks, type RankPlan } from "./plan.ts";
 import type { Recorder } from "./recorder.ts";
 
+/** A block that the device has done. */
+export interface Absorbed {
+  /** Milliseconds for which that kept the device busy. */
+  readonly busy: number;
+  /** What remains to be done about it, block after block in the order of the plan. */
+  readonly deliver: Effect.Effect<void>;
+}
+
 /** What a rank needs for its part of the ring. */
 export interface RingParts {
   readonly plan: RankPlan;
   /** The rank's own blocks, by id; each is released through `held` when it is computed and sent. */
   readonly home: ReadonlyMap<number, Block>;
   readonly held: Held;
-  /** Computes on a block, and gives the milliseconds for which that kept the device busy. */
+  /** Computes on a block. */
   readonly absorb: (
     block: Block,
     tiles: ReadonlyArray<Tile>,
-  ) => Effect.Effect<number, DeviceFailed>;
+  ) => Effect.Effect<Absorbed, DeviceFailed>;
   /** Fills the block. */
   readonly receiveLeft: (block: Block) => Effect.Effect<void, LinkError | FrameRejected>;
   /** Sends each part of the block once it is there. */
@@ -78,7 +86,7 @@ export const ring = Effect.fn("ring")(function* (
 
   // The next block is queued on the device before the last one is awaited.
   const slots = yield* Semaphore.make(2);
-  const working = yield* Queue.bounded<Fiber.Fiber<number, DeviceFailed>>(2);
+  const working = yield* Queue.bounded<Fiber.Fiber<Absorbed, DeviceFailed>>(2);
   const compute = Effect.forEach(computed, ({ block: next }) =>
     Effect.gen(function* () {
       yield* Semaphore.take(slots, 1);
@@ -93,7 +101,8 @@ export const ring = Effect.fn("ring")(function* (
     }), { discard: true });
   const settle = Effect.forEach(computed, () =>
     Effect.gen(function* () {
-      yield* Fiber.join(yield* Queue.take(working));
+      const { deliver } = yield* Fiber.join(yield* Queue.take(working));
+      yield* deliver;
       yield* Semaphore.release(slots, 1);
     }), { discard: true });
 

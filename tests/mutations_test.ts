@@ -224,7 +224,7 @@ const ringFaults: ReadonlyArray<Fault> = [
       "runtime/ring.ts": [[
         ").pipe(Effect.tap(release(block)));",
         `).pipe(
-          Effect.andThen(home.has(next.id) ? Effect.succeed(0) : absorb(block, tilesOf.get(next.id)!)),
+          Effect.andThen(home.has(next.id) ? Effect.succeed({ busy: 0, deliver: Effect.void }) : absorb(block, tilesOf.get(next.id)!)),
           Effect.tap(release(block)),
         );`,
       ]],
@@ -235,7 +235,7 @@ const ringFaults: ReadonlyArray<Fault> = [
     changes: {
       "runtime/ring.ts": [[
         "absorb(block, tilesOf.get(block.plan.id)!),",
-        "next === computed.at(-1)!.block ? Effect.succeed(0) : absorb(block, tilesOf.get(next.id)!),",
+        "next === computed.at(-1)!.block ? Effect.succeed({ busy: 0, deliver: Effect.void }) : absorb(block, tilesOf.get(next.id)!),",
       ]],
     },
   },

@@ -86,7 +86,7 @@ const turn = (plan: Plan, { compute, hop }: Pace) =>
             done.absorbed.push(block.plan.id);
             return Semaphore.withPermit(
               device,
-              Effect.as(Effect.sleep(compute(rank)), compute(rank)),
+              Effect.as(Effect.sleep(compute(rank)), { busy: compute(rank), deliver: Effect.void }),
             );
           },
           recorder: yield* Recorder.start(rank, () => Effect.void),
@@ -203,6 +203,41 @@ Deno.test("ring() ends, in the order, the memory and the bytes of its plan, what
     { numRuns: 100 },
   );
   assert.ok(fullest > 0, "no rank was ever as full as it may be");
+});
+
+Deno.test("ring() delivers what the device has done in the order of the plan, whatever it answers first", async () => {
+  const plan = planned(1, 6 * tokensPerBlock);
+  const mine = plan.ranks[0]!;
+  const [answered, delivered]: [Array<number>, Array<number>] = [[], []];
+  const home = new Map(plan.blocks.map((block) => [
+    block.id,
+    Block.whole(block, new Uint8Array(1)),
+  ]));
+  const held = new Held();
+  for (const block of plan.blocks) held.hold(block, 1);
+  const run = Effect.gen(function* () {
+    yield* ring({
+      plan: mine,
+      home,
+      held,
+      // Every second block is done before the one in front of it.
+      absorb: ({ plan: { id } }) =>
+        Effect.as(
+          Effect.andThen(
+            Effect.sleep(id % 2 === 0 ? 10 : 1),
+            Effect.sync(() => void answered.push(id)),
+          ),
+          { busy: 1, deliver: Effect.sync(() => void delivered.push(id)) },
+        ),
+      receiveLeft: () => Effect.never,
+      sendRight: () => Effect.never,
+      recorder: yield* Recorder.start(0, () => Effect.void),
+    });
+  });
+  await inVirtualTime(run);
+  const order = mine.steps.map(({ block }) => block.id);
+  assert.deepEqual(delivered, order);
+  assert.notDeepEqual(answered, order);
 });
 
 Deno.test("ring() merges no block twice and leaves none out, even where its plan says so", async () => {
