@@ -7,6 +7,8 @@ const says: Record<string, RegExp> = {
   "01_one_process.ts": /ring of 4, zigzag: differs from one device by \d/,
   "02_four_nodes.ts": /16000 outputs and 1000 log-sum-exps/,
   "03_own_device.ts": /differs from the reference device by \d/,
+  "05_long_sequence.ts":
+    /4096 tokens over 4 nodes.*\n.* tokens\/s.*\nthe fullest node held 1 MiB of the 2 MiB/,
   "04_gradients.ts":
     /dk of a ring of three says \d.*\nrank 0 sent \d+ bytes of K and V and \d+ of gradients/,
 };
