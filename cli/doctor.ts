@@ -32,12 +32,13 @@ const deviceFinding = (plugin: typeof devices[number]): Effect.Effect<Finding> =
   Effect.scoped(Effect.gen(function* () {
     const { info } = Context.get(yield* Layer.build(plugin.layer), Device);
     const kind = info.software ? "software on the CPU, not a GPU" : "hardware";
+    const passes = info.gradients ? "attention and gradients" : "attention, no gradients";
     const features = info.features.length === 0 ? "no optional features" : info.features.join(" ");
     return {
       check: `device ${plugin.name}`,
       ok: true,
       found:
-        `${info.backend}; ${kind}; ${features}; memory ${
+        `${info.backend}; ${kind}; ${passes}; ${features}; memory ${
           sizeInWords(info.memory)
         }, largest tensor ` +
         sizeInWords(info.largestTensor),
