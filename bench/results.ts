@@ -1,0 +1,51 @@
+/**
+ * Result files: JSON for programs, Markdown for people, side by side.
+ *
+ * @module
+ */
+import { Effect } from "effect";
+import type { Machine } from "./machine.ts";
+
+/** What every bench writes, as far as the comparison of two files needs it. */
+export interface Results {
+  readonly bench: string;
+  readonly machine: Machine;
+  readonly tables: ReadonlyArray<{
+    readonly title: string;
+    readonly rows: ReadonlyArray<{
+      readonly name: string;
+      readonly samples: ReadonlyArray<{ readonly seconds: number }>;
+    }>;
+  }>;
+}
+
+const sentence = ({ cpu, cores, system, deno, annulus, environment, date }: Machine): string => {
+  const set = Object.entries(environment).map(([name, value]) => `${name}=${value}`);
+  return `annulus ${annulus}, Deno ${deno}, ${cpu}, ${cores} cores, ${system}, ${date} UTC; ` +
+    `environment: ${set.length === 0 ? "nothing that matters is set" : set.join(" ")}`;
+};
+
+/** A whole page: what was run, where, and the tables. */
+export const page = (
+  title: string,
+  command: string,
+  machine: Machine,
+  reading: string,
+  tables: ReadonlyArray<string>,
+): string =>
+  `# ${title}\n\n\`${command}\` on ${sentence(machine)}.\n\n${reading}\n\n${tables.join("\n\n")}\n`;
+
+/** Writes `kernels.json` and `kernels.md`, or whatever the bench's name is. */
+export const write = (folder: string, results: Results, markdown: string): Effect.Effect<void> =>
+  Effect.promise(async () => {
+    await Deno.mkdir(folder, { recursive: true });
+    await Deno.writeTextFile(`${folder}/${results.bench}.md`, markdown);
+    await Deno.writeTextFile(
+      `${folder}/${results.bench}.json`,
+      `${JSON.stringify(results, null, 2)}\n`,
+    );
+  });
+
+/** Reads a result file. */
+export const readResults = (path: string): Effect.Effect<Results> =>
+  Effect.promise(async () => JSON.parse(await Deno.readTextFile(path)));
