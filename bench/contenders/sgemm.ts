@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { findLibrary } from "../../cli/system.ts";
+import { findLibrary } from "../../runtime/library.ts";
 import { contend, timed } from "../contender.ts";
 
 const symbols = {
