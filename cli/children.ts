@@ -8,6 +8,7 @@ import { Effect, type Scope } from "effect";
 import { NodeRefused } from "../runtime/errors.ts";
 import type { NodeCard } from "../runtime/membership.ts";
 import { libraryName } from "../plugins/cpu/blas.ts";
+import { prepareDriver } from "../plugins/webgpu/environment.ts";
 import { findLibrary } from "../runtime/library.ts";
 import { fromFileUrl } from "./paths.ts";
 
@@ -71,6 +72,8 @@ export const startNode = Effect.fn("startNode")(function* (
   device: string,
   nodes: number,
 ): Effect.fn.Return<Child, NodeRefused, Scope.Scope> {
+  // The node inherits what it is not allowed to find out.
+  prepareDriver();
   const { host } = new URL(url.replace(/^nats:/, "http:"));
   const child = yield* Effect.acquireRelease(
     Effect.sync(() =>

@@ -115,6 +115,8 @@ export interface DeviceInfo {
   readonly memory: number;
   /** Bytes that one tensor may have before the device splits it. */
   readonly largestTensor: number;
+  /** What its operator should know: what it does without, and why. */
+  readonly notes?: ReadonlyArray<string>;
 }
 
 /** Attention on one device. */

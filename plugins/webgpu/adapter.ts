@@ -4,6 +4,8 @@
  * @module
  */
 
+import { prepareDriver } from "./environment.ts";
+
 /** What an adapter says of itself; Deno gives more than the standard's four names. */
 export type AdapterInfo =
   & Pick<GPUAdapterInfo, "vendor" | "architecture" | "device" | "description">
@@ -24,8 +26,9 @@ export const describe = (info: AdapterInfo): string => {
   return `WebGPU on ${name}`;
 };
 
-/** Looks for the best adapter; undefined where there is none. Never fails. */
+/** Looks for the best adapter, with the driver told how to run; undefined where there is none. Never fails. */
 export const findAdapter = async (): Promise<GPUAdapter | undefined> => {
+  prepareDriver();
   // Without this folder the drivers' loader prints an error on hosts that have no screen.
   const name = "XDG_RUNTIME_DIR";
   const quiet = Deno.build.os === "linux" &&

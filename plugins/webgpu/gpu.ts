@@ -11,6 +11,8 @@ const scopes = ["validation", "out-of-memory", "internal"] as const;
 export class Gpu {
   readonly device: GPUDevice;
   #fault: string | undefined;
+  /** When the work that was queued last is over. */
+  #queued: Promise<unknown> = Promise.resolve();
 
   constructor(device: GPUDevice) {
     this.device = device;
@@ -30,7 +32,7 @@ export class Gpu {
     work: () => A,
     until: (value: A) => Promise<unknown> = () => this.device.queue.onSubmittedWorkDone(),
   ): Promise<A> {
-    this.#throwFault();
+    this.throwFault();
     for (const scope of scopes) this.device.pushErrorScope(scope);
     let value: A;
     let errors: ReadonlyArray<Promise<GPUError | null>> = [];
@@ -46,14 +48,35 @@ export class Gpu {
     } catch (cause) {
       // A loss makes calls fail without naming it, and is announced a turn later.
       await new Promise((resolve) => setTimeout(resolve));
-      this.#throwFault();
+      this.throwFault();
       throw cause;
     }
-    this.#throwFault();
+    this.throwFault();
     return value;
   }
 
-  #throwFault(): void {
+  /**
+   * As `run`, but waits only until the work that was queued before is over, so that the device always has the next
+   * piece. Deno holds this thread until the device is idle, and then lets the promise wait for another 10 ms: hence
+   * requests that are there already get a turn before that, and the promise has until the next piece is queued.
+   */
+  queue(work: () => void): Promise<void> {
+    return this.run(work, async () => {
+      await new Promise((resolve) => setTimeout(resolve));
+      const before = this.#queued;
+      this.#queued = this.device.queue.onSubmittedWorkDone();
+      this.#queued.catch(() => {}); // whoever waits for it hears of it
+      await before;
+    });
+  }
+
+  /** Resolves when the work that was queued is over, well or not. */
+  async idle(): Promise<void> {
+    await Promise.allSettled([this.#queued]);
+  }
+
+  /** Throws what went wrong without any call having been told. */
+  throwFault(): void {
     if (this.#fault !== undefined) throw new Error(this.#fault);
   }
 }

@@ -7,20 +7,20 @@ import { decode, type DType, elementBytes } from "../../runtime/dtype.ts";
 import type { Accumulation, Attended, KeyValues, Queries, Tile } from "../../runtime/kernel.ts";
 import { asLse, lseOf } from "../../runtime/lse.ts";
 import { type Band, unbounded } from "../../runtime/mask.ts";
-import { positionAt, slice, type Span } from "../../runtime/span.ts";
+import { positionAt } from "../../runtime/span.ts";
 import type { Gpu } from "./gpu.ts";
 import { bufferMemory, type KeyMemory, textureMemory } from "./key_memory.ts";
-import { blockingFor, headsAcross, type KeysIn, program, texelFormat } from "./program.ts";
+import type { KeysIn } from "./ladder.ts";
+import { needsOf, type Part, partsOf, type Piece, piecesOf } from "./parts.ts";
+import { clearGroup, headsAcross, program, type VariantName, variants } from "./program.ts";
+import {
+  type Choice,
+  type Compiled,
+  type ProgramOptions,
+  Programs,
+  taskBytes,
+} from "./programs.ts";
 import { selfCheck } from "./self_check.ts";
-
-/** Bytes of the program's `Task`. */
-const taskBytes = 80;
-
-/** Consecutive tokens that fit one buffer. */
-interface Piece {
-  readonly from: number;
-  readonly count: number;
-}
 
 /** A stretch of query rows with its state, each array in a buffer of its own. */
 interface Rows extends Piece {
@@ -28,33 +28,6 @@ interface Rows extends Piece {
   readonly outputs: GPUBuffer;
   readonly tops: GPUBuffer;
 }
-
-/** A tile, or what of it lies in one piece of rows and one piece of keys, counted from the pieces' begin. */
-interface Part {
-  readonly rows: Rows;
-  readonly row: number;
-  readonly querySpan: Span;
-  readonly column: number;
-  readonly keySpan: Span;
-  readonly band: Band;
-}
-
-/** As few pieces as possible, of equal length but for the last. */
-const piecesOf = (tokens: number, most: number): Array<Piece> => {
-  const size = Math.ceil(tokens / Math.ceil(tokens / most));
-  const pieces: Array<Piece> = [];
-  for (let from = 0; from < tokens; from += size) {
-    pieces.push({ from, count: Math.min(size, tokens - from) });
-  }
-  return pieces;
-};
-
-/** The tokens that a stretch from `from` on and a piece have in common. */
-const overlap = (from: number, count: number, piece: Piece): Piece => {
-  const begin = Math.max(from, piece.from);
-  const end = Math.min(from + count, piece.from + piece.count);
-  return { from: begin, count: Math.max(end - begin, 0) };
-};
 
 const tokensThatFit = (tokenBytes: number, largest: number): number => {
   const fit = Math.floor(largest / tokenBytes);
@@ -77,123 +50,113 @@ const eachStretch = <B extends ArrayBufferLike>(
   }
 };
 
-const everything: Band = { back: unbounded, ahead: unbounded };
+/** Bytes of K or V that one buffer or texture may have. */
+const largestKeys = (
+  { largestBuffer, tallestTexture }: Limits,
+  { version: { keysIn } }: Choice,
+  dtype: DType,
+  headDim: number,
+): number => {
+  if (keysIn === "buffer") return largestBuffer;
+  const row = headsAcross(headDim) * headDim * elementBytes(dtype);
+  return Math.min(largestBuffer, row * tallestTexture);
+};
 
-/** What a kernel on a WebGPU device may use. */
-export interface WebgpuLimits {
-  readonly keysIn: KeysIn;
+/** Resolves when both are over; rejects with what the earlier one did, else the later one. */
+const bothDone = async (earlier: Promise<unknown>, later: Promise<unknown>): Promise<void> => {
+  await Promise.allSettled([earlier, later]);
+  await earlier;
+  await later;
+};
+
+/** What of a block lies in one piece of keys, and the parts that each variant computes. */
+interface Work {
+  readonly piece: Piece;
+  readonly parts: Readonly<Record<VariantName, ReadonlyArray<Part<Rows>>>>;
+}
+
+/** What a device has room for. */
+interface Limits {
   /** Bytes that one buffer may have; what is larger is split. */
   readonly largestBuffer: number;
   /** Rows that a texture may have; what is larger is split. */
   readonly tallestTexture: number;
 }
 
-/** A program on the device, and what it is given. */
-interface Compiled {
-  readonly pipeline: GPUComputePipeline;
-  readonly layout: GPUBindGroupLayout;
-}
+/** For what is small enough anyway. */
+const unlimited: Limits = { largestBuffer: Infinity, tallestTexture: Infinity };
+
+/** What a kernel on a WebGPU device may use. */
+export interface WebgpuOptions extends ProgramOptions, Limits {}
+
+/** Finds the choice to use and the variants of its program, ready to run. */
+type Find = Programs["find"];
 
 /** Attention on one device. Its programs live as long as the device. */
 export class WebgpuAttention {
   readonly #gpu: Gpu;
   readonly #device: GPUDevice;
-  readonly #limits: WebgpuLimits;
-  readonly #program: typeof program;
-  readonly #compiled = new Map<string, Compiled>();
+  readonly #options: WebgpuOptions;
+  readonly #programs: Programs;
   /** Bytes from one task to the next. */
   readonly #taskStride: number;
-  readonly #keys: KeyMemory;
-  readonly #values: KeyMemory;
+  readonly #memory: Readonly<
+    Record<KeysIn, { readonly keys: KeyMemory; readonly values: KeyMemory }>
+  >;
   /** The tasks of a submission: used again and again, and replaced when too small. */
   #tasks: GPUBuffer | undefined;
 
   /** `text` is the program to run, for those who want to see a wrong one refused. */
-  constructor(gpu: Gpu, limits: WebgpuLimits, text = program) {
+  constructor(gpu: Gpu, options: WebgpuOptions, text = program) {
     this.#gpu = gpu;
     this.#device = gpu.device;
-    this.#limits = limits;
-    this.#program = text;
+    this.#options = options;
     const alignment = gpu.device.limits.minUniformBufferOffsetAlignment;
     this.#taskStride = Math.ceil(taskBytes / alignment) * alignment;
-    const memory = limits.keysIn === "texture" ? textureMemory : bufferMemory;
-    this.#keys = memory(gpu.device, "keys");
-    this.#values = memory(gpu.device, "values");
+    const memory = (make: (device: GPUDevice, label: string) => KeyMemory) => ({
+      keys: make(gpu.device, "keys"),
+      values: make(gpu.device, "values"),
+    });
+    this.#memory = { buffer: memory(bufferMemory), texture: memory(textureMemory) };
+    this.#programs = new Programs(gpu, options, (made, compiled) => {
+      const { version, blocking, dtype, headDim, variant } = made;
+      const find: Find = (_dtype, _headDim, wanted) => {
+        const names = wanted({ version, blocking });
+        if (names.some((name) => name !== variant)) {
+          return Promise.reject(new Error(`the check of its ${variant} keys has other ones`));
+        }
+        return Promise.resolve({ version, blocking, compiled: names.map(() => compiled) });
+      };
+      // In one piece, since pieces may leave keys for the other variant.
+      const checked = { begin: (queries: Queries) => this.#begin(queries, find, unlimited) };
+      return selfCheck(checked, dtype, headDim, variant);
+    }, text);
   }
 
   /** Compiles the program for such K/V and checks what it computes, unless that was done before. */
   async prepare(dtype: DType, headDim: number): Promise<void> {
-    await this.#compile(dtype, headDim);
+    await this.#programs.find(dtype, headDim, () => variants);
   }
 
-  async #compile(dtype: DType, headDim: number): Promise<Compiled> {
-    const label = `attend ${dtype}, head dim ${headDim}`;
-    const before = this.#compiled.get(label);
-    if (before !== undefined) return before;
-    const { keysIn } = this.#limits;
-    const compiled = await this.#gpu.run(() => {
-      const layout = this.#layout(dtype);
-      const pipeline = this.#device.createComputePipeline({
-        label,
-        layout: this.#device.createPipelineLayout({ bindGroupLayouts: [layout] }),
-        compute: {
-          module: this.#device.createShaderModule({
-            label,
-            code: this.#program({ dtype, headDim, keysIn }),
-          }),
-          entryPoint: "attend",
-        },
-      });
-      return { pipeline, layout };
-    });
-    this.#compiled.set(label, compiled); // the check needs it
-    await selfCheck(this, dtype, headDim).catch((cause) => {
-      this.#compiled.delete(label);
-      throw cause;
-    });
-    return compiled;
+  begin(queries: Queries): Promise<Accumulation> {
+    return this.#begin(queries, (...of) => this.#programs.find(...of));
   }
 
-  /** The bindings of `kernels/attend.wgsl`. */
-  #layout(dtype: DType): GPUBindGroupLayout {
-    const visibility = GPUShaderStage.COMPUTE;
-    const storage = (binding: number, type: GPUBufferBindingType) => ({
-      binding,
-      visibility,
-      buffer: { type },
-    });
-    const keys = (binding: number) =>
-      this.#limits.keysIn === "buffer" ? storage(binding, "read-only-storage") : {
-        binding,
-        visibility,
-        storageTexture: { access: "read-only", format: texelFormat(dtype) } as const,
-      };
-    return this.#device.createBindGroupLayout({
-      entries: [
-        {
-          binding: 0,
-          visibility,
-          buffer: { type: "uniform", hasDynamicOffset: true, minBindingSize: taskBytes },
-        },
-        storage(1, "read-only-storage"),
-        keys(2),
-        keys(3),
-        storage(4, "storage"),
-        storage(5, "storage"),
-      ],
-    });
-  }
-
-  async begin(queries: Queries): Promise<Accumulation> {
+  async #begin(
+    queries: Queries,
+    find: Find,
+    limits: Limits = this.#options,
+  ): Promise<Accumulation> {
     const { batch, heads, headDim, tokens, scale } = queries;
     const width = heads * headDim;
     const grid = this.#device.limits.maxComputeWorkgroupsPerDimension;
     if (Math.max(heads, batch) > grid) {
       throw new Error(`${heads} heads in ${batch} batch entries are more than its ${grid}`);
     }
-    const { lanes, rows } = blockingFor({ ...this.#limits, headDim });
-    const { largestBuffer } = this.#limits;
-    const most = Math.min(tokensThatFit(batch * width * 4, largestBuffer), grid * lanes * rows);
+    const most = Math.min(
+      tokensThatFit(batch * width * 4, limits.largestBuffer),
+      grid * this.#programs.leastRows(headDim),
+    );
     const q = decode(queries.dtype, queries.bytes);
     for (let i = 0; i < q.length; i++) q[i]! *= scale;
 
@@ -230,25 +193,36 @@ export class WebgpuAttention {
       close();
       throw cause;
     }
+    // Blocks are added in the order of the calls, also where the first of them must wait for its program, and nothing
+    // goes on after a block that failed.
+    let issued: Promise<unknown> = Promise.resolve();
+    let over: Promise<unknown> = Promise.resolve();
     return {
-      absorb: (block, tiles, band) => this.#absorb(queries, pieces, block, tiles, band),
-      finish: () => this.#finish(queries, pieces),
+      absorb: async (block, tiles, band) => {
+        this.#assertFits(queries, block, tiles);
+        const mine = issued.then(() =>
+          this.#issue(find, limits, queries, pieces, block, tiles, band)
+        );
+        const done = bothDone(over, mine.then(({ done }) => done));
+        [issued, over] = [mine, done];
+        await done;
+      },
+      finish: async () => {
+        await bothDone(over, this.#gpu.idle());
+        return this.#finish(queries, pieces);
+      },
       close,
     };
   }
 
-  async #absorb(
-    queries: Queries,
-    rows: ReadonlyArray<Rows>,
+  #assertFits(
+    { batch, kvHeads, headDim }: Queries,
     block: KeyValues,
     tiles: ReadonlyArray<Tile>,
-    band: Band,
-  ): Promise<void> {
-    const { batch, kvHeads, headDim } = queries;
-    const tokenBytes = kvHeads * headDim * elementBytes(block.dtype);
-    const size = batch * block.tokens * tokenBytes;
-    if (block.bytes.length !== 2 * size) {
-      throw new Error(`a block of ${2 * size} bytes was announced, ${block.bytes.length} came`);
+  ): void {
+    const size = 2 * batch * block.tokens * kvHeads * headDim * elementBytes(block.dtype);
+    if (block.bytes.length !== size) {
+      throw new Error(`a block of ${size} bytes was announced, ${block.bytes.length} came`);
     }
     for (const { queries, keys } of tiles) {
       for (const span of [queries, keys]) {
@@ -257,54 +231,82 @@ export class WebgpuAttention {
         }
       }
     }
-    const compiled = await this.#compile(block.dtype, headDim);
+  }
+
+  /** Uploads a block and queues its work. `done` resolves when the device is at most this block behind. */
+  async #issue(
+    find: Find,
+    limits: Limits,
+    queries: Queries,
+    rows: ReadonlyArray<Rows>,
+    block: KeyValues,
+    tiles: ReadonlyArray<Tile>,
+    band: Band,
+  ): Promise<{ readonly done: Promise<void> }> {
+    const { batch, kvHeads, headDim } = queries;
+    const { dtype, tokens } = block;
+    let work: ReadonlyArray<Work> = [];
+    const { version, blocking, compiled } = await find(dtype, headDim, (choice) => {
+      const tokenBytes = batch * kvHeads * headDim * elementBytes(dtype);
+      const most = tokensThatFit(tokenBytes, largestKeys(limits, choice, dtype, headDim));
+      const group = choice.blocking.rows * choice.blocking.lanes;
+      const clear = clearGroup({ ...choice, dtype, headDim });
+      work = piecesOf(tokens, most).map((piece) => {
+        const parts = partsOf(rows, piece, tiles, band).map((part) => ({
+          part,
+          needs: needsOf(part, group, clear),
+        }));
+        const of = (name: VariantName) =>
+          parts.filter(({ needs }) => needs[name]).map(({ part }) => part);
+        return { piece, parts: { clear: of("clear"), masked: of("masked") } };
+      });
+      return variants.filter((name) => work.some(({ parts }) => parts[name].length > 0));
+    });
+    if (compiled.length === 0) return { done: Promise.resolve() };
+    const programs = variants
+      .filter((name) => work.some(({ parts }) => parts[name].length > 0))
+      .map((name, i) => [name, compiled[i]!] as const);
+    const size = block.bytes.length / 2;
     const [k, v] = [block.bytes.subarray(0, size), block.bytes.subarray(size)];
-    const work: Array<readonly [Piece, ReadonlyArray<Part>]> = [];
-    const most = tokensThatFit(batch * tokenBytes, this.#largestKeys(block.dtype, headDim));
-    for (const piece of piecesOf(block.tokens, most)) {
-      const parts = partsOf(rows, piece, tiles, band);
-      if (parts.length > 0) work.push([piece, parts]);
-    }
-    if (work.length === 0) return;
-    await this.#gpu.run(() => {
-      for (const [piece, parts] of work) {
+    const memory = this.#memory[version.keysIn];
+    const done = this.#gpu.queue(() => {
+      for (const { piece, parts } of work) {
+        if (variants.every((name) => parts[name].length === 0)) continue;
         // The queue keeps the order, so that no piece overwrites one that is still read.
-        const heads = { heads: batch * piece.count * kvHeads, headDim, dtype: block.dtype };
-        const [keys, values] = [this.#keys(heads), this.#values(heads)];
+        const heads = { heads: batch * piece.count * kvHeads, headDim, dtype };
+        const [keys, values] = [memory.keys(heads), memory.values(heads)];
         for (const [room, tensor] of [[keys, k], [values, v]] as const) {
           eachStretch(
             tensor,
             batch,
-            block.tokens,
+            tokens,
             piece,
             (b, bytes) => room.write(b * piece.count * kvHeads, bytes),
           );
         }
-        this.#dispatch(compiled, queries, piece.count, parts, keys.resource, values.resource);
+        this.#dispatch(
+          queries,
+          piece.count,
+          blocking.rows * blocking.lanes,
+          programs.flatMap(([name, program]) => parts[name].map((part) => ({ program, part }))),
+          [keys.resource, values.resource],
+        );
       }
     });
+    return { done };
   }
 
-  /** Bytes of K or V that one buffer or texture may have. */
-  #largestKeys(dtype: DType, headDim: number): number {
-    const { keysIn, largestBuffer, tallestTexture } = this.#limits;
-    if (keysIn === "buffer") return largestBuffer;
-    const row = headsAcross(headDim) * headDim * elementBytes(dtype);
-    return Math.min(largestBuffer, row * tallestTexture);
-  }
-
-  /** Submits the parts that read one piece of keys. */
+  /** Submits the parts that read one piece of keys, in workgroups of `group` rows. */
   #dispatch(
-    { pipeline, layout }: Compiled,
-    { batch, heads, kvHeads, headDim }: Queries,
+    { batch, heads, kvHeads }: Queries,
     keyTokens: number,
-    parts: ReadonlyArray<Part>,
-    keys: GPUBindingResource,
-    values: GPUBindingResource,
+    group: number,
+    work: ReadonlyArray<{ readonly program: Compiled; readonly part: Part<Rows> }>,
+    [keys, values]: readonly [GPUBindingResource, GPUBindingResource],
   ): void {
     const stride = this.#taskStride;
-    const data = new Int32Array(parts.length * stride / 4);
-    parts.forEach(({ rows, row, querySpan, column, keySpan, band }, i) => {
+    const data = new Int32Array(work.length * stride / 4);
+    work.forEach(({ part: { rows, row, querySpan, column, keySpan, band } }, i) => {
       const spans = [querySpan, keySpan].flatMap((s) => [s.start, s.run, s.stride, s.first]);
       const tile = [row, querySpan.count, column, keySpan.count, band.back, band.ahead];
       const shapes = [rows.count, keyTokens, heads, kvHeads];
@@ -320,12 +322,13 @@ export class WebgpuAttention {
 
     const encoder = this.#device.createCommandEncoder();
     const pass = encoder.beginComputePass();
-    pass.setPipeline(pipeline);
-    const groups = new Map<Rows, GPUBindGroup>();
-    const { lanes, rows: mine } = blockingFor({ ...this.#limits, headDim });
-    parts.forEach(({ rows, querySpan }, i) => {
-      const group = groups.get(rows) ?? this.#device.createBindGroup({
-        layout,
+    const groups = new Map<Compiled, Map<Rows, GPUBindGroup>>();
+    work.forEach(({ program, part: { rows, querySpan } }, i) => {
+      const bound = groups.get(program) ?? new Map<Rows, GPUBindGroup>();
+      if (bound.size === 0) pass.setPipeline(program.pipeline);
+      groups.set(program, bound);
+      const entry = bound.get(rows) ?? this.#device.createBindGroup({
+        layout: program.layout,
         entries: [
           { buffer: tasks, size: taskBytes },
           { buffer: rows.queries },
@@ -335,9 +338,9 @@ export class WebgpuAttention {
           { buffer: rows.tops },
         ].map((resource, binding) => ({ binding, resource })),
       });
-      groups.set(rows, group);
-      pass.setBindGroup(0, group, [i * stride]);
-      pass.dispatchWorkgroups(Math.ceil(querySpan.count / (lanes * mine)), heads, batch);
+      bound.set(rows, entry);
+      pass.setBindGroup(0, entry, [i * stride]);
+      pass.dispatchWorkgroups(Math.ceil(querySpan.count / group), heads, batch);
     });
     pass.end();
     this.#device.queue.submit([encoder.finish()]);
@@ -392,27 +395,3 @@ export class WebgpuAttention {
     return this.#device.createBuffer({ label, size, usage: usage | GPUBufferUsage.STORAGE });
   }
 }
-
-/** What of the tiles concerns a piece of keys, tile by tile and in the order of rows. */
-const partsOf = (
-  rows: ReadonlyArray<Rows>,
-  keys: Piece,
-  tiles: ReadonlyArray<Tile>,
-  band: Band,
-): ReadonlyArray<Part> =>
-  tiles.flatMap((tile) => {
-    const columns = overlap(tile.column, tile.keys.count, keys);
-    if (columns.count === 0) return [];
-    return rows.flatMap((piece) => {
-      const mine = overlap(tile.row, tile.queries.count, piece);
-      if (mine.count === 0) return [];
-      return [{
-        rows: piece,
-        row: mine.from - piece.from,
-        querySpan: slice(tile.queries, mine.from - tile.row, mine.count),
-        column: columns.from - keys.from,
-        keySpan: slice(tile.keys, columns.from - tile.column, columns.count),
-        band: tile.full ? everything : band,
-      }];
-    });
-  });

@@ -8,19 +8,43 @@ import type { AttentionKernel } from "../../runtime/kernel.ts";
 import { describe, findAdapter, isSoftware } from "./adapter.ts";
 import { Gpu } from "./gpu.ts";
 import { WebgpuAttention } from "./kernel.ts";
-import type { KeysIn } from "./program.ts";
+import { bestFirst, type Blocking, ladder, type Version, versionNamed } from "./ladder.ts";
+import { checkSubgroups, type Subgroups } from "./subgroups.ts";
 
 /** What a caller may ask of the device. */
 export interface WebgpuOptions {
   /** Bytes that one buffer may have, where that is less than the adapter's own limit. */
   readonly largestBuffer?: number;
-  /** What shall hold K and V, where that is not what suits the adapter: textures a software one, buffers a GPU. */
-  readonly keysIn?: KeysIn;
+  /**
+   * A version of the kernel by name or number, which is then used or refused; `auto`, the default, takes the best that
+   * works.
+   */
+  readonly kernel?: string | number;
+  /** The sizes to run a named version with, where they are not its own. */
+  readonly blocking?: Blocking;
 }
 
+/** Invocations of a workgroup where the adapter does not say how many it runs as one. */
+const usualVector = 32;
+
+/** The versions to try, best first, for a kernel that was asked for. */
+const wantedVersions = (
+  kernel: string | number,
+  software: boolean,
+): ReadonlyArray<Version> => {
+  if (kernel === "auto") return bestFirst(software);
+  const version = versionNamed(kernel);
+  if (version !== undefined) return [version];
+  const known = ladder.map(({ name, number }) => `"${name}" (${number})`).join(", ");
+  throw new Unavailable({
+    needed: `the kernel to be "auto" or one of ${known}`,
+    found: `"${kernel}"`,
+  });
+};
+
 /**
- * The kernel, once it has computed a small problem right. It asks for the adapter's own limits and for no optional
- * feature, so that every adapter runs the same program.
+ * The kernel, once it has computed a small problem right. It asks for the adapter's own limits, and for the feature
+ * `subgroups` where a version is to be tried that needs it: Deno has it without saying so.
  */
 export const openWebgpu = async (options: WebgpuOptions = {}): Promise<AttentionKernel> => {
   const adapter = await findAdapter();
@@ -31,18 +55,49 @@ export const openWebgpu = async (options: WebgpuOptions = {}): Promise<Attention
       found: "no adapter",
     });
   }
+  const software = isSoftware(adapter.info);
+  const { kernel = "auto" } = options;
+  let versions = wantedVersions(kernel, software);
+  const notes: Array<string> = [];
+  const warn = (sentence: string) => {
+    notes.push(sentence);
+    console.warn(`annulus: webgpu: ${sentence}`);
+  };
+
   const { maxBufferSize, maxStorageBufferBindingSize, maxTextureDimension2D } = adapter.limits;
-  const device = await adapter.requestDevice({
-    requiredLimits: { maxBufferSize, maxStorageBufferBindingSize, maxTextureDimension2D },
-  });
+  const requiredLimits = { maxBufferSize, maxStorageBufferBindingSize, maxTextureDimension2D };
+  const vector = adapter.info.subgroupMaxSize || usualVector;
+  let gpu: Gpu | undefined;
+  let subgroups: Subgroups = { size: vector, directive: "" };
+  if (versions.some((version) => version.subgroups)) {
+    try {
+      const requiredFeatures = ["subgroups" as GPUFeatureName];
+      gpu = new Gpu(await adapter.requestDevice({ requiredFeatures, requiredLimits }));
+      subgroups = await checkSubgroups(gpu, options.blocking?.lanes ?? vector);
+    } catch (cause) {
+      const found = cause instanceof Error ? cause.message : String(cause);
+      versions = versions.filter((version) => !version.subgroups);
+      if (versions.length === 0) {
+        throw new Unavailable({ needed: `subgroups for the kernel "${kernel}"`, found });
+      }
+      warn(`kernel "broadcast" is not used, since it needs subgroups: ${found}`);
+    }
+  }
+  gpu ??= new Gpu(await adapter.requestDevice({ requiredLimits }));
+
   const largestBuffer = Math.min(
     maxBufferSize,
     maxStorageBufferBindingSize,
     options.largestBuffer ?? Infinity,
   );
-  const software = isSoftware(adapter.info);
-  const attention = new WebgpuAttention(new Gpu(device), {
-    keysIn: options.keysIn ?? (software ? "texture" : "buffer"),
+  const attention = new WebgpuAttention(gpu, {
+    choices: (_dtype, headDim) =>
+      versions.map((version) => ({
+        version,
+        blocking: options.blocking ?? version.blocking({ headDim, vector }),
+      })),
+    directive: subgroups.directive,
+    warn,
     largestBuffer,
     tallestTexture: maxTextureDimension2D,
   });
@@ -53,10 +108,11 @@ export const openWebgpu = async (options: WebgpuOptions = {}): Promise<Attention
       name: "webgpu",
       backend: describe(adapter.info),
       software,
-      features: [...device.features],
+      features: [...gpu.device.features],
       gradients: false,
       memory: Deno.systemMemoryInfo().total,
       largestTensor: largestBuffer,
+      notes,
     },
     begin: (queries) => attention.begin(queries),
   };

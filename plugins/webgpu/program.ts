@@ -1,44 +1,32 @@
 /**
- * The text of the attention program: `kernels/attend.wgsl`, completed for a number format, a head dimension and a kind
- * of adapter.
+ * The text of an attention program: a version's WGSL, completed for a number format, a head dimension and a blocking.
  *
  * @module
  */
 import attend from "../../kernels/attend.wgsl" with { type: "text" };
+import task from "../../kernels/attend_task.wgsl" with { type: "text" };
+import attendTiles from "../../kernels/attend_tiles.wgsl" with { type: "text" };
+import span from "../../kernels/span.wgsl" with { type: "text" };
 import type { DType } from "../../runtime/dtype.ts";
+import type { Blocking, KeysIn, Version } from "./ladder.ts";
+import { unroll } from "./unroll.ts";
 
 /**
- * What holds K and V on the device. A GPU reads buffers best; a program that imitates one reads a storage texture
- * several times faster than a buffer, since it loads from a buffer for one invocation after the other.
+ * The two variants of a program, in the order in which a tile goes through them: for keys that all rows of a workgroup
+ * see, and for those that some do not.
  */
-export type KeysIn = "texture" | "buffer";
+export const variants = ["clear", "masked"] as const;
+export type VariantName = typeof variants[number];
 
 /** What one program is made for. */
 export interface Variant {
+  readonly version: Version;
   readonly dtype: DType;
   /** A multiple of 4. */
   readonly headDim: number;
-  readonly keysIn: KeysIn;
+  readonly blocking: Blocking;
+  readonly variant: VariantName;
 }
-
-/** How much work an invocation and a workgroup take at once. */
-export interface Blocking {
-  /** Query rows of an invocation. */
-  readonly rows: number;
-  /** Keys whose scores an invocation holds at once. */
-  readonly keys: number;
-  /** Invocations of a workgroup. */
-  readonly lanes: number;
-}
-
-/**
- * On a CPU a key that was read must serve several rows, but the time to compile grows faster than their number, and a
- * workgroup is best one vector of the machine. A GPU wants many invocations with few registers.
- */
-export const blockingFor = ({ keysIn, headDim }: Omit<Variant, "dtype">): Blocking =>
-  keysIn === "texture"
-    ? { rows: Math.max(1, Math.min(Math.floor(256 / headDim), 8)), keys: 2, lanes: 8 }
-    : { rows: 1, keys: 4, lanes: 64 };
 
 /** Texels of a texture's row, at most. */
 const mostAcross = 4096;
@@ -46,6 +34,20 @@ const mostAcross = 4096;
 /** Heads of tokens that lie side by side in a texture; a power of two, which divides fast. */
 export const headsAcross = (headDim: number): number =>
   2 ** Math.floor(Math.log2(mostAcross / (headDim / 4)));
+
+/** Bytes of workgroup memory that every adapter has. */
+const workgroupBytes = 16384;
+
+/** Keys that a workgroup of version `tiles` holds at once, with their values, in float32. */
+const tileKeys = (headDim: number): number =>
+  2 ** Math.floor(Math.log2(Math.min(workgroupBytes / (8 * headDim), 16)));
+
+/** Keys that the program without masks takes at once, so that it visits whole groups of them. */
+export const clearGroup = ({ version, headDim, blocking }: Omit<Variant, "variant">): number =>
+  version.file === "attend_tiles" ? tileKeys(headDim) : blocking.keys;
+
+/** With more keys at once their flags take longer than what they save. */
+const mostMaskedKeys = 2;
 
 /** Four consecutive components: a texel, or an element of a buffer. */
 interface Format {
@@ -77,8 +79,8 @@ const formats: Record<DType, Format> = {
 /** The texture format in which K and V of a number format are stored, four components a texel. */
 export const texelFormat = (dtype: DType): GPUTextureFormat => formats[dtype].texel;
 
-/** Declares K and V, and how the program reads them. */
-const access = ({ dtype, headDim, keysIn }: Variant): ReadonlyArray<string> => {
+/** Declares K and V at bindings 2 and 3, and how a program reads them. */
+export const keyAccess = (dtype: DType, headDim: number, keysIn: KeysIn): string => {
   const { texel, stored, part, components } = formats[dtype];
   const across = `${headsAcross(headDim)}u`;
   const [place, placeOf, variable, read] = keysIn === "texture"
@@ -102,45 +104,35 @@ const access = ({ dtype, headDim, keysIn }: Variant): ReadonlyArray<string> => {
     `@group(0) @binding(3) ${variable("values")}`,
     `fn key(place: Place, c: u32) -> vec4f { return load(${read("keys")}); }`,
     `fn value(place: Place, c: u32) -> vec4f { return load(${read("values")}); }`,
-  ];
+  ].join("\n");
 };
 
-/** Repeats what lies between `//@ for $x < NAME` and its `//@ end`, for x = 0 … NAME − 1. */
-const unroll = (
-  lines: ReadonlyArray<string>,
-  counts: Readonly<Record<string, number>>,
-): Array<string> => {
-  const unrolled: Array<string> = [];
-  for (let i = 0; i < lines.length; i++) {
-    const [, variable, name] = /^\s*\/\/@ for (\$\w) < (\w+)$/.exec(lines[i]!) ?? [];
-    if (variable === undefined) {
-      unrolled.push(lines[i]!);
-      continue;
-    }
-    const from = i + 1;
-    for (let depth = 1; depth > 0;) {
-      const line = lines[++i]!.trim();
-      if (line.startsWith("//@ for")) depth++;
-      if (line === "//@ end") depth--;
-    }
-    const body = lines.slice(from, i);
-    for (let x = 0; x < counts[name!]!; x++) {
-      unrolled.push(...unroll(body.map((line) => line.replaceAll(variable, `${x}`)), counts));
-    }
-  }
-  return unrolled;
-};
-
-/** The whole WGSL text. */
-export const program = (variant: Variant): string => {
-  const { rows, keys, lanes } = blockingFor(variant);
-  const quads = variant.headDim / 4;
+/** The whole WGSL text, but for the directive that adapters with subgroups may ask for. */
+export const program = (made: Variant): string => {
+  const { version, dtype, headDim, blocking } = made;
+  const masked = made.variant === "masked";
+  const { rows: ROWS, lanes: LANES } = blocking;
+  const QUADS = headDim / 4;
+  const tiled = version.file === "attend_tiles";
+  const TILE = tileKeys(headDim);
+  const keys = masked ? Math.min(blocking.keys, mostMaskedKeys) : blocking.keys;
+  const KEYS = tiled ? Math.min(keys, TILE) : keys;
+  const numbers = {
+    ...{ ROWS, KEYS, LANES, QUADS },
+    PARTS: Math.ceil(QUADS / LANES),
+    MASKED: Number(masked),
+    BROADCAST: Number(version.subgroups),
+  };
   return [
-    `const ROWS = ${rows}u;`,
-    `const KEYS = ${keys};`,
-    `const LANES = ${lanes}u;`,
-    `const QUADS = ${quads}u;`,
-    ...access(variant),
-    ...unroll(attend.split("\n"), { ROWS: rows, KEYS: keys, QUADS: quads }),
+    `const ROWS = ${ROWS}u;`,
+    `const KEYS = ${KEYS};`,
+    `const LANES = ${LANES}u;`,
+    `const QUADS = ${QUADS}u;`,
+    `const CLEAR = ${clearGroup(made)};`,
+    ...(tiled ? [`const TILE = ${TILE};`] : []),
+    keyAccess(dtype, headDim, version.keysIn),
+    span,
+    unroll(task, numbers),
+    unroll(tiled ? attendTiles : attend, numbers),
   ].join("\n");
 };

@@ -1,68 +1,98 @@
 /**
- * A small attention whose answer is known, because drivers compile wrongly at times and say nothing.
+ * Small attentions whose answers are known, because drivers compile wrongly at times and say nothing.
  *
  * @module
  */
 import { denseAttention } from "../../kernels/oracle.ts";
 import { decode, type DType, encode } from "../../runtime/dtype.ts";
 import type { AttentionKernel, Tile } from "../../runtime/kernel.ts";
-import { bandOf } from "../../runtime/mask.ts";
-import type { Problem } from "../../runtime/plan.ts";
-import { contiguous } from "../../runtime/span.ts";
+import { bandOf, type Mask } from "../../runtime/mask.ts";
+import { contiguous, type Span } from "../../runtime/span.ts";
+import type { VariantName } from "./program.ts";
 
-const problem = {
-  batch: 1,
-  tokens: 37, // no multiple of anything
-  heads: 4,
-  kvHeads: 2,
-  mask: { kind: "causal" },
-} satisfies Partial<Problem>;
+const batch = 1, heads = 4, kvHeads = 2, tokens = 112;
+/** Query rows, and how far their positions are apart: no multiple of any workgroup. */
+const rows = 23, apart = 5;
+
+/** A problem, with its keys in two tiles, so that the second finds a state. */
+interface Probe {
+  readonly mask: Mask;
+  readonly lengths: readonly [number, number];
+}
+
+const probes: Readonly<Record<VariantName, Probe>> = {
+  // Keys that every row sees, in whole groups of up to 16.
+  clear: { mask: { kind: "full" }, lengths: [64, 48] },
+  // So small a window that even three rows have no key in common.
+  masked: { mask: { kind: "window", window: 2 * apart }, lengths: [61, 51] },
+};
 
 /** Largest error of an output or a log-sum-exp; a wrong program is off by far more. */
 const bound = 1e-4;
 
 /** Numbers between −2 and 2 without a pattern that could hide an exchange of rows. */
-const numbers = (phase: number, width: number): Float32Array =>
-  Float32Array.from(
-    { length: problem.tokens * width },
-    (_, i) => 2 * Math.sin(phase + i * i * 0.37),
-  );
+const numbers = (phase: number, count: number): Float32Array =>
+  Float32Array.from({ length: count }, (_, i) => 2 * Math.sin(phase + i * i * 0.37));
 
-/** Throws where K/V of this format and head dimension give something else than plain loops do. */
+/**
+ * Throws where K/V of this format and head dimension give something else than plain loops do, in one of the variants
+ * of the program.
+ */
 export const selfCheck = async (
   kernel: Pick<AttentionKernel, "begin">,
   dtype: DType,
   headDim: number,
+  variant: VariantName,
 ): Promise<void> => {
-  const { tokens, heads, kvHeads, mask } = problem;
-  const shape = { ...problem, headDim, scale: Math.SQRT2 / Math.sqrt(headDim) };
-  const q = numbers(0, heads * headDim);
-  const [k, v] = [1, 2].map((phase) => encode(dtype, numbers(phase, kvHeads * headDim)));
-  const expected = denseAttention(shape, q, decode(dtype, k!), decode(dtype, v!));
+  const { mask, lengths } = probes[variant];
+  const shape = { batch, heads, kvHeads, headDim, scale: Math.SQRT2 / Math.sqrt(headDim) };
+  const width = heads * headDim;
+  const q = numbers(0, tokens * width);
+  const [k, v] = [1, 2].map((phase) => encode(dtype, numbers(phase, tokens * kvHeads * headDim)));
+  const expected = denseAttention(
+    { ...shape, tokens, mask },
+    q,
+    decode(dtype, k!),
+    decode(dtype, v!),
+  );
 
+  const mine = Float32Array.from(
+    { length: rows * width },
+    (_, i) => q[Math.floor(i / width) * apart * width + i % width]!,
+  );
   const bytes = new Uint8Array(k!.length + v!.length);
   bytes.set(k!);
   bytes.set(v!, k!.length);
-  const accumulation = await kernel.begin({ ...shape, dtype: "f32", bytes: encode("f32", q) });
+  const accumulation = await kernel.begin({
+    ...{ ...shape, tokens: rows },
+    dtype: "f32",
+    bytes: encode("f32", mine),
+  });
   try {
-    // Two tiles, so that the second one finds a state.
-    const tiles = [[0, 20], [20, tokens - 20]].map(([from, count]): Tile => ({
-      row: 0,
-      queries: contiguous(0, tokens),
-      column: from!,
-      keys: contiguous(from!, count!),
-      full: false,
-    }));
+    const queries: Span = { start: 0, run: 1, stride: apart, first: 0, count: rows };
+    const tiles = [contiguous(0, lengths[0]), contiguous(lengths[0], lengths[1])].map((
+      keys,
+    ): Tile => ({ row: 0, queries, column: keys.start, keys, full: variant === "clear" }));
     await accumulation.absorb({ tokens, dtype, bytes }, tiles, bandOf(mask));
     const { o, lse } = await accumulation.finish();
-    const far = (x: number, i: number, of: Float64Array) => !(Math.abs(x - of[i]!) <= bound);
-    const wrong = o.findIndex((x, i) => far(x, i, expected.o));
-    const wrongLse = lse.findIndex((x, i) => far(x, i, expected.lse));
-    if (wrong < 0 && wrongLse < 0) return;
-    const [x, y] = wrong < 0
-      ? [lse[wrongLse], expected.lse[wrongLse]]
-      : [o[wrong], expected.o[wrong]];
-    throw new Error(`its driver computes wrong results: ${dtype} attention gave ${x} for ${y}`);
+    const compare = (what: string, found: Float32Array, wanted: (i: number) => number) => {
+      const wrong = found.findIndex((x, i) => !(Math.abs(x - wanted(i)) <= bound));
+      if (wrong < 0) return;
+      throw new Error(
+        `its driver computes wrong results: ${what} of ${dtype} attention was ${found[wrong]}, ` +
+          `not ${wanted(wrong)}`,
+      );
+    };
+    compare(
+      "an output",
+      o,
+      (i) => expected.o[Math.floor(i / width) * apart * width + i % width]!,
+    );
+    compare(
+      "a log-sum-exp",
+      lse,
+      (i) => expected.lse[Math.floor(i / rows) * tokens + i % rows * apart]!,
+    );
   } finally {
     accumulation.close();
   }

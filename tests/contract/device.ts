@@ -146,6 +146,11 @@ const manyBlocks: DeviceCase = {
   ),
 };
 
+const longBlock: DeviceCase = {
+  name: "one block of many keys",
+  run: check(whole(problem({ tokens: 900, heads: 2, kvHeads: 1 }), { lengths: [900] })),
+};
+
 /** Where the tokens of a ring's ranks lie, by layout. */
 export const layouts: Record<string, ReadonlyArray<Tokens>> = {
   contiguous: stretches([40, 51, 40]),
@@ -428,6 +433,7 @@ export const deviceCases: ReadonlyArray<DeviceCase> = [
   scale,
   orders,
   manyBlocks,
+  longBlock,
   ...rings,
   parts,
   farPositions,

@@ -8,14 +8,17 @@ import {
   isSoftware,
 } from "../../plugins/webgpu/adapter.ts";
 import { Gpu } from "../../plugins/webgpu/gpu.ts";
-import { WebgpuAttention, type WebgpuLimits } from "../../plugins/webgpu/kernel.ts";
-import { type KeysIn, program } from "../../plugins/webgpu/program.ts";
+import { WebgpuAttention, type WebgpuOptions } from "../../plugins/webgpu/kernel.ts";
+import { ladder, versionNamed } from "../../plugins/webgpu/ladder.ts";
+import { program } from "../../plugins/webgpu/program.ts";
+import type { Choice } from "../../plugins/webgpu/programs.ts";
+import { checkSubgroups, countSubgroup } from "../../plugins/webgpu/subgroups.ts";
 import { Device } from "../../runtime/device.ts";
 import { encode } from "../../runtime/dtype.ts";
 import type { KeyValues, Queries, Tile } from "../../runtime/kernel.ts";
 import { bandOf } from "../../runtime/mask.ts";
 import { contiguous } from "../../runtime/span.ts";
-import { testDevice } from "../contract/device.ts";
+import { deviceCases, testDevice } from "../contract/device.ts";
 import { maxAbs, relativeL2, sameNumbers } from "../support/closeness.ts";
 import { attend, begin, check, stretch, stretches } from "../support/cut.ts";
 import { normals } from "../support/random.ts";
@@ -25,17 +28,48 @@ const missing = "there is no WebGPU adapter";
 
 const bound = { o: 2e-6, lse: 1e-5 };
 const ignored = adapter === undefined ? { ignore: missing } : {};
-const own: KeysIn = adapter !== undefined && isSoftware(adapter.info) ? "texture" : "buffer";
-const other: KeysIn = own === "texture" ? "buffer" : "texture";
+const software = adapter !== undefined && isSoftware(adapter.info);
 
 testDevice(webgpu, { bound, ...ignored });
 
-const long = "its program compiles long and differs only in a length";
-testDevice({ ...webgpuWith({ keysIn: other }), name: `webgpu with K/V in a ${other}` }, {
-  bound,
-  skip: Object.fromEntries([16, 96, 128, 256].map((headDim) => [`head dim ${headDim}`, long])),
-  ...ignored,
-});
+/**
+ * The other versions differ in how they read keys and how they cut up the work; a case each for these, since every
+ * head dimension and number format is a program that compiles for seconds.
+ */
+const somewhat: ReadonlyArray<string> = [
+  "8 query heads share 2 key heads",
+  "head dim 80",
+  "batch 3 of 1 tokens",
+  "batch 3 of 62 tokens",
+  "mask full over blocks of 29",
+  "mask window 28 over blocks of 29",
+  "one block of many keys",
+  "every rank of a ring of 3, weighted striped",
+  "a shard without tokens",
+  "a block of which no pair counts",
+  "a row that sees no key is 0, and its log-sum-exp −∞",
+  "all logits near -60000",
+  "a row of logits near the lowest float32, among others",
+  "a score of no number is computed or refused, and never lost among blocks",
+  "the same calls give the same bits",
+  "two accumulators do not disturb each other",
+];
+const part = {
+  name: "what of the contract a version may break",
+  cases: deviceCases.filter(({ name }) => somewhat.includes(name)),
+};
+assert.equal(part.cases.length, somewhat.length);
+for (const { number, name, subgroups, file } of ladder) {
+  if (subgroups && software) continue; // which is what `auto` took
+  const none = subgroups && !software ? { ignore: "its workgroups are subgroups on llvmpipe" } : {};
+  const formats = deviceCases.filter(({ name }) => /^b?f16 inputs/.test(name));
+  testDevice({ ...webgpuWith({ kernel: name }), name: `webgpu with kernel ${number}, ${name}` }, {
+    bound,
+    contract: file === "attend" ? part : { ...part, cases: [...part.cases, ...formats] },
+    ...none,
+    ...ignored,
+  });
+}
 
 /** A test that needs an adapter. */
 const onAdapter = (name: string, fn: () => Promise<void>): void =>
@@ -76,16 +110,16 @@ Deno.test("an adapter without a description is described by its other names", ()
   assert.equal(describe(nameless), "WebGPU on an adapter without a name");
 });
 
-onAdapter("the device says what it is, and asked for no optional feature", async () => {
+onAdapter("the device says what it is, and asked for subgroups alone", async () => {
   const info = await Device.use(({ info }) => Effect.succeed(info)).pipe(
     Effect.provide(webgpu.layer),
     Effect.runPromise,
   );
-  const software = isSoftware(adapter!.info);
   assert.equal(info.name, "webgpu");
   assert.equal(info.software, software);
   assert.match(info.backend, /^WebGPU on /);
-  assert.deepEqual(info.features, []);
+  assert.deepEqual(info.features, software ? ["subgroups"] : []);
+  assert.deepEqual(info.notes, []);
   assert.equal(info.largestTensor, adapter!.limits.maxStorageBufferBindingSize);
   assert.equal(await Effect.runPromise(webgpu.score), software ? 10 : 100);
 });
@@ -164,16 +198,36 @@ const tile: Tile = {
 };
 const causal = bandOf({ kind: "causal" });
 
+/** What an adapter runs as one. */
+const vector = adapter?.info.subgroupMaxSize ?? 1;
+
+/** A version with sizes that compile fast. */
+const choice = (name: string): Choice => ({
+  version: versionNamed(name)!,
+  blocking: { rows: 2, keys: 4, lanes: vector },
+});
+
 /** Opens attention on a device of its own, for as long as `use` runs. */
 const withAttention = async (
   use: (attention: WebgpuAttention, device: GPUDevice) => Promise<void>,
-  { text, ...limits }: Partial<WebgpuLimits> & { readonly text?: typeof program } = {},
+  { kernels = ["textures"], text, ...changes }:
+    & Partial<WebgpuOptions>
+    & { readonly kernels?: ReadonlyArray<string>; readonly text?: typeof program } = {},
 ): Promise<void> => {
   const device = await (await findAdapter())!.requestDevice();
-  const all = { keysIn: own, largestBuffer: 2 ** 27, tallestTexture: 8192, ...limits };
+  const options = {
+    choices: () => kernels.map(choice),
+    directive: "",
+    warn: assert.fail,
+    largestBuffer: 2 ** 27,
+    tallestTexture: 8192,
+    ...changes,
+  };
+  const gpu = new Gpu(device);
   try {
-    await use(new WebgpuAttention(new Gpu(device), all, text), device);
+    await use(new WebgpuAttention(gpu, options, text), device);
   } finally {
+    await gpu.idle();
     device.destroy();
     await device.lost;
   }
@@ -181,6 +235,7 @@ const withAttention = async (
 
 onAdapter("no buffer is larger than the limit", () =>
   withAttention(async (attention, device) => {
+    await attention.prepare("f32", 64);
     const sizes: Array<number> = [];
     const createBuffer = device.createBuffer.bind(device);
     device.createBuffer = (descriptor) => {
@@ -192,7 +247,7 @@ onAdapter("no buffer is larger than the limit", () =>
     await accumulation.finish();
     accumulation.close();
     assert.equal(Math.max(...sizes), 10 * 512); // ten tokens in each of four pieces
-  }, { keysIn: "buffer", largestBuffer: 11 * 512 }));
+  }, { kernels: ["registers"], largestBuffer: 11 * 512 }));
 
 onAdapter("no texture is higher than the limit", async () => {
   const tokens = 300; // 256 heads of 64 components lie side by side
@@ -216,20 +271,23 @@ onAdapter("no texture is higher than the limit", async () => {
       );
       results.push((await accumulation.finish()).o);
       accumulation.close();
-    }, { keysIn: "texture", tallestTexture });
+    }, { tallestTexture });
     assert.ok(heights.every((height) => height <= tallestTexture), `heights ${heights}`);
   }
   assert.ok(relativeL2(results[0]!, results[1]!) <= 2e-6);
 });
 
+/** A program that does not compile. */
+const nonsense: typeof program = (of) =>
+  program(of).replace("let keyToken =", "let keyToken = nonsense +");
+
+/** A state that is not rescaled is wrong as soon as a second group of keys has a new maximum. */
+const forgetful: typeof program = (of) => program(of).replaceAll(" * keep0 +", " +");
+
 onAdapter("a program that does not compile is refused", () =>
   withAttention(
-    (attention) =>
-      assert.rejects(attention.prepare("f32", 8), (error: Error) => {
-        assert.match(error.message, /nonsense/);
-        return true;
-      }),
-    { text: (...of) => program(...of).replace("let keyToken =", "let keyToken = nonsense +") },
+    (attention) => assert.rejects(attention.prepare("f32", 8), /nonsense/),
+    { text: nonsense },
   ));
 
 onAdapter("a program that computes wrong results is refused, at every use", () =>
@@ -239,9 +297,175 @@ onAdapter("a program that computes wrong results is refused, at every use", () =
         await assert.rejects(attention.prepare(dtype, 8), /its driver computes wrong results/);
       }
     },
-    // A state that is not rescaled is wrong as soon as a second group of keys has a new maximum.
-    { text: (...of) => program(...of).replaceAll(" * keep0 +", " +") },
+    { text: forgetful },
   ));
+
+onAdapter("a wrong program in one of its variants alone is refused", async () => {
+  for (const wrong of ["clear", "masked"]) {
+    await withAttention(
+      (attention) => assert.rejects(attention.prepare("f32", 8), /its driver computes wrong/),
+      { text: (of) => (of.variant === wrong ? forgetful : program)(of) },
+    );
+  }
+});
+
+// --- Choosing a version -------------------------------------------------------------------------
+
+onAdapter(
+  "where there is a choice, a version that does not work makes way, with a warning",
+  async () => {
+    for (const [text, reason] of [[nonsense, /nonsense/], [forgetful, /wrong results/]] as const) {
+      const warnings: Array<string> = [];
+      await withAttention(async (attention) => {
+        const accumulation = await attention.begin(queries);
+        // Both at once: each finds the same version out.
+        await Promise.all([
+          accumulation.absorb(block, [tile], causal),
+          accumulation.absorb(block, [tile], causal),
+        ]);
+        const { lse } = await accumulation.finish();
+        assert.ok(lse.every(Number.isFinite));
+        accumulation.close();
+        await assert.rejects(attention.prepare("f32", 8), /nonsense/); // the last has no way out
+      }, {
+        kernels: ["registers", "textures"],
+        text: (of) =>
+          of.headDim === 8 ? nonsense(of) : (of.version.name === "registers" ? text : program)(of),
+        warn: (sentence) => warnings.push(sentence),
+      });
+      assert.equal(warnings.length, 2);
+      assert.match(
+        warnings[0]!,
+        /^kernel "registers" .* for f32 and head dim 64, but kernel "text/,
+      );
+      assert.match(warnings[0]!, reason);
+      assert.match(warnings[1]!, /for f32 and head dim 8/);
+    }
+  },
+);
+
+/** What the device says when it is opened so. */
+const openedWith = (options: Parameters<typeof webgpuWith>[0]) =>
+  Device.use(({ info }) => Effect.succeed(info)).pipe(
+    Effect.provide(webgpuWith(options).layer),
+    Effect.runPromise,
+  );
+
+onAdapter("a kernel that nobody knows is refused, with those that are known", async () => {
+  await assert.rejects(
+    openedWith({ kernel: "fastest" }),
+    /needs the kernel to be "auto" or one of "rows" \(1\), .*"tiles" \(5\): found "fastest"/,
+  );
+  assert.equal(versionNamed(4), versionNamed("4"));
+  assert.equal(versionNamed(4)!.name, "broadcast");
+});
+
+onAdapter("a workgroup that is not one subgroup is noticed", async () => {
+  const blocking = { rows: 2, keys: 4, lanes: 2 * vector };
+  await assert.rejects(
+    openedWith({ kernel: "broadcast", blocking }),
+    /needs subgroups for the kernel "broadcast": found a workgroup of \d+ is no subgroup of/,
+  );
+  const { notes } = await openedWith({ blocking });
+  if (software) {
+    assert.match(notes![0]!, /^kernel "broadcast" is not used, since it needs subgroups: /);
+  }
+});
+
+onAdapter("subgroups are counted, by whichever directive compiles", async () => {
+  const device = await (await findAdapter())!.requestDevice({
+    requiredFeatures: software ? ["subgroups" as GPUFeatureName] : [],
+  });
+  const gpu = new Gpu(device);
+  try {
+    if (software) {
+      assert.deepEqual(await checkSubgroups(gpu, vector), { size: vector, directive: "" });
+      const late = checkSubgroups(
+        gpu,
+        vector,
+        (lanes) =>
+          countSubgroup(lanes).replace("vec2u(subgroupAdd(1u), place)", "vec2u(1u, place)"),
+      );
+      await assert.rejects(late, /invocation 0 found 1 in its own/);
+    }
+    await assert.rejects(checkSubgroups(gpu, vector, () => "nonsense"), /nonsense/);
+  } finally {
+    device.destroy();
+    await device.lost;
+  }
+});
+
+// --- Two blocks at a time -----------------------------------------------------------------------
+
+onAdapter(
+  "a block is queued while the one before is computed, and their order is kept",
+  async () => {
+    const texts = [1, 2, 3].map((seed) => ({
+      ...block,
+      bytes: encode("f32", normals(seed + 1, 2 * 40 * 64)),
+    }));
+    const inTurn = async (attention: WebgpuAttention, atOnce: boolean): Promise<Float32Array> => {
+      const accumulation = await attention.begin(queries);
+      const calls = [];
+      for (const each of texts) {
+        const call = accumulation.absorb(each, [tile], causal);
+        if (!atOnce) await call;
+        calls.push(call);
+      }
+      await Promise.all(calls);
+      const { o } = await accumulation.finish();
+      accumulation.close();
+      return o;
+    };
+    await withAttention(async (attention, device) => {
+      const events: Array<string> = [];
+      const [submit, done] = ["submit", "onSubmittedWorkDone"].map((name) => {
+        const method = name as "submit" | "onSubmittedWorkDone";
+        return device.queue[method].bind(device.queue) as (...of: Array<unknown>) => unknown;
+      });
+      // The first call has to compile, and the others are there before that is over.
+      const together = await inTurn(attention, true);
+      device.queue.submit = (...of: Array<unknown>) => {
+        events.push("submit");
+        return submit!(...of) as undefined;
+      };
+      device.queue.onSubmittedWorkDone = (...of: Array<unknown>) => {
+        events.push("wait");
+        return done!(...of) as Promise<undefined>;
+      };
+      assert.ok(sameNumbers(await inTurn(attention, true), together));
+      const firstWait = events.indexOf("wait", events.indexOf("submit"));
+      assert.ok(
+        events.slice(0, firstWait).filter((event) => event === "submit").length >= 2,
+        `the second block waited: ${events.join(", ")}`,
+      );
+      assert.ok(sameNumbers(await inTurn(attention, false), together), "the order changed");
+    });
+  },
+);
+
+onAdapter(
+  "after a block that failed nothing goes on",
+  () =>
+    withAttention(async (attention, device) => {
+      await attention.prepare("f32", 64);
+      const accumulation = await attention.begin(queries);
+      const createBindGroup = device.createBindGroup.bind(device);
+      device.createBindGroup = (descriptor) => createBindGroup({ ...descriptor, entries: [] });
+      const first = accumulation.absorb(block, [tile], causal);
+      const second = accumulation.absorb(block, [tile], causal);
+      for (const call of [first, second]) {
+        await assert.rejects(async () => await call, /binding|entries/i);
+      }
+      device.createBindGroup = createBindGroup;
+      await assert.rejects(
+        async () => await accumulation.absorb(block, [tile], causal),
+        /binding|entries/i,
+      );
+      await assert.rejects(async () => await accumulation.finish(), /binding|entries/i);
+      accumulation.close();
+    }),
+);
 
 onAdapter(
   "a call that WebGPU refuses fails, and does not go on with memory never written",

@@ -1,0 +1,106 @@
+/**
+ * The versions of the attention kernel, by number, and which of them suits what adapter. Each is explained at the top
+ * of its WGSL.
+ *
+ * @module
+ */
+
+/**
+ * What holds K and V on the device. A GPU reads buffers best; a program that imitates one reads a storage texture
+ * several times faster than a buffer, since it loads from a buffer for one invocation after the other.
+ */
+export type KeysIn = "texture" | "buffer";
+
+/** How much work an invocation and a workgroup take at once. */
+export interface Blocking {
+  /** Query rows of an invocation. */
+  readonly rows: number;
+  /** Keys whose scores an invocation holds at once; divides 256. */
+  readonly keys: number;
+  /** Invocations of a workgroup. */
+  readonly lanes: number;
+}
+
+/** What a version's blocking depends on. */
+export interface Setting {
+  /** A multiple of 4. */
+  readonly headDim: number;
+  /** Invocations that the adapter runs as one; a workgroup's worth where that is not known. */
+  readonly vector: number;
+}
+
+/** One version of the kernel. */
+export interface Version {
+  readonly number: number;
+  readonly name: string;
+  /** Which file in `kernels/` it is. */
+  readonly file: "attend" | "attend_tiles";
+  readonly keysIn: KeysIn;
+  /** It needs the feature `subgroups`, and workgroups that are one subgroup each. */
+  readonly subgroups: boolean;
+  /** Sizes that are good without having been measured on the very adapter. */
+  readonly blocking: (setting: Setting) => Blocking;
+}
+
+/** The largest power of two that is at most `x`, but at least 1 and at most `most`. */
+const power = (x: number, most: number): number =>
+  Math.max(1, Math.min(2 ** Math.floor(Math.log2(x)), most));
+
+/** All versions, slowest first on a software adapter; the last is for GPUs. */
+export const ladder: ReadonlyArray<Version> = [
+  {
+    number: 1,
+    name: "rows",
+    file: "attend",
+    keysIn: "buffer",
+    subgroups: false,
+    blocking: ({ vector }) => ({ rows: 1, keys: 1, lanes: vector }),
+  },
+  {
+    number: 2,
+    name: "registers",
+    file: "attend",
+    keysIn: "buffer",
+    subgroups: false,
+    blocking: ({ headDim, vector }) => ({ rows: power(256 / headDim, 4), keys: 4, lanes: vector }),
+  },
+  {
+    number: 3,
+    name: "textures",
+    file: "attend",
+    keysIn: "texture",
+    subgroups: false,
+    blocking: ({ headDim, vector }) => ({ rows: power(256 / headDim, 8), keys: 4, lanes: vector }),
+  },
+  {
+    number: 4,
+    name: "broadcast",
+    file: "attend",
+    keysIn: "texture",
+    subgroups: true,
+    blocking: ({ headDim, vector }) => ({
+      rows: power(256 / headDim, 4),
+      keys: headDim <= 64 ? 8 : 4,
+      lanes: vector,
+    }),
+  },
+  {
+    number: 5,
+    name: "tiles",
+    file: "attend_tiles",
+    keysIn: "buffer",
+    subgroups: false,
+    blocking: ({ headDim }) => ({ rows: headDim <= 32 ? 2 : 1, keys: 4, lanes: 64 }),
+  },
+];
+
+/** The version of that name or number. */
+export const versionNamed = (wanted: string | number): Version | undefined =>
+  ladder.find(({ name, number }) => name === wanted || `${number}` === `${wanted}`);
+
+const named = (names: ReadonlyArray<string>): ReadonlyArray<Version> =>
+  names.map((name) => versionNamed(name)!);
+
+/** Those that `auto` tries, best first. */
+export const bestFirst = (software: boolean): ReadonlyArray<Version> =>
+  named(software ? ["broadcast", "textures", "registers"] : ["tiles", "registers"]);

@@ -1,0 +1,170 @@
+/**
+ * The compiled programs of a device: each is checked before its first use, and where there is a choice of versions, one
+ * that does not compile or computes wrongly makes way for the next.
+ *
+ * @module
+ */
+import type { DType } from "../../runtime/dtype.ts";
+import type { Gpu } from "./gpu.ts";
+import type { Blocking, Version } from "./ladder.ts";
+import { program, texelFormat, type Variant, type VariantName } from "./program.ts";
+
+/** A version of the kernel and the sizes to run it with. */
+export interface Choice {
+  readonly version: Version;
+  readonly blocking: Blocking;
+}
+
+/** A program on the device, and what it is given. */
+export interface Compiled {
+  readonly pipeline: GPUComputePipeline;
+  readonly layout: GPUBindGroupLayout;
+}
+
+/** Bytes of a program's `Task`. */
+export const taskBytes = 80;
+
+/** What programs a device may use. */
+export interface ProgramOptions {
+  /** Best first, at least one. With one alone there is no way out: its failure is an error. */
+  readonly choices: (dtype: DType, headDim: number) => ReadonlyArray<Choice>;
+  /** What a program with subgroups begins with. */
+  readonly directive: string;
+  /** Hears of each choice that is dropped. */
+  readonly warn: (sentence: string) => void;
+}
+
+const nameOf = ({ version: { name }, blocking: { rows, keys, lanes } }: Choice): string =>
+  `kernel "${name}" (${rows} rows, ${keys} keys, ${lanes} lanes)`;
+
+/** Programs by what they are made for. */
+export class Programs {
+  readonly #gpu: Gpu;
+  readonly #options: ProgramOptions;
+  readonly #check: (made: Variant, compiled: Compiled) => Promise<void>;
+  readonly #text: typeof program;
+  readonly #checked = new Map<string, Promise<Compiled>>();
+  /** How many choices were dropped, by number format and head dimension. */
+  readonly #dropped = new Map<string, number>();
+
+  /**
+   * @param check Rejects where a program computes wrongly.
+   * @param text The program, for those who want to see a wrong one refused.
+   */
+  constructor(
+    gpu: Gpu,
+    options: ProgramOptions,
+    check: (made: Variant, compiled: Compiled) => Promise<void>,
+    text = program,
+  ) {
+    this.#gpu = gpu;
+    this.#options = options;
+    this.#check = check;
+    this.#text = text;
+  }
+
+  /** Query rows of the smallest workgroup that may come to be used, whatever K/V come. */
+  leastRows(headDim: number): number {
+    const choices = (["f32", "f16", "bf16"] as const).flatMap((dtype) =>
+      this.#options.choices(dtype, headDim)
+    );
+    return Math.min(...choices.map(({ blocking: { rows, lanes } }) => rows * lanes));
+  }
+
+  /**
+   * The best choice that works, and its variants that `wanted` names, compiled and checked. Rejects where none works,
+   * with the reason of the last.
+   */
+  async find(
+    dtype: DType,
+    headDim: number,
+    wanted: (choice: Choice) => ReadonlyArray<VariantName>,
+  ): Promise<Choice & { readonly compiled: ReadonlyArray<Compiled> }> {
+    const key = `${dtype} ${headDim}`;
+    for (;;) {
+      const dropped = this.#dropped.get(key) ?? 0;
+      const [choice, next] = this.#options.choices(dtype, headDim).slice(dropped);
+      const variants = wanted(choice!);
+      const compiled: Array<Compiled> = [];
+      try {
+        for (const variant of variants) {
+          compiled.push(await this.#checkedOnce({ ...choice!, dtype, headDim, variant }));
+        }
+        return { ...choice!, compiled };
+      } catch (cause) {
+        this.#gpu.throwFault(); // which is no merit of another program
+        if (next === undefined) throw cause;
+        // Two calls that wait for the same program drop it once.
+        if ((this.#dropped.get(key) ?? 0) > dropped) continue;
+        this.#dropped.set(key, dropped + 1);
+        const reason = cause instanceof Error ? cause.message : String(cause);
+        this.#options.warn(
+          `${nameOf(choice!)} is not used for ${dtype} and head dim ${headDim}, but ` +
+            `${nameOf(next)}: ${reason}`,
+        );
+      }
+    }
+  }
+
+  #checkedOnce(made: Variant): Promise<Compiled> {
+    const key = JSON.stringify(made);
+    const before = this.#checked.get(key);
+    if (before !== undefined) return before;
+    const checked = this.#compile(made).then(async (compiled) => {
+      await this.#check(made, compiled);
+      return compiled;
+    });
+    checked.catch(() => {}); // whoever asks hears of it
+    this.#checked.set(key, checked);
+    return checked;
+  }
+
+  #compile(made: Variant): Promise<Compiled> {
+    const { device } = this.#gpu;
+    const { version, dtype, headDim, variant } = made;
+    const label = `attend ${version.name}, ${dtype}, head dim ${headDim}, ${variant}`;
+    return this.#gpu.run(() => {
+      const layout = bindings(device, version, dtype);
+      const directive = version.subgroups ? this.#options.directive : "";
+      const pipeline = device.createComputePipeline({
+        label,
+        layout: device.createPipelineLayout({ bindGroupLayouts: [layout] }),
+        compute: {
+          module: device.createShaderModule({ label, code: directive + this.#text(made) }),
+          entryPoint: "attend",
+        },
+      });
+      return { pipeline, layout };
+    }, () => Promise.resolve());
+  }
+}
+
+/** The bindings of `kernels/attend_task.wgsl`. */
+const bindings = (device: GPUDevice, { keysIn }: Version, dtype: DType): GPUBindGroupLayout => {
+  const visibility = GPUShaderStage.COMPUTE;
+  const storage = (binding: number, type: GPUBufferBindingType) => ({
+    binding,
+    visibility,
+    buffer: { type },
+  });
+  const keys = (binding: number) =>
+    keysIn === "buffer" ? storage(binding, "read-only-storage") : {
+      binding,
+      visibility,
+      storageTexture: { access: "read-only", format: texelFormat(dtype) } as const,
+    };
+  return device.createBindGroupLayout({
+    entries: [
+      {
+        binding: 0,
+        visibility,
+        buffer: { type: "uniform", hasDynamicOffset: true, minBindingSize: taskBytes },
+      },
+      storage(1, "read-only-storage"),
+      keys(2),
+      keys(3),
+      storage(4, "storage"),
+      storage(5, "storage"),
+    ],
+  });
+};
