@@ -188,7 +188,7 @@ export class WebgpuAttention {
               this.#device.queue.writeBuffer(piece.queries, b * count * width * 4, bytes),
           );
         }
-      });
+      }, () => Promise.resolve()); // the queue has copied the bytes
     } catch (cause) {
       close();
       throw cause;
@@ -208,7 +208,7 @@ export class WebgpuAttention {
         await done;
       },
       finish: async () => {
-        await bothDone(over, this.#gpu.idle());
+        await over;
         return this.#finish(queries, pieces);
       },
       close,
@@ -367,20 +367,28 @@ export class WebgpuAttention {
             encoder.copyBufferToBuffer(source, 0, copy, 0, source.size);
           }
           this.#device.queue.submit([encoder.finish()]);
-        }, () => Promise.all(copies.map((copy) => copy.mapAsync(GPUMapMode.READ))));
-        const [outputs, tops] = copies.map((copy) => new Float32Array(copy.getMappedRange()));
+        }, () =>
+          Promise.all([
+            ...copies.map((copy) => copy.mapAsync(GPUMapMode.READ)),
+            this.#gpu.idle(),
+          ]));
+        const [outputs, tops] = copies.map((copy) => new Float32Array(copy.getMappedRange())) as [
+          Float32Array,
+          Float32Array,
+        ];
         for (let b = 0; b < batch; b++) {
-          for (let h = 0; h < heads; h++) {
-            for (let i = 0; i < count; i++) {
+          // In the order in which outputs lie.
+          for (let i = 0; i < count; i++) {
+            for (let h = 0; h < heads; h++) {
               const top = ((b * heads + h) * count + i) * 2;
-              const [m, l] = [tops![top]!, tops![top + 1]!];
+              const [m, l] = [tops[top]!, tops[top + 1]!];
               // A lost row becomes no number, so that nobody takes it for one.
               const sum = l < 0 ? NaN : l;
               lse[(b * heads + h) * tokens + from + i] = lseOf(m, sum);
               if (sum === 0) continue; // it saw no key
               const source = ((b * count + i) * heads + h) * headDim;
               const target = ((b * tokens + from + i) * heads + h) * headDim;
-              for (let c = 0; c < headDim; c++) o[target + c] = outputs![source + c]! / sum;
+              for (let c = 0; c < headDim; c++) o[target + c] = outputs[source + c]! / sum;
             }
           }
         }
