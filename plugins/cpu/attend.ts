@@ -5,9 +5,8 @@
  */
 import type { Blas, Numbers } from "./blas.ts";
 import { type Attend, chunksOf } from "./job.ts";
-import { chunk } from "./prepare.ts";
-import { sightOf, writeMask } from "./sight.ts";
-import { keysAtOnce, rowsAtOnce, type Softmax } from "./softmax.ts";
+import { chunk, partsOf, sightOf, writeMask } from "./sight.ts";
+import { rowsAtOnce, type Softmax } from "./softmax.ts";
 
 /**
  * Scores up to this size need no maximum: e^30 and its inverse leave float32 the room for the sums of any sequence, and
@@ -48,7 +47,7 @@ export const vectorsOf = <N extends Numbers>(
 
 /** Gives what computes one item of a job. */
 export const attend = (blas: Blas, softmax: Softmax, job: Attend): (item: number) => void => {
-  const { batch, tokens, heads, kvHeads, headDim, scale } = job.shape;
+  const { tokens, heads, kvHeads, headDim, scale } = job.shape;
   const { q, longestQueries, outputs, tops, sums } = job.state;
   const chunks = chunksOf(tokens);
   const queryAt = vectorsOf(q, tokens, heads, headDim);
@@ -58,48 +57,46 @@ export const attend = (blas: Blas, softmax: Softmax, job: Attend): (item: number
   const [wide, narrow] = [heads * headDim, kvHeads * headDim];
 
   return (item) => {
-    // The last rows first: under a causal mask they have the most to do.
-    const index = chunks - 1 - Math.floor(item / (batch * heads));
-    const [b, h] = [Math.floor(item / heads) % batch, item % heads];
+    // One head after the other, whose keys stay in a cache, and the last rows first: under a causal mask they have the
+    // most to do, and the least is left for the end.
+    const head = Math.floor(item / chunks);
+    const [b, h] = [Math.floor(head / heads), head % heads];
+    const index = chunks - 1 - item % chunks;
     const g = Math.floor(h * kvHeads / heads);
     const longest = longestQueries[(b * chunks + index) * heads + h]!;
     for (const rectangle of job.rectangles) {
       const sight = sightOf(rectangle, ...chunk(index, tokens));
       if (sight === undefined) continue;
-      const { from, to } = sight;
-      const rows = to - from;
-      const at = (b * heads + h) * tokens;
-      softmax.sums.values.set(sums.subarray(at + from, at + to));
-      softmax.tops.values.set(tops.subarray(at + from, at + to));
+      const rows = (at: number) => (b * heads + h) * tokens + at;
+      softmax.sums.values.set(sums.subarray(rows(sight.from), rows(sight.to)));
+      softmax.tops.values.set(tops.subarray(rows(sight.from), rows(sight.to)));
+      const count = sight.to - sight.from;
       // A row whose scores were all small has its top at 0.
-      let small = softmax.tops.values.subarray(0, rows).every((top) => top === 0);
-      const output = outputAt(b, from, h);
-      const query = queryAt(b, from, h);
-
-      for (let first = sight.first; first < sight.end; first += keysAtOnce) {
-        const end = Math.min(first + keysAtOnce, sight.end);
+      let small = softmax.tops.values.subarray(0, count).every((top) => top === 0);
+      for (const part of partsOf(sight)) {
+        const { from, to, first, end, masked } = part;
         const [key, keyEnd] = [rectangle.column + first, rectangle.column + end];
-        const count = end - first;
+        const output = outputAt(b, from, h);
         blas.product(
-          [rows, count, headDim],
+          [to - from, end - first, headDim],
           scale,
-          { at: query, stride: wide },
+          { at: queryAt(b, from, h), stride: wide },
           { at: keyAt(b, key, g), stride: narrow, turned: true },
           softmax.matrix(0),
           false,
         );
-        const masked = sight.masked(first, end);
-        if (masked) writeMask(softmax, rectangle, sight, first, end);
+        if (masked) writeMask(softmax, rectangle, part);
         const square = longest * longestKey(job, b, g, key, keyEnd);
         small &&= Math.sqrt(square) * Math.abs(scale) <= smallScore;
-        if (small) softmax.weigh(rows, count, masked);
-        else if (softmax.weighWithTops(rows, count, masked)) {
-          softmax.keeps.values.subarray(0, rows).forEach((keep, i) => {
+        const tile = { skip: from - sight.from, rows: to - from, columns: end - first, masked };
+        if (small) softmax.weigh(tile);
+        else if (softmax.weighWithTops(tile)) {
+          softmax.keeps.values.subarray(0, tile.rows).forEach((keep, i) => {
             if (keep !== 1) blas.multiply(output.subarray(i * wide, i * wide + headDim), keep);
           });
         }
         blas.product(
-          [rows, headDim, count],
+          [to - from, headDim, end - first],
           1,
           softmax.matrix(0),
           { at: valueAt(b, key, g), stride: narrow },
@@ -107,8 +104,8 @@ export const attend = (blas: Blas, softmax: Softmax, job: Attend): (item: number
           true,
         );
       }
-      sums.set(softmax.sums.values.subarray(0, rows), at + from);
-      tops.set(softmax.tops.values.subarray(0, rows), at + from);
+      sums.set(softmax.sums.values.subarray(0, count), rows(sight.from));
+      tops.set(softmax.tops.values.subarray(0, count), rows(sight.from));
     }
   };
 };

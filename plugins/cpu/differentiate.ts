@@ -7,8 +7,7 @@ import { vectorsOf } from "./attend.ts";
 import type { Blas } from "./blas.ts";
 import type { Control } from "./control.ts";
 import { chunksOf, type Differentiate, rangesOf } from "./job.ts";
-import { chunk } from "./prepare.ts";
-import { sightOf, writeMask } from "./sight.ts";
+import { chunk, partsOf, sightOf, writeMask } from "./sight.ts";
 import { keysAtOnce, type Softmax } from "./softmax.ts";
 
 /** Gives what computes one item of a job. */
@@ -44,29 +43,30 @@ export const differentiate = (
       const sight = sightOf(rectangle, ...chunk(index, tokens));
       if (sight === undefined) continue;
       const { column } = rectangle;
-      const first = Math.max(sight.first, range * keysAtOnce - column);
-      const end = Math.min(sight.end, (range + 1) * keysAtOnce - column);
-      if (first >= end) continue;
-      const [rows, count] = [sight.to - sight.from, end - first];
-      const query = { at: queryAt!(b, sight.from, h), stride: wide };
-      const dO = { at: cotangentAt!(b, sight.from, h), stride: wide };
-      const key = { at: keyAt!(b, column + first, g), stride: narrow };
-      const value = { at: valueAt!(b, column + first, g), stride: narrow };
-      blas.product([rows, count, headDim], scale, query, { ...key, turned: true }, p, false);
-      blas.product([rows, count, headDim], 1, dO, { ...value, turned: true }, ds, false);
-      const at = (b * heads + h) * tokens;
-      softmax.tops.values.set(lse.subarray(at + sight.from, at + sight.to));
-      softmax.sums.values.set(d.subarray(at + sight.from, at + sight.to));
-      const masked = sight.masked(first, end);
-      if (masked) writeMask(softmax, rectangle, sight, first, end);
-      softmax.gradients(rows, count, masked);
-      const dv = { at: dvAt!(b, column + first, g), stride: narrow };
-      const dk = { at: dkAt!(b, column + first, g), stride: narrow };
-      blas.product([count, headDim, rows], 1, turnedP, dO, dv, true);
-      blas.product([count, headDim, rows], scale, turnedDs, query, dk, true);
-      mine();
-      const into = { at: dqAt!(b, sight.from, h), stride: wide };
-      blas.product([rows, headDim, count], scale, ds, key, into, true);
+      const begin = Math.max(sight.first, range * keysAtOnce - column);
+      const stop = Math.min(sight.end, (range + 1) * keysAtOnce - column);
+      for (const part of partsOf(sight, begin, stop)) {
+        const { from, to, first, end, masked } = part;
+        const [rows, count] = [to - from, end - first];
+        const query = { at: queryAt!(b, from, h), stride: wide };
+        const dO = { at: cotangentAt!(b, from, h), stride: wide };
+        const key = { at: keyAt!(b, column + first, g), stride: narrow };
+        const value = { at: valueAt!(b, column + first, g), stride: narrow };
+        blas.product([rows, count, headDim], scale, query, { ...key, turned: true }, p, false);
+        blas.product([rows, count, headDim], 1, dO, { ...value, turned: true }, ds, false);
+        const at = (b * heads + h) * tokens;
+        softmax.tops.values.set(lse.subarray(at + from, at + to));
+        softmax.sums.values.set(d.subarray(at + from, at + to));
+        if (masked) writeMask(softmax, rectangle, part);
+        softmax.gradients({ skip: 0, rows, columns: count, masked });
+        const dv = { at: dvAt!(b, column + first, g), stride: narrow };
+        const dk = { at: dkAt!(b, column + first, g), stride: narrow };
+        blas.product([count, headDim, rows], 1, turnedP, dO, dv, true);
+        blas.product([count, headDim, rows], scale, turnedDs, query, dk, true);
+        mine();
+        const into = { at: dqAt!(b, from, h), stride: wide };
+        blas.product([rows, headDim, count], scale, ds, key, into, true);
+      }
     }
   };
 

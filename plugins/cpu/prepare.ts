@@ -7,13 +7,8 @@
 import { elementBytes } from "../../runtime/dtype.ts";
 import { lseOf } from "../../runtime/lse.ts";
 import { chunksOf, type Normalise, type Prepare, type Weigh } from "./job.ts";
-import { rowsAtOnce, type Softmax, tileElements } from "./softmax.ts";
-
-/** The tokens of a chunk: from, to. */
-export const chunk = (index: number, tokens: number): readonly [from: number, to: number] => [
-  index * rowsAtOnce,
-  Math.min((index + 1) * rowsAtOnce, tokens),
-];
+import { chunk } from "./sight.ts";
+import { type Softmax, tileElements } from "./softmax.ts";
 
 /** One chunk of tokens of one batch entry. */
 export const prepare = (softmax: Softmax, job: Prepare, item: number): void => {

@@ -8,9 +8,9 @@ import type * as Functions from "../../kernels/softmax/simd.wasm";
 import type { Matrix } from "./blas.ts";
 
 /** Rows of a tile, at most. */
-export const rowsAtOnce = 128;
+export const rowsAtOnce = 256;
 /** Columns of a tile, at most: a tile of scores fits a core's second-level cache beside what a product packs. */
-export const keysAtOnce = 512;
+export const keysAtOnce = 256;
 
 /** Elements of a tile. */
 export const tileElements = rowsAtOnce * keysAtOnce;
@@ -19,6 +19,16 @@ export const tileElements = rowsAtOnce * keysAtOnce;
 interface Area<A> {
   readonly pointer: number;
   readonly values: A;
+}
+
+/** What the first tile holds. */
+export interface Scores {
+  /** How many of the rows that `sums` and `tops` know come before the tile's. */
+  readonly skip: number;
+  readonly rows: number;
+  readonly columns: number;
+  /** Rows see what `lo` and `hi` say, or else all. */
+  readonly masked: boolean;
 }
 
 /** The functions of one thread and the memory in which they work. */
@@ -66,31 +76,30 @@ export class Softmax {
     return { at: this.tiles[tile].values, stride: keysAtOnce, turned };
   }
 
-  #arguments(rows: number, columns: number, masked: boolean) {
+  #arguments({ rows, columns, masked }: Scores) {
     const [lo, hi] = masked ? [this.lo.pointer, this.hi.pointer] : [0, 0];
     return [rows, columns, keysAtOnce, lo, hi] as const;
   }
 
   /** Scores of at most 88 in size become weights, whose sums are added to `sums`. */
-  weigh(rows: number, columns: number, masked: boolean): void {
-    const of = this.#arguments(rows, columns, masked);
-    this.#functions.weigh(this.tiles[0].pointer, ...of, this.sums.pointer);
+  weigh(of: Scores): void {
+    const sums = this.sums.pointer + of.skip * 4;
+    this.#functions.weigh(this.tiles[0].pointer, ...this.#arguments(of), sums);
   }
 
   /** The same for scores of any size and with `tops`; true where what was gathered is to be multiplied by `keeps`. */
-  weighWithTops(rows: number, columns: number, masked: boolean): boolean {
-    const of = this.#arguments(rows, columns, masked);
-    const { sums, tops, keeps } = this;
-    const outcome = [sums.pointer, tops.pointer, keeps.pointer] as const;
-    return this.#functions.weighWithTops(this.tiles[0].pointer, ...of, ...outcome) !== 0;
+  weighWithTops(of: Scores): boolean {
+    const [sums, tops] = [this.sums, this.tops].map(({ pointer }) => pointer + of.skip * 4);
+    const outcome = [sums!, tops!, this.keeps.pointer] as const;
+    const [tile] = this.tiles;
+    return this.#functions.weighWithTops(tile.pointer, ...this.#arguments(of), ...outcome) !== 0;
   }
 
   /** Scores and dO·v in the two tiles become P and dS, with the rows' lse in `tops` and their D in `sums`. */
-  gradients(rows: number, columns: number, masked: boolean): void {
+  gradients(of: Scores): void {
     const [scores, products] = this.tiles;
-    const of = this.#arguments(rows, columns, masked);
     const rest = [this.tops.pointer, this.sums.pointer] as const;
-    this.#functions.gradients(scores.pointer, products.pointer, ...of, ...rest);
+    this.#functions.gradients(scores.pointer, products.pointer, ...this.#arguments(of), ...rest);
   }
 
   /** The squared lengths of the first vectors in the first tile. */
