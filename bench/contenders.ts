@@ -74,14 +74,22 @@ const peer = (
   name: string,
   field: Contender["field"],
   command: ReadonlyArray<string>,
+  computes: Contender["computes"] = ["attention"],
 ): Contender => ({
   name,
   field,
   role: "peer",
   bound: libraryBound,
-  computes: ["attention"],
+  computes,
   command,
 });
+
+/** PyTorch belongs to Debian's Python, which is not always the first on the path. */
+const torch = (form: string): Contender => {
+  const program = fileURLToPath(new URL("./peers/torch_cpu.py", import.meta.url));
+  const command = ["/usr/bin/python3", program, form];
+  return peer(`PyTorch ${form}`, "cpu", command, ["attention", "gradients"]);
+};
 
 /** ONNX graphs that compute attention, named as `peers/onnx.ts` knows them. */
 const graphs = ["MultiHeadAttention", "Attention-23", "MatMul-Softmax-MatMul"];
@@ -114,6 +122,7 @@ const peers: ReadonlyArray<Contender> = [
   peer("jax-js WebGPU", "webgpu", script("./peers/jax.ts", "webgpu")),
   peer("tfjs WASM", "cpu", script("./peers/tfjs.ts", "wasm")),
   peer("tfjs WebGPU", "webgpu", script("./peers/tfjs.ts", "webgpu")),
+  ...["sdpa", "matmul", "heads", "rows"].map(torch),
 ];
 
 /** All of them: ceilings, annulus on its devices and with these versions of its WebGPU kernel, peers. */

@@ -7,6 +7,7 @@
 import { fileURLToPath } from "node:url";
 import { Cause, Data, Effect, Option } from "effect";
 import { Argument, CliError, Command, Flag } from "effect/cli";
+import { devices } from "../cli/devices.ts";
 import { note, print } from "../cli/output.ts";
 import { platform, runMain } from "../cli/platform.ts";
 import { version } from "../runtime/version.ts";
@@ -14,10 +15,12 @@ import { compare } from "./compare.ts";
 import { contendersWith } from "./contenders.ts";
 import type { Job } from "./job.ts";
 import { faultsOf, kernelMarkdown, runMarkdown } from "./kernel_report.ts";
-import { type BenchOptions, measure } from "./kernels.ts";
+import { measure } from "./kernels.ts";
 import { exclusivelyWith } from "./lock.ts";
 import { thisMachine } from "./machine.ts";
-import { page, readResults, write } from "./results.ts";
+import { page, readResults, type Results, write } from "./results.ts";
+import { measureRings } from "./ring.ts";
+import { ringFaults, ringMarkdown } from "./ring_report.ts";
 
 /** A result is wrong, or a contender that had begun did not end. */
 class BenchFailed extends Data.TaggedError("BenchFailed")<{ readonly message: string }> {}
@@ -26,21 +29,32 @@ const listOf = (text: string): ReadonlyArray<string> =>
   text.split(",").map((part) => part.trim()).filter((part) => part !== "");
 const optional = <A>(flag: Flag.Flag<A>) =>
   flag.pipe(Flag.optional, Flag.map((value) => Option.getOrUndefined(value)));
-const switchOf = (name: string) => Flag.withDefault(Flag.Boolean(name), false);
+const whole = (flag: Flag.Flag<number>) =>
+  Flag.filter(flag, (value) => value >= 1, () => "a number of at least 1");
+/** Numbers with commas between them, within these bounds. */
+const numbers = (name: string, least: number, most: number, standard: string) =>
+  Flag.String(name).pipe(
+    Flag.map((text) => listOf(text).map(Number)),
+    Flag.filter(
+      (values) => values.every((value) => value >= least && value <= most),
+      () => `numbers from ${least} to ${most} with commas between`,
+    ),
+    Flag.withDefault(listOf(standard).map(Number)),
+  );
 
-const shapePattern = /^(\d+)x(\d+)x(\d+)$/;
-const flags = {
+const common = {
   rounds: Flag.Int("rounds").pipe(
-    Flag.filter((rounds) => rounds >= 1, () => "a number of at least 1"),
+    whole,
     Flag.withDefault(5),
-    Flag.withDescription("How often each contender is measured"),
+    Flag.withDescription("How often everything is measured"),
   ),
-  quick: switchOf("quick").pipe(
+  quick: Flag.Boolean("quick").pipe(
+    Flag.withDefault(false),
     Flag.withDescription("Small shapes, to see that the bench works; its figures mean nothing"),
   ),
   lock: optional(
     Flag.String("lock").pipe(
-      Flag.withDescription("A file that is locked while something is measured, as `flock` does"),
+      Flag.withDescription("A file to lock while something is measured, as `flock` does"),
     ),
   ),
   out: Flag.String("out").pipe(
@@ -49,10 +63,41 @@ const flags = {
   ),
 };
 
+/** How everything is measured. */
+const however = (rounds: number, lock: string | undefined) => ({
+  rounds,
+  progress: note,
+  exclusively: exclusivelyWith(lock),
+});
+
+/** Prints and writes the results, and fails where one was wrong. */
+const publish = Effect.fnUntraced(function* (
+  folder: string,
+  heading: string,
+  reading: string,
+  results: Results,
+  tables: ReadonlyArray<string>,
+  faults: ReadonlyArray<string>,
+) {
+  const command = ["deno task bench", ...Deno.args].join(" ");
+  const markdown = page(heading, command, results.machine, reading, tables);
+  yield* print(markdown);
+  yield* write(folder, results, markdown);
+  if (faults.length > 0) return yield* new BenchFailed({ message: faults.join("; ") });
+});
+
+const shapePattern = /^(\d+)x(\d+)x(\d+)$/;
+const kernelReading =
+  "Medians with [least..most] over the rounds, of whole calls from inputs in memory to results in " +
+  "memory; contenders take turns in each round. Ratios are medians of the ratios of single rounds, " +
+  "to the fastest ceiling (by GFLOP/s) and to the fastest peer (by time) of the same field. The " +
+  "error is the relative L2 distance to float64. GFLOP/s count the operations that the result " +
+  "needs: 4 · headDim for each pair of query and key that counts, 14 · headDim with gradients.";
+
 const kernels = Command.make(
   "kernels",
   {
-    ...flags,
+    ...common,
     shapes: Flag.String("shapes").pipe(
       Flag.filter(
         (text) => listOf(text).every((shape) => shapePattern.test(shape)),
@@ -61,17 +106,11 @@ const kernels = Command.make(
       Flag.withDefault("8x2048x64"),
       Flag.withDescription("Heads x tokens x head dim, with commas between"),
     ),
-    only: optional(
-      Flag.String("only").pipe(
-        Flag.withDescription("Contenders whose name has one of these parts; ceilings stay"),
-      ),
-    ),
-    versions: Flag.String("versions").pipe(
-      Flag.filter(
-        (text) => listOf(text).every((number) => /^\d+$/.test(number)),
-        () => "numbers with commas between",
-      ),
+    only: Flag.String("only").pipe(
       Flag.withDefault(""),
+      Flag.withDescription("Contenders whose name has one of these parts; ceilings stay"),
+    ),
+    versions: numbers("versions", 1, 99, "").pipe(
       Flag.withDescription("Versions of the WebGPU kernel to measure besides the chosen one"),
     ),
     jobs: Flag.Literals("jobs", ["all", "attention", "gradients"]).pipe(Flag.withDefault("all")),
@@ -79,50 +118,92 @@ const kernels = Command.make(
   },
   Effect.fn(function* (given) {
     const shapes = given.quick ? ["2x96x32"] : listOf(given.shapes);
-    const jobs = shapes.flatMap((shape): ReadonlyArray<Job> => {
-      const [heads, tokens, headDim] = shapePattern.exec(shape)!.slice(1).map(Number) as [
-        number,
-        number,
-        number,
-      ];
-      return (["attention", "gradients"] as const)
-        .filter((kind) => given.jobs === "all" || given.jobs === kind)
-        .flatMap((kind) =>
-          [false, true]
-            .filter((causal) => given.masks === "both" || (given.masks === "causal") === causal)
-            .map((causal) => ({ kind, heads, tokens, headDim, causal }))
-        );
-    });
-    const parts = given.only === undefined ? [""] : listOf(given.only);
-    const contenders = contendersWith(listOf(given.versions).map(Number)).filter(
-      ({ name, role }) => role === "ceiling" || parts.some((part) => name.includes(part)),
+    const kinds = (["attention", "gradients"] as const).filter((kind) =>
+      given.jobs === "all" || given.jobs === kind
     );
-    const options: BenchOptions = {
-      rounds: given.rounds,
-      matmul: given.quick ? 256 : 1024,
-      progress: note,
-      exclusively: exclusivelyWith(given.lock),
-    };
+    const masks = [false, true].filter((causal) =>
+      given.masks === "both" || (given.masks === "causal") === causal
+    );
+    const jobs = shapes.flatMap((shape) => {
+      const [heads, tokens, headDim] = shapePattern.exec(shape)!.slice(1).map(Number);
+      return kinds.flatMap((kind) =>
+        masks.map((causal): Job => ({
+          kind,
+          heads: heads!,
+          tokens: tokens!,
+          headDim: headDim!,
+          causal,
+        }))
+      );
+    });
+    const parts = listOf(given.only);
+    const contenders = contendersWith(given.versions).filter(({ name, role }) =>
+      role === "ceiling" || parts.length === 0 || parts.some((part) => name.includes(part))
+    );
+    const options = { ...however(given.rounds, given.lock), matmul: given.quick ? 256 : 1024 };
     const machine = thisMachine();
     const tables = yield* Effect.forEach(jobs, (job) => measure(job, contenders, options));
-    const command = `deno task bench${Deno.args.map((arg) => ` ${arg}`).join("")}`;
-    const markdown = page("Kernels", command, machine, kernelReading, [
-      ...tables.map(kernelMarkdown),
-      runMarkdown(tables),
-    ]);
-    yield* print(markdown);
-    yield* write(given.out, { bench: "kernels", machine, tables }, markdown);
-    const faults = faultsOf(tables);
-    if (faults.length > 0) return yield* new BenchFailed({ message: faults.join("; ") });
+    yield* publish(
+      given.out,
+      "Kernels",
+      kernelReading,
+      { bench: "kernels", machine, tables },
+      [...tables.map(kernelMarkdown), runMarkdown(tables)],
+      faultsOf(tables),
+    );
   }),
 ).pipe(Command.withDescription("Kernels against ceilings and peers"));
 
-const kernelReading =
-  "Medians with [least..most] over the rounds, of whole calls from inputs in memory to results in " +
-  "memory; contenders take turns in each round. Ratios are medians of the ratios of single rounds, " +
-  "to the fastest ceiling (by GFLOP/s) and to the fastest peer (by time) of the same field. The " +
-  "error is the relative L2 distance to float64. GFLOP/s count the operations that the result " +
-  "needs, 4 · headDim for each pair of query and key that counts, and 14 with gradients.";
+const ringReading =
+  "Medians with [least..most] over the rounds. The bare kernel gets the whole sequence in one " +
+  "block; the calls of a ring are what its ranks ask of the device, block by block, without the " +
+  "ring. All ranks share one device in one process. Links at 50 % and 90 % are as slow as makes " +
+  "what the busiest rank sends take that share of the time of the calls. Hidden by timeline: the " +
+  "share of the time in which blocks were arriving during which no rank stood still for want of " +
+  "one. Hidden by time: 1 − (time − time with a free link) / time on the link. The error is the " +
+  "relative L2 distance to float64.";
+
+const ring = Command.make(
+  "ring",
+  {
+    ...common,
+    tokens: optional(
+      Flag.Int("tokens").pipe(whole, Flag.withDescription("8192; 1024 on the reference device")),
+    ),
+    rings: numbers("rings", 1, 64, "1,2,4").pipe(Flag.withDescription("Ring sizes")),
+    shares: numbers("shares", 0.01, 10, "0.5,0.9").pipe(
+      Flag.withDescription("How long communication would take, as shares of the compute time"),
+    ),
+    devices: Flag.String("devices").pipe(
+      Flag.withDefault(devices.map(({ name }) => name).join(",")),
+      Flag.filter(
+        (text) => listOf(text).every((name) => devices.some((device) => device.name === name)),
+        () => `${devices.map(({ name }) => name).join(", ")}, with commas between`,
+      ),
+    ),
+  },
+  Effect.fn(function* (given) {
+    const machine = thisMachine();
+    const named = devices.filter(({ name }) => listOf(given.devices).includes(name));
+    const scores = yield* Effect.forEach(named, ({ score }) => score);
+    const present = named.filter((_, i) => scores[i]! > 0);
+    const tables = yield* Effect.forEach(present, (plugin) => {
+      const standard = plugin.name === "reference" ? 1024 : 8192;
+      const tokens = given.quick ? 96 : given.tokens ?? standard;
+      const shape = { heads: given.quick ? 2 : 8, tokens, headDim: 64, causal: true };
+      const { rings, shares } = given;
+      return measureRings(plugin, { ...however(given.rounds, given.lock), rings, shares, shape });
+    });
+    yield* publish(
+      given.out,
+      "Rings",
+      ringReading,
+      { bench: "ring", machine, tables },
+      tables.map(ringMarkdown),
+      ringFaults(tables),
+    );
+  }),
+).pipe(Command.withDescription("Rings against the bare kernel, with free and with slow links"));
 
 const comparison = Command.make(
   "compare",
@@ -134,17 +215,17 @@ const comparison = Command.make(
 
 const bench = Command.make("bench").pipe(
   Command.withDescription("Kernels and rings against their ceilings"),
-  Command.withSubcommands([kernels, comparison]),
+  Command.withSubcommands([kernels, ring, comparison]),
 );
 
 const program = Command.runWith(bench, { version })(Deno.args).pipe(
   Effect.catchCause((cause) => {
     if (Cause.hasInterruptsOnly(cause)) return Effect.interrupt;
     const error = Cause.squash(cause);
-    const usage = CliError.isCliError(error);
+    const sentence = error instanceof Error ? error.message : String(error);
     return Effect.andThen(
-      note(`bench: ${error instanceof Error ? error.message : String(error)}`),
-      Effect.sync(() => void (Deno.exitCode = usage ? 2 : 1)),
+      note(`bench: ${sentence}`),
+      Effect.sync(() => void (Deno.exitCode = CliError.isCliError(error) ? 2 : 1)),
     );
   }),
   Effect.provide(platform),

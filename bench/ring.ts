@@ -1,137 +1,178 @@
 /**
- * `deno task bench`: what a ring costs over its bare kernel, on every device that is here. One run interleaves all
- * contenders round by round, so that drift of the machine meets them alike; figures are medians with their range, and
- * the ratio to the bare kernel of the same round is the one to quote.
- *
- * Prints a Markdown table and writes it with the JSON to `bench/results/`.
+ * Rings against the bare kernel, in one process on one device: what the ring itself costs, and how much of its
+ * communication it hides when links are slow. All runs take turns in each round, so that drift of the machine meets
+ * them alike, and what the last round computed is judged.
  *
  * @module
  */
 import { Context, Effect, Layer, Result } from "effect";
-import { devices } from "../cli/devices.ts";
-import { normals } from "../cli/normals.ts";
-import { table } from "../cli/output.ts";
-import { inProcess } from "../plugins/memory.ts";
+import { memoryLinks } from "../plugins/memory.ts";
 import { attend } from "../runtime/attend.ts";
+import { Crew } from "../runtime/crew.ts";
 import { Device } from "../runtime/device.ts";
-import type { Mask } from "../runtime/mask.ts";
-import { planOf } from "../runtime/plan.ts";
+import type { DeviceFailed, DeviceUnavailable } from "../runtime/errors.ts";
+import type { DeviceInfo } from "../runtime/kernel.ts";
+import type { Links } from "../runtime/link.ts";
+import { type Plan, planOf, type Problem } from "../runtime/plan.ts";
+import type { DevicePlugin } from "../runtime/plugin.ts";
 import { hiddenFraction } from "../runtime/timeline.ts";
-import { version } from "../runtime/version.ts";
+import { forward, type Inputs, sharesOf, wholeOf } from "./bare.ts";
+import { inputsOf, type Shape, titleOf } from "./job.ts";
+import { judge, referenceOf, type Verdict } from "./judge.ts";
+import type { BenchOptions } from "./kernels.ts";
+import { throttled } from "./throttled_links.ts";
 
-const heads = 8, kvHeads = 2, headDim = 64;
-const mask: Mask = { kind: "causal" };
-const rounds = 5;
-const rings = [1, 2, 4, 8];
+/** One run. */
+export interface RingSample {
+  readonly seconds: number;
+  /** Seconds of the same round's bare kernel, which has the whole sequence in one block. */
+  readonly kernel: number;
+  /** Seconds of the same round's calls that this ring makes of the device, without the ring. */
+  readonly calls: number;
+  /** Of a ring: the share of its communication during which no rank stood still for want of a block. */
+  readonly hidden?: number;
+  /** With a slow link: 1 − (time − time with a free link) / time on the link. */
+  readonly hiddenByTime?: number;
+}
 
-const median = (values: ReadonlyArray<number>): number =>
-  [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)]!;
+/** All runs of one kind. */
+export interface RingRow {
+  readonly name: string;
+  readonly samples: ReadonlyArray<RingSample>;
+  /** Of what a ring computed; the calls alone leave it in parts. */
+  readonly verdict?: Verdict;
+}
 
-/** Median and range, in three digits. */
-const spread = (values: ReadonlyArray<number>): string =>
-  `${median(values).toPrecision(3)} [${Math.min(...values).toPrecision(3)}..${
-    Math.max(...values).toPrecision(3)
-  }]`;
+/** One device. */
+export interface RingTable {
+  readonly title: string;
+  readonly device: DeviceInfo;
+  readonly flops: number;
+  readonly rows: ReadonlyArray<RingRow>;
+}
 
-const measure = Effect.fnUntraced(function* (plugin: typeof devices[number], tokens: number) {
-  const services = yield* Layer.build(inProcess(plugin));
-  const device = Context.get(services, Device);
-  const random = normals(1);
-  const [q, k, v] = [heads, kvHeads, kvHeads].map((n) => random(tokens * n * headDim)) as [
-    Float32Array,
-    Float32Array,
-    Float32Array,
-  ];
-  const problem = { batch: 1, tokens, heads, kvHeads, headDim, scale: 1 / 8, mask };
-  const plan = Result.getOrThrow(
-    planOf({ problem, layout: "contiguous", weights: [1], wire: "f32" }),
-  );
+/** What is measured. */
+export interface RingOptions extends Pick<BenchOptions, "rounds" | "progress" | "exclusively"> {
+  readonly shape: Shape;
+  readonly rings: ReadonlyArray<number>;
+  /** How long communication would take, as shares of the time of the calls. */
+  readonly shares: ReadonlyArray<number>;
+}
 
-  /** Seconds in which the device alone attends over the whole sequence, block by block. */
-  const bare = Effect.scoped(Effect.gen(function* () {
-    const accumulator = yield* device.begin({
-      ...problem,
-      dtype: "f32",
-      bytes: new Uint8Array(q.buffer),
+const unbounded = { concurrency: "unbounded" } as const;
+
+/** Adds how long it took. */
+const lasting = <A extends object, E, R>(work: Effect.Effect<A, E, R>) =>
+  Effect.suspend(() => {
+    const began = performance.now();
+    return Effect.map(work, (value) => ({ ...value, seconds: (performance.now() - began) / 1000 }));
+  });
+
+/** What annulus promises for o. */
+const bound = 2e-6;
+
+/** A ring of this size, and what its ranks ask of the device. */
+interface Ring {
+  readonly size: number;
+  readonly plan: Plan;
+  readonly shares: ReturnType<typeof sharesOf>;
+}
+
+/** Measures one device. */
+export const measureRings = (
+  plugin: DevicePlugin,
+  { shape, rings: sizes, shares, rounds, progress, exclusively }: RingOptions,
+): Effect.Effect<RingTable, DeviceFailed | DeviceUnavailable | AttendError> =>
+  Effect.scoped(Effect.gen(function* () {
+    const { heads, tokens, headDim, causal } = shape;
+    const job = { kind: "attention", ...shape } as const;
+    const tensors = inputsOf(job);
+    const inputs: Inputs = { q: tensors["q"]!, k: tensors["k"]!, v: tensors["v"]! };
+    const problem: Problem = {
+      batch: 1,
+      tokens,
+      heads,
+      kvHeads: heads,
+      headDim,
+      scale: 1 / Math.sqrt(headDim),
+      mask: { kind: causal ? "causal" : "full" },
+    };
+    const device = Context.get(yield* Layer.build(plugin.layer), Device);
+    const reference = referenceOf(job, tensors);
+    const whole = wholeOf(problem, inputs);
+    const layout = causal ? "zigzag" : "contiguous";
+    const rings = sizes.map((size): Ring => {
+      const weights = Array.from({ length: size }, () => 1);
+      const plan = Result.getOrThrow(planOf({ problem, layout, weights, wire: "f32" }));
+      return { size, plan, shares: sharesOf(plan, inputs) };
     });
-    let busy = 0;
-    for (const { block: { row, span }, tiles } of plan.ranks[0]!.steps) {
-      const bytes = new Uint8Array(new SharedArrayBuffer(2 * span.count * kvHeads * headDim * 4));
-      const part = (x: Float32Array) =>
-        new Uint8Array(x.buffer, row * kvHeads * headDim * 4, bytes.byteLength / 2);
-      bytes.set(part(k));
-      bytes.set(part(v), bytes.byteLength / 2);
-      busy += yield* accumulator.absorb(
-        { tokens: span.count, dtype: "f32", bytes },
-        tiles,
-        plan.band,
+
+    /** Seconds of what the ranks of a ring ask, all of them at once. */
+    const callsOf = ({ shares }: Ring) =>
+      Effect.map(
+        lasting(Effect.forEach(shares, (share) => forward(device, share), unbounded)),
+        ({ seconds }) => seconds,
       );
+    const turn = ({ size }: Ring, links: Layer.Layer<Links>) =>
+      attend({ ...problem, ...inputs, layout, ring: size }).pipe(
+        Effect.provide(
+          Crew.local().pipe(
+            Layer.provideMerge(Layer.merge(Layer.succeed(Device, device), links)),
+          ),
+        ),
+        lasting,
+      );
+
+    const samples = new Map<string, Array<RingSample>>();
+    const verdicts = new Map<string, Verdict>();
+    const enter = (name: string, sample: RingSample) =>
+      samples.set(name, [...(samples.get(name) ?? []), sample]);
+
+    const round = Effect.gen(function* () {
+      const { seconds: kernel, value } = yield* forward(device, whole);
+      enter("bare kernel", { seconds: kernel, kernel, calls: kernel });
+      verdicts.set("bare kernel", judge(reference, { ...value }, bound));
+      for (const ring of rings) {
+        const calls = yield* callsOf(ring);
+        enter(`calls of a ring of ${ring.size}`, { seconds: calls, kernel, calls });
+        const free = yield* turn(ring, memoryLinks());
+        const name = `ring of ${ring.size}`;
+        const of = (result: Effect.Success<ReturnType<typeof turn>>) => ({
+          seconds: result.seconds,
+          kernel,
+          calls,
+          hidden: hiddenFraction(result.timeline),
+        });
+        enter(name, of(free));
+        verdicts.set(name, judge(reference, { o: free.o, lse: free.lse }, bound));
+        const sent = Math.max(...ring.plan.ranks.map(({ sentBytes }) => sentBytes));
+        if (sent === 0) continue;
+        for (const share of shares) {
+          const onLink = share * calls;
+          const links = throttled(sent / onLink).pipe(Layer.provide(memoryLinks()));
+          const slow = yield* turn(ring, links);
+          const hiddenByTime = 1 - (slow.seconds - free.seconds) / onLink;
+          const slowName = `${name}, link at ${Math.round(100 * share)} %`;
+          enter(slowName, { ...of(slow), hiddenByTime });
+          verdicts.set(slowName, judge(reference, { o: slow.o, lse: slow.lse }, bound));
+        }
+      }
+    });
+
+    const title = `${device.info.name}, ${titleOf(job)}`;
+    yield* progress(title);
+    yield* exclusively(round); // compiles what needs compiling
+    samples.clear();
+    for (let n = 0; n < rounds; n++) {
+      yield* progress(`  round ${n + 1} of ${rounds}`);
+      yield* exclusively(round);
     }
-    return busy / 1000;
+    const rows = [...samples].map(([name, samples]): RingRow => {
+      const verdict = verdicts.get(name);
+      return { name, samples, ...(verdict === undefined ? {} : { verdict }) };
+    });
+    const flops = rings[0]!.plan.flops;
+    return { title, device: device.info, flops, rows };
   }));
 
-  const samples = new Map<string, Array<{ gflops: number; ratio: number; hidden: number }>>();
-  const note = (name: string, seconds: number, ceiling: number, hidden: number) => {
-    const sample = { gflops: plan.flops / seconds / 1e9, ratio: ceiling / seconds, hidden };
-    samples.set(name, [...(samples.get(name) ?? []), sample]);
-  };
-  yield* bare; // compiles what needs compiling
-  for (let round = 0; round < rounds; round++) {
-    const ceiling = yield* bare;
-    note("bare kernel", ceiling, ceiling, 1);
-    for (const ring of rings) {
-      const run = attend({ tokens, heads, kvHeads, headDim, q, k, v, mask, ring });
-      const { seconds, timeline } = yield* Effect.provideContext(run, services);
-      note(`ring of ${ring}`, seconds, ceiling, hiddenFraction(timeline));
-    }
-  }
-  return { device: device.info, tokens, rounds, samples: Object.fromEntries(samples) };
-});
-
-const results = await Effect.runPromise(Effect.gen(function* () {
-  const measured = [];
-  for (const plugin of devices) {
-    if ((yield* plugin.score) === 0) continue;
-    // The reference device is slow and need not be waited for.
-    const tokens = plugin.name === "reference" ? 1024 : 4096;
-    measured.push(yield* Effect.scoped(measure(plugin, tokens)));
-  }
-  return measured;
-}));
-
-const lines = results.flatMap(({ device, tokens, samples }) => [
-  `\n${device.name} on ${device.backend}${
-    device.software ? " (software, not a GPU)" : ""
-  }, causal, ${tokens} tokens, ` +
-  `${heads} heads, ${kvHeads} KV heads, head dim ${headDim}\n`,
-  table([
-    ["|", "", "|", "GFLOP/s", "|", "of the bare kernel", "|", "hidden", "|"],
-    ["|", "---", "|", "---", "|", "---", "|", "---", "|"],
-    ...Object.entries(samples).map(([name, all]) => [
-      "|",
-      name,
-      "|",
-      spread(all.map(({ gflops }) => gflops)),
-      "|",
-      spread(all.map(({ ratio }) => ratio)),
-      "|",
-      spread(all.map(({ hidden }) => hidden)),
-      "|",
-    ]),
-  ]),
-]);
-const machine = `annulus ${version}, Deno ${Deno.version.deno}, ${Deno.build.target}, ` +
-  `${navigator.hardwareConcurrency} cores, ${new Date().toISOString().slice(0, 10)}`;
-const markdown =
-  `# Ring against bare kernel\n\n\`deno task bench\` on ${machine}; median [min..max] of ${rounds} rounds\n${
-    lines.join("\n")
-  }\n`;
-console.log(markdown);
-const folder = new URL("./results/", import.meta.url);
-await Deno.mkdir(folder, { recursive: true });
-await Deno.writeTextFile(new URL("ring.md", folder), markdown);
-await Deno.writeTextFile(
-  new URL("ring.json", folder),
-  JSON.stringify({ machine, results }, null, 2),
-);
-Deno.exit(0);
+type AttendError = Effect.Error<ReturnType<typeof attend>>;

@@ -10,7 +10,8 @@
 import { findLibrary } from "../runtime/library.ts";
 import { findNatsServer, hasVulkanDriver } from "./system.ts";
 
-interface Part {
+/** Something that packages bring. */
+export interface Part {
   readonly what: string;
   readonly present: boolean;
   readonly packages: ReadonlyArray<string>;
@@ -61,7 +62,8 @@ const privilege = async (): Promise<ReadonlyArray<string> | undefined> => {
   return await run(["sudo", "-n", "true"]) ? ["sudo", "-n"] : undefined;
 };
 
-const setup = async (): Promise<void> => {
+/** Installs the parts that are missing, where that may be done. */
+export const setup = async (parts: () => ReadonlyArray<Part>): Promise<void> => {
   // macOS and Windows bring their own WebGPU backends (Metal, D3D12) and no apt.
   if (Deno.build.os !== "linux") return;
   const missing = parts().filter((part) => !part.present);
@@ -84,4 +86,4 @@ const setup = async (): Promise<void> => {
   else console.error("setup: done");
 };
 
-if (import.meta.main) await setup();
+if (import.meta.main) await setup(parts);
