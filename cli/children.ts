@@ -9,6 +9,7 @@ import { NodeRefused } from "../runtime/errors.ts";
 import type { NodeCard } from "../runtime/membership.ts";
 import { libraryName } from "../plugins/cpu/blas.ts";
 import { prepareDriver } from "../plugins/webgpu/environment.ts";
+import { tuningPath } from "../plugins/webgpu/tuning.ts";
 import { findLibrary } from "../runtime/library.ts";
 import { fromFileUrl } from "./paths.ts";
 
@@ -16,14 +17,15 @@ const mainModule = new URL("./main.ts", import.meta.url);
 const project = new URL("..", import.meta.url);
 
 /**
- * The Deno permissions of a node: its server, its own files, the facts about the machine that its card tells, and
- * OpenBLAS alone where its device may be the one that needs it.
+ * The Deno permissions of a node: its server, its own files, the facts about the machine that its card tells, and what
+ * its device may need: OpenBLAS alone, or what was measured of the WebGPU kernel.
  *
  * @param server `host:port` of the NATS server.
  */
 export const nodePermissions = (server: string, device: string): ReadonlyArray<string> => {
   const library = ["auto", "cpu"].includes(device) ? findLibrary(libraryName) : undefined;
-  const files = [fromFileUrl(project), ...(library === undefined ? [] : [library])];
+  const tuning = ["auto", "webgpu"].includes(device) ? tuningPath() : undefined;
+  const files = [fromFileUrl(project), tuning, library].filter((file) => file !== undefined);
   return [
     `--allow-net=${server}`,
     `--allow-read=${files.join(",")}`,

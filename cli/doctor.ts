@@ -34,14 +34,12 @@ const deviceFinding = (plugin: typeof devices[number]): Effect.Effect<Finding> =
     const kind = info.software ? "software on the CPU, not a GPU" : "hardware";
     const passes = info.gradients ? "attention and gradients" : "attention, no gradients";
     const features = info.features.length === 0 ? "no optional features" : info.features.join(" ");
+    const sizes = `memory ${sizeInWords(info.memory)}, largest tensor ` +
+      sizeInWords(info.largestTensor);
     return {
       check: `device ${plugin.name}`,
       ok: true,
-      found:
-        `${info.backend}; ${kind}; ${passes}; ${features}; memory ${
-          sizeInWords(info.memory)
-        }, largest tensor ` +
-        sizeInWords(info.largestTensor),
+      found: [info.backend, kind, passes, features, sizes, ...info.notes ?? []].join("; "),
     };
   })).pipe(
     Effect.catch((error) =>

@@ -12,6 +12,7 @@ import { layouts } from "../runtime/layout.ts";
 import { dtypes } from "../runtime/dtype.ts";
 import { version } from "../runtime/version.ts";
 import { attendFiles } from "./attend.ts";
+import { runBench } from "./bench.ts";
 import { runDemo } from "./demo.ts";
 import { devices } from "./devices.ts";
 import { runDoctor } from "./doctor.ts";
@@ -196,13 +197,36 @@ const verify = Command.make("verify", {
   json,
 }, runVerify).pipe(Command.withDescription("The ring against the float64 reference, as a table"));
 
+const bench = Command.make(
+  "bench",
+  {
+    kernel: boolean("kernel").pipe(
+      Flag.withDescription("Measure the versions of the WebGPU kernel, and keep the best"),
+    ),
+    headDim: Flag.Int("head-dim").pipe(
+      Flag.filter((d) => d % 4 === 0 && d >= 4 && d <= 256, () => "a multiple of 4 from 4 to 256"),
+      Flag.withDefault(64),
+    ),
+    dtype: Flag.Literals("dtype", [...dtypes]).pipe(
+      Flag.withDefault("f32"),
+      Flag.withDescription("Format of K and V"),
+    ),
+    tokens: Flag.Int("tokens").pipe(atLeast(1), Flag.withDefault(2048)),
+    json,
+  },
+  Effect.fn(function* (flags) {
+    if (!flags.kernel) return yield* misuse("bench needs to know what to measure: --kernel");
+    yield* runBench(flags);
+  }),
+).pipe(Command.withDescription("How fast this machine's kernels are"));
+
 const demo = Command.make("demo", {}, () => runDemo).pipe(
   Command.withDescription("A ring of four nodes over 8,192 tokens, checked"),
 );
 
 const annulus = Command.make("annulus").pipe(
   Command.withDescription("Exact attention over sequences that no single device can hold"),
-  Command.withSubcommands([attend, up, node, nodes, doctor, verify, demo]),
+  Command.withSubcommands([attend, up, node, nodes, doctor, verify, bench, demo]),
 );
 
 /** One sentence on standard error, and the exit code. */

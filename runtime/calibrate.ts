@@ -6,10 +6,11 @@
  */
 import { Clock, Effect } from "effect";
 import { Device } from "./device.ts";
+import { type DType, elementBytes } from "./dtype.ts";
 import type { DeviceFailed, LinkError } from "./errors.ts";
 import { newRun } from "./job.ts";
 import { Links } from "./link.ts";
-import { bandOf } from "./mask.ts";
+import { bandOf, type Mask } from "./mask.ts";
 import { contiguous } from "./span.ts";
 
 const heads = 4, headDim = 64;
@@ -17,40 +18,45 @@ const heads = 4, headDim = 64;
 const enoughMilliseconds = 100;
 const mostTokens = 4096;
 
-/** One pass of full attention over zeros; values do not change the work. */
-const attendZeros = (tokens: number): Effect.Effect<number, DeviceFailed, Device> =>
+/** What to attend over. */
+export interface Zeros {
+  readonly tokens: number;
+  readonly heads: number;
+  readonly headDim: number;
+  readonly dtype: DType;
+  readonly mask: Mask;
+}
+
+/** One pass over zeros, for values do not change the work; gives the milliseconds for which the device was busy. */
+export const attendZeros = (
+  { tokens, heads, headDim, dtype, mask }: Zeros,
+): Effect.Effect<number, DeviceFailed, Device> =>
   Effect.scoped(Effect.gen(function* () {
     const device = yield* Device;
-    const bytes = new Uint8Array(new SharedArrayBuffer(2 * tokens * heads * headDim * 4));
-    const queries = bytes.subarray(bytes.byteLength / 2);
-    const accumulator = yield* device.begin({
-      batch: 1,
-      heads,
-      kvHeads: heads,
-      headDim,
-      scale: 1,
-      tokens,
-      dtype: "f32",
-      bytes: queries,
-    });
+    const size = tokens * heads * headDim * elementBytes(dtype);
+    const bytes = new Uint8Array(new SharedArrayBuffer(2 * size));
+    const shape = { batch: 1, heads, kvHeads: heads, headDim, scale: 1, tokens, dtype };
+    const accumulator = yield* device.begin({ ...shape, bytes: bytes.subarray(size) });
     const span = contiguous(0, tokens);
-    const tile = { row: 0, queries: span, column: 0, keys: span, full: true };
+    const full = mask.kind === "full";
     return yield* accumulator.absorb(
-      { tokens, dtype: "f32", bytes },
-      [tile],
-      bandOf({ kind: "full" }),
+      { tokens, dtype, bytes },
+      [{ row: 0, queries: span, column: 0, keys: span, full }],
+      bandOf(mask),
     );
   }));
 
 /** GFLOP/s of full attention at head dim 64, after a warm-up that compiles what needs compiling. */
 export const measureAttention: Effect.Effect<number, DeviceFailed, Device> = Effect.gen(
   function* () {
+    const attend = (tokens: number) =>
+      attendZeros({ tokens, heads, headDim, dtype: "f32", mask: { kind: "full" } });
     let tokens = 256;
-    yield* attendZeros(tokens);
-    let busy = yield* attendZeros(tokens);
+    yield* attend(tokens);
+    let busy = yield* attend(tokens);
     while (busy < enoughMilliseconds && tokens < mostTokens) {
       tokens *= 2;
-      busy = yield* attendZeros(tokens);
+      busy = yield* attend(tokens);
     }
     return 4 * headDim * heads * tokens * tokens / busy / 1e6;
   },

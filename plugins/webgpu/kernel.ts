@@ -10,16 +10,10 @@ import { type Band, unbounded } from "../../runtime/mask.ts";
 import { positionAt } from "../../runtime/span.ts";
 import type { Gpu } from "./gpu.ts";
 import { bufferMemory, type KeyMemory, textureMemory } from "./key_memory.ts";
-import type { KeysIn } from "./ladder.ts";
+import type { Choice, KeysIn } from "./ladder.ts";
 import { needsOf, type Part, partsOf, type Piece, piecesOf } from "./parts.ts";
 import { clearGroup, headsAcross, program, type VariantName, variants } from "./program.ts";
-import {
-  type Choice,
-  type Compiled,
-  type ProgramOptions,
-  Programs,
-  taskBytes,
-} from "./programs.ts";
+import { type Compiled, type ProgramOptions, Programs, taskBytes } from "./programs.ts";
 import { selfCheck } from "./self_check.ts";
 
 /** A stretch of query rows with its state, each array in a buffer of its own. */

@@ -21,6 +21,12 @@ export interface Blocking {
   readonly lanes: number;
 }
 
+/** A version of the kernel and the sizes to run it with. */
+export interface Choice {
+  readonly version: Version;
+  readonly blocking: Blocking;
+}
+
 /** What a version's blocking depends on. */
 export interface Setting {
   /** A multiple of 4. */
@@ -104,3 +110,28 @@ const named = (names: ReadonlyArray<string>): ReadonlyArray<Version> =>
 /** Those that `auto` tries, best first. */
 export const bestFirst = (software: boolean): ReadonlyArray<Version> =>
   named(software ? ["broadcast", "textures", "registers"] : ["tiles", "registers"]);
+
+/** Rows times keys whose scores are worth holding at once: with more a program compiles for a minute. */
+const mostScores = 64;
+
+/** What a person may measure to find the best: all that `auto` tries, the best of it in sizes around its own. */
+export const candidates = (software: boolean, setting: Setting): ReadonlyArray<Choice> => {
+  const [best, ...others] = bestFirst(software);
+  const own = best!.blocking(setting);
+  const around = (x: number, most: number) => [x / 2, x, 2 * x].filter((y) => y >= 1 && y <= most);
+  const sizes = around(own.rows, 8).flatMap((rows) =>
+    around(own.keys, 16).flatMap((keys) =>
+      // A subgroup has the size that it has.
+      (best!.subgroups ? [own.lanes] : around(own.lanes, 128)).map((lanes) => ({
+        rows,
+        keys,
+        lanes,
+      }))
+    )
+  );
+  return [
+    ...sizes.filter(({ rows, keys }) => rows * keys <= mostScores)
+      .map((blocking) => ({ version: best!, blocking })),
+    ...others.map((version) => ({ version, blocking: version.blocking(setting) })),
+  ];
+};

@@ -10,6 +10,7 @@ import { Gpu } from "./gpu.ts";
 import { WebgpuAttention } from "./kernel.ts";
 import { bestFirst, type Blocking, ladder, type Version, versionNamed } from "./ladder.ts";
 import { checkSubgroups, type Subgroups } from "./subgroups.ts";
+import { readTuning, tuningPath } from "./tuning.ts";
 
 /** What a caller may ask of the device. */
 export interface WebgpuOptions {
@@ -20,12 +21,14 @@ export interface WebgpuOptions {
    * works.
    */
   readonly kernel?: string | number;
-  /** The sizes to run a named version with, where they are not its own. */
+  /** The sizes to run it with, where they are not those that were measured, or its own. */
   readonly blocking?: Blocking;
+  /** Where the file is of what was measured here, where that is not the user's own; false for none. */
+  readonly tuning?: string | false;
 }
 
-/** Invocations of a workgroup where the adapter does not say how many it runs as one. */
-const usualVector = 32;
+/** Invocations that an adapter runs as one; what most GPUs do where it does not say. */
+export const vectorOf = ({ subgroupMaxSize }: GPUAdapterInfo): number => subgroupMaxSize || 32;
 
 /** The versions to try, best first, for a kernel that was asked for. */
 const wantedVersions = (
@@ -66,7 +69,7 @@ export const openWebgpu = async (options: WebgpuOptions = {}): Promise<Attention
 
   const { maxBufferSize, maxStorageBufferBindingSize, maxTextureDimension2D } = adapter.limits;
   const requiredLimits = { maxBufferSize, maxStorageBufferBindingSize, maxTextureDimension2D };
-  const vector = adapter.info.subgroupMaxSize || usualVector;
+  const vector = vectorOf(adapter.info);
   let gpu: Gpu | undefined;
   let subgroups: Subgroups = { size: vector, directive: "" };
   if (versions.some((version) => version.subgroups)) {
@@ -90,12 +93,22 @@ export const openWebgpu = async (options: WebgpuOptions = {}): Promise<Attention
     maxStorageBufferBindingSize,
     options.largestBuffer ?? Infinity,
   );
+  const path = options.tuning ?? tuningPath();
+  const measured = kernel === "auto" && options.blocking === undefined && path
+    ? readTuning(path, adapter.info)
+    : undefined;
+  if (measured?.note !== undefined) warn(measured.note);
   const attention = new WebgpuAttention(gpu, {
-    choices: (_dtype, headDim) =>
-      versions.map((version) => ({
-        version,
-        blocking: options.blocking ?? version.blocking({ headDim, vector }),
-      })),
+    choices: (dtype, headDim) => {
+      const best = measured?.choice({ dtype, headDim });
+      return [
+        ...(best !== undefined && versions.includes(best.version) ? [best] : []),
+        ...versions.map((version) => ({
+          version,
+          blocking: options.blocking ?? version.blocking({ headDim, vector }),
+        })),
+      ];
+    },
     directive: subgroups.directive,
     warn,
     largestBuffer,

@@ -6,14 +6,8 @@
  */
 import type { DType } from "../../runtime/dtype.ts";
 import type { Gpu } from "./gpu.ts";
-import type { Blocking, Version } from "./ladder.ts";
+import type { Choice, Version } from "./ladder.ts";
 import { program, texelFormat, type Variant, type VariantName } from "./program.ts";
-
-/** A version of the kernel and the sizes to run it with. */
-export interface Choice {
-  readonly version: Version;
-  readonly blocking: Blocking;
-}
 
 /** A program on the device, and what it is given. */
 export interface Compiled {
@@ -34,6 +28,7 @@ export interface ProgramOptions {
   readonly warn: (sentence: string) => void;
 }
 
+/** A choice in words. */
 const nameOf = ({ version: { name }, blocking: { rows, keys, lanes } }: Choice): string =>
   `kernel "${name}" (${rows} rows, ${keys} keys, ${lanes} lanes)`;
 

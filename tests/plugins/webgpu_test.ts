@@ -9,9 +9,8 @@ import {
 } from "../../plugins/webgpu/adapter.ts";
 import { Gpu } from "../../plugins/webgpu/gpu.ts";
 import { WebgpuAttention, type WebgpuOptions } from "../../plugins/webgpu/kernel.ts";
-import { ladder, versionNamed } from "../../plugins/webgpu/ladder.ts";
+import { type Choice, ladder, versionNamed } from "../../plugins/webgpu/ladder.ts";
 import { program } from "../../plugins/webgpu/program.ts";
-import type { Choice } from "../../plugins/webgpu/programs.ts";
 import { checkSubgroups, countSubgroup } from "../../plugins/webgpu/subgroups.ts";
 import { Device } from "../../runtime/device.ts";
 import { encode } from "../../runtime/dtype.ts";

@@ -1,0 +1,58 @@
+/**
+ * `annulus bench --kernel` measures and keeps the best, which `doctor` and every device then know of.
+ *
+ * @module
+ */
+import assert from "node:assert/strict";
+import { findAdapter } from "../../plugins/webgpu/adapter.ts";
+import { annulus } from "../support/cli.ts";
+
+const adapter = await findAdapter();
+const denoFolder = `${Deno.env.get("HOME")}/.cache/deno`;
+const suffix = adapter === undefined ? " (not here: there is no WebGPU adapter)" : "";
+
+interface Row {
+  readonly kernel: string;
+  readonly full: number;
+  readonly causal: number;
+}
+
+Deno.test({
+  name: `bench --kernel measures, prints and keeps the best${suffix}`,
+  ignore: adapter === undefined,
+  fn: async () => {
+    const folder = await Deno.makeTempDir({ prefix: "annulus-bench-" });
+    const env = { XDG_CACHE_HOME: folder, DENO_DIR: Deno.env.get("DENO_DIR") ?? denoFolder };
+    try {
+      const args = ["bench", "--kernel", "--head-dim", "4", "--tokens", "64", "--json"];
+      const { code, stdout, stderr } = await annulus(args, { env });
+      assert.equal(code, 0, stderr);
+      const said = JSON.parse(stdout);
+      const kernels: ReadonlyArray<Row> = said.kernels;
+      assert.ok(kernels.length > 5);
+      assert.ok(kernels.every(({ full, causal }) => full > 0 && causal > 0));
+      assert.ok(kernels.some(({ kernel }) => kernel === said.best.kernel));
+      assert.equal(said.kept, `${folder}/annulus-webgpu-tuning.json`);
+      const kept = JSON.parse(await Deno.readTextFile(said.kept));
+      assert.equal(kept.best["f32 4"].kernel, said.best.kernel);
+
+      await Deno.writeTextFile(said.kept, "nonsense");
+      const doctor = await annulus(["doctor", "--json"], { env });
+      const device = JSON.parse(doctor.stdout).findings
+        .find(({ check }: { check: string }) => check === "device webgpu");
+      assert.match(device.found, /; the tuning in .*annulus-webgpu-tuning.json is not used: /);
+      assert.match(doctor.stderr, /^annulus: webgpu: the tuning in .* is not used: /);
+    } finally {
+      await Deno.remove(folder, { recursive: true });
+    }
+  },
+});
+
+Deno.test("bench wants to know what to measure, and sizes that a kernel can have", async () => {
+  const none = await annulus(["bench"]);
+  assert.equal(none.code, 2);
+  assert.match(none.stderr, /bench needs to know what to measure: --kernel; see annulus --help/);
+  const odd = await annulus(["bench", "--kernel", "--head-dim", "6"]);
+  assert.equal(odd.code, 2);
+  assert.match(odd.stderr, /a multiple of 4 from 4 to 256/);
+});

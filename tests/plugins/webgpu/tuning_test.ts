@@ -1,0 +1,140 @@
+import assert from "node:assert/strict";
+import { type AdapterInfo, findAdapter, isSoftware } from "../../../plugins/webgpu/adapter.ts";
+import { candidates, versionNamed } from "../../../plugins/webgpu/ladder.ts";
+import { openWebgpu } from "../../../plugins/webgpu/open.ts";
+import { keepTuning, readTuning } from "../../../plugins/webgpu/tuning.ts";
+import { version } from "../../../runtime/version.ts";
+
+const here: AdapterInfo = { vendor: "a", architecture: "b", device: "c", description: "driver 1" };
+const task = { dtype: "f32", headDim: 64 } as const;
+const choice = { version: versionNamed("textures")!, blocking: { rows: 2, keys: 4, lanes: 16 } };
+
+/** A path for a tuning, in a folder that is gone afterwards. */
+const withPath = async (use: (path: string) => void | Promise<void>): Promise<void> => {
+  const folder = await Deno.makeTempDir({ prefix: "annulus-tuning-" });
+  try {
+    await use(`${folder}/of/its/own/tuning.json`);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+};
+
+Deno.test("what was measured is kept and found again, task by task", () =>
+  withPath((path) => {
+    assert.deepEqual(Object.keys(readTuning(path, here)), ["choice"]); // no file, no note
+    keepTuning(path, here, task, choice);
+    keepTuning(path, here, { ...task, headDim: 128 }, {
+      ...choice,
+      version: versionNamed("broadcast")!,
+    });
+    const { choice: found, note } = readTuning(path, here);
+    assert.equal(note, undefined);
+    assert.deepEqual(found(task), choice);
+    assert.equal(found({ ...task, headDim: 128 })!.version.name, "broadcast");
+    assert.equal(found({ ...task, dtype: "f16" }), undefined);
+  }));
+
+Deno.test("a tuning of another adapter, driver or version is ignored with a note", () =>
+  withPath((path) => {
+    keepTuning(path, here, task, choice);
+    for (const other of [{ description: "driver 2" }, { device: "d" }]) {
+      const { choice: found, note } = readTuning(path, { ...here, ...other });
+      assert.equal(found(task), undefined);
+      assert.match(note!, /is not used: it is of a \/ b \/ c \/ driver 1, and this is a \/ b \//);
+    }
+    Deno.writeTextFileSync(path, Deno.readTextFileSync(path).replace(version, "0.0.1"));
+    const { choice: found, note } = readTuning(path, here);
+    assert.equal(found(task), undefined);
+    assert.match(note!, RegExp(`it is of annulus 0.0.1, and this is annulus ${version};`));
+    // What another version measured goes as soon as this one does.
+    keepTuning(path, here, { ...task, headDim: 8 }, choice);
+    assert.equal(readTuning(path, here).choice(task), undefined);
+    assert.deepEqual(readTuning(path, here).choice({ ...task, headDim: 8 }), choice);
+  }));
+
+Deno.test("a tuning that is no tuning is ignored with a note", () =>
+  withPath((path) => {
+    keepTuning(path, here, task, choice);
+    const good = Deno.readTextFileSync(path);
+    for (
+      const bad of [
+        "",
+        "{",
+        "[]",
+        "null",
+        good.slice(0, -10),
+        good.replace('"textures"', '"fastest"'),
+        good.replace('"rows": 2', '"rows": 2.5'),
+        good.replace('"rows": 2', '"rows": 1000'),
+        good.replace('"keys": 4', '"keys": 3'),
+        good.replace('"lanes": 16', '"lanes": "16"'),
+        good.replace('"best"', '"worst"'),
+      ]
+    ) {
+      Deno.writeTextFileSync(path, bad);
+      const { choice: found, note } = readTuning(path, here);
+      assert.equal(found(task), undefined, bad);
+      assert.match(note!, /^the tuning in .* is not used: /, bad);
+    }
+    keepTuning(path, here, task, choice);
+    assert.deepEqual(readTuning(path, here).choice(task), choice);
+  }));
+
+Deno.test("the sizes to measure are those that programs can have", () => {
+  for (const software of [true, false]) {
+    for (const headDim of [4, 64, 80, 128, 256]) {
+      const all = candidates(software, { headDim, vector: 16 });
+      assert.ok(all.length > 5 && all.length < 40);
+      assert.equal(new Set(all.map((each) => JSON.stringify(each))).size, all.length);
+      for (const { version, blocking } of all) {
+        assert.ok([1, 2, 4, 8, 16].includes(blocking.keys));
+        if (version.subgroups) assert.equal(blocking.lanes, 16);
+      }
+    }
+  }
+});
+
+const adapter = await findAdapter();
+
+Deno.test({
+  name: `a device uses what was measured${adapter === undefined ? " (not here: no adapter)" : ""}`,
+  ignore: adapter === undefined,
+  fn: () =>
+    withPath(async (path) => {
+      const labels: Array<string> = [];
+      let device: GPUDevice | undefined;
+      const { createComputePipeline } = GPUDevice.prototype;
+      GPUDevice.prototype.createComputePipeline = function (descriptor) {
+        device = this;
+        labels.push(descriptor.label ?? "");
+        return createComputePipeline.call(this, descriptor);
+      };
+      const opened = async (options: Parameters<typeof openWebgpu>[0]) => {
+        labels.length = 0;
+        const { info } = await openWebgpu(options);
+        device!.destroy();
+        await device!.lost;
+        return { notes: info.notes!, kernels: labels.filter((label) => label !== "") };
+      };
+      const usual = isSoftware(adapter!.info) ? /attend broadcast/ : /attend tiles/;
+      try {
+        const tiny = { dtype: "f32", headDim: 4 } as const; // which every device checks as it opens
+        const lanes = 16;
+        keepTuning(path, adapter!.info, tiny, {
+          version: versionNamed("registers")!,
+          blocking: { rows: 2, keys: 2, lanes },
+        });
+        assert.match((await opened({ tuning: path })).kernels[0]!, /attend registers, f32/);
+        assert.match((await opened({ tuning: false })).kernels[0]!, usual);
+        // A named kernel is that kernel.
+        assert.match((await opened({ tuning: path, kernel: "rows" })).kernels[0]!, /attend rows/);
+
+        keepTuning(path, here, tiny, { version: versionNamed("rows")!, blocking: choice.blocking });
+        const { kernels, notes } = await opened({ tuning: path });
+        assert.match(kernels[0]!, usual);
+        assert.match(notes[0]!, /is not used: it is of a \/ b \/ c/);
+      } finally {
+        GPUDevice.prototype.createComputePipeline = createComputePipeline;
+      }
+    }),
+});
