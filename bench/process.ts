@@ -17,6 +17,9 @@ export interface Running {
   readonly ask: <R extends Request>(request: R) => Effect.Effect<Answers[R["op"]], Absent>;
 }
 
+/** The slowest peers take a minute for the largest shapes. */
+const patience = "5 minutes";
+
 /** One sentence of what a process said last. */
 const lastWords = (lines: ReadonlyArray<string>): string => {
   const plain = lines.map((line) => line.trim());
@@ -78,7 +81,7 @@ export const start: (
   });
 
   const ask = <R extends Request>(request: R): Effect.Effect<Answers[R["op"]], Absent> =>
-    Effect.callback((resume) => {
+    Effect.callback<Answers[R["op"]], Absent>((resume) => {
       waiting = (reply) => {
         waiting = undefined;
         resume(
@@ -91,6 +94,11 @@ export const start: (
       requests.write(new TextEncoder().encode(`${JSON.stringify(request)}\n`)).catch(() => {
         // Its end is told above.
       });
-    });
+    }).pipe(
+      Effect.timeoutOrElse({
+        duration: patience,
+        orElse: () => Effect.fail(new Absent({ reason: `no answer within ${patience}` })),
+      }),
+    );
   return { pid: child.pid, ask };
 });

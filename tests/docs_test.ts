@@ -31,7 +31,10 @@ Deno.test("every exported name is documented", async () => {
 });
 
 Deno.test("every module says what it is for", () => {
-  const folders = ["runtime", "kernels", "plugins", "cli", "examples"];
+  const folders = [
+    ...["runtime", "kernels", "plugins", "cli", "examples"],
+    ...["bench", "bench/contenders", "bench/peers"],
+  ];
   const paths = folders.flatMap((folder) =>
     [...Deno.readDirSync(`${root}${folder}`)]
       .filter(({ name }) => name.endsWith(".ts"))
