@@ -1,5 +1,6 @@
 import { Effect } from "effect";
 import assert from "node:assert/strict";
+import { denseAttention } from "../../kernels/oracle.ts";
 import { webgpu, webgpuWith } from "../../plugins/webgpu.ts";
 import {
   type AdapterInfo,
@@ -168,6 +169,34 @@ onAdapter("a block of many keys, added chunk by chunk, is exact", () => {
     inputs: { q: q!, k: k!, v: v! },
     queries: [stretch(0, 1000)],
     blocks: stretches([999, 1]),
+  }).pipe(Effect.provide(webgpu.layer), Effect.runPromise);
+});
+
+onAdapter("f16 and bf16 storage costs its rounding alone, however many blocks come", () => {
+  const tokens = 640;
+  const shape = { batch: 1, tokens, heads: 2, kvHeads: 1, headDim: 64, scale: 0.125 };
+  const [q, k, v] = [2, 1, 1].map((heads, i) => normals(i + 1, tokens * heads * 64)) as [
+    Float32Array,
+    Float32Array,
+    Float32Array,
+  ];
+  const problem = { ...shape, mask: { kind: "causal" } as const };
+  const exact = denseAttention(problem, q, k, v);
+  return Effect.gen(function* () {
+    for (const [dtype, bound] of [["f16", 5e-4], ["bf16", 4e-3]] as const) {
+      const errors = [];
+      for (const blocks of [1, 4, 64]) {
+        const { o } = yield* attend({
+          ...{ problem, inputs: { q, k, v }, dtype },
+          queries: [stretch(0, tokens)],
+          blocks: stretches(Array(blocks).fill(tokens / blocks)),
+        });
+        errors.push(relativeL2(o, exact.o));
+      }
+      assert.ok(errors.every((error) => error <= bound), `${dtype}: ${errors}`);
+      assert.ok(errors[0]! > bound / 100, "nothing was rounded");
+      assert.ok(Math.max(...errors) / errors[0]! <= 1.5, `${dtype}: ${errors}`);
+    }
   }).pipe(Effect.provide(webgpu.layer), Effect.runPromise);
 });
 
