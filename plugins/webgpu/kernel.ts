@@ -23,14 +23,15 @@ interface Rows extends Piece {
   readonly tops: GPUBuffer;
 }
 
-const tokensThatFit = (tokenBytes: number, largest: number): number => {
+/** How many tokens of that size fit a buffer; throws where not one does. */
+export const tokensThatFit = (tokenBytes: number, largest: number): number => {
   const fit = Math.floor(largest / tokenBytes);
   if (fit > 0) return fit;
   throw new Error(`one token has ${tokenBytes} bytes, and a buffer at most ${largest}`);
 };
 
 /** The bytes of a piece of a [batch, tokens, …] tensor, one stretch for each batch entry. */
-const eachStretch = <B extends ArrayBufferLike>(
+export const eachStretch = <B extends ArrayBufferLike>(
   tensor: Uint8Array<B>,
   batch: number,
   tokens: number,

@@ -19,6 +19,7 @@ export interface Room {
   readonly resource: GPUBindingResource;
   /** Copies whole heads to the place of head `first` and those after it; the bytes may lie in shared memory. */
   readonly write: (first: number, bytes: Uint8Array) => void;
+  readonly destroy: () => void;
 }
 
 /** Gives room for a piece, whose content the next piece overwrites. */
@@ -42,6 +43,7 @@ export const bufferMemory = (device: GPUDevice, label: string): KeyMemory => {
     return {
       resource: { buffer: there },
       write: (first, bytes) => device.queue.writeBuffer(there, first * headBytes, unshared(bytes)),
+      destroy: () => there.destroy(),
     };
   };
 };
@@ -83,6 +85,7 @@ export const textureMemory = (device: GPUDevice, label: string): KeyMemory => {
           head += count;
         }
       },
+      destroy: () => there.destroy(),
     };
   };
 };
