@@ -10,6 +10,8 @@
 // all. They are needed twice, before and after P is known; that the second time looks like another number (it is
 // multiplied by task.one) keeps compilers from holding all of them in between, for which there are no registers.
 
+@group(0) @binding(4) var<storage, read_write> scores: array<vec4f>;
+
 // The tile's rows before the first that is beyond position p.
 fn rowsUpTo(p: i32) -> i32 {
   return countUpTo(task.querySpan, task.rows, p);
@@ -128,7 +130,8 @@ fn backward(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index
         select(0.0, weight(score$r_$j, outcome$j.x), u32(i + $j - low$r) < count$r);
       let dS$r_$j = p$r_$j * (slope$r_$j - outcome$j.y);
       //@ end
-      keepScores(u32(myKey + $r), scoreBase + u32(i / 4), vec4f(dS$r_0, dS$r_1, dS$r_2, dS$r_3));
+      scores[(scoreBase + u32(i / 4)) * task.width + u32(myKey + $r)] =
+        vec4f(dS$r_0, dS$r_1, dS$r_2, dS$r_3);
       //@ end
 
       //@ for $c < QUADS

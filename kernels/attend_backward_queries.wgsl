@@ -5,6 +5,8 @@
 //
 // | grid | x: LANES · ROWS rows of the tile    y: query heads of the (batch entry, key head) from task.first on |
 
+@group(0) @binding(4) var<storage, read> scores: array<vec4f>;
+
 // The tile's keys before the first that is beyond position p.
 fn keysUpTo(p: i32) -> i32 {
   return countUpTo(task.keySpan, task.columns, p);
@@ -57,7 +59,7 @@ fn backward(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index
     //@ end
     //@ end
     //@ for $q < FOURS
-    let scores$q_$j = scoresAt(key$j, scoreRow$q);
+    let scores$q_$j = scores[scoreRow$q * task.width + key$j];
     //@ end
     //@ for $r < ROWS
     // Where no row of a workgroup's keys sees them, dS was not written.

@@ -6,13 +6,12 @@
  */
 import { decode, type DType, elementBytes } from "../../runtime/dtype.ts";
 import type { BackwardPass, KeyValues, Outcome, Queries, Tile } from "../../runtime/kernel.ts";
-import { type Band, pairsBetween, unbounded } from "../../runtime/mask.ts";
-import { positionAt, slice } from "../../runtime/span.ts";
+import { type Band, unbounded } from "../../runtime/mask.ts";
+import { positionAt } from "../../runtime/span.ts";
 import { selfCheckBackward } from "./backward_check.ts";
 import {
   type BackwardAdapter,
   backwardProgram,
-  fourRows,
   type Pass,
   passes,
   rowsOf,
@@ -22,6 +21,7 @@ import { eachStretch, tokensThatFit } from "./kernel.ts";
 import { bufferMemory, type KeyMemory, type Room, textureMemory } from "./key_memory.ts";
 import { type Part, partsOf, type Piece, piecesOf } from "./parts.ts";
 import { headsAcross, texelFormat } from "./program.ts";
+import { type Slab, slabsOf } from "./slabs.ts";
 
 /** Bytes of the programs' `Task`. */
 const taskBytes = 96;
@@ -43,13 +43,6 @@ interface Rows extends Piece {
   readonly gradients: GPUBuffer;
 }
 
-/** What of a part is computed at once, since dS of it has room: rows, keys, and (batch entry, key head) pairs. */
-interface Slab {
-  readonly part: Part<Rows>;
-  readonly first: number;
-  readonly count: number;
-}
-
 interface Compiled {
   readonly pipeline: GPUComputePipeline;
   readonly layout: GPUBindGroupLayout;
@@ -57,8 +50,8 @@ interface Compiled {
 
 type Programs = Readonly<Record<Pass, Compiled>>;
 
-/** Rows and keys of a slab, at most: so that no sum is long, and dS stays in the caches of a CPU. */
-const most = { rows: 1024, keys: 2048, bytes: 2 ** 24 };
+/** Bytes of dS between the two passes, at most: so that they stay in the caches of a CPU. */
+const scoreBytes = 2 ** 24;
 
 /** The backward pass on one device. Its programs live as long as the device. */
 export class WebgpuBackward {
@@ -73,8 +66,7 @@ export class WebgpuBackward {
   /** The tasks of a submission, dk and dv of a piece, dS of a slab: used again and again, replaced when too small. */
   #tasks: GPUBuffer | undefined;
   #gradients: GPUBuffer | undefined;
-  #scoresBuffer: GPUBuffer | undefined;
-  #scoresTexture: GPUTexture | undefined;
+  #scores: GPUBuffer | undefined;
 
   /** `text` gives the programs to run, for those who want to see a wrong one refused. */
   constructor(gpu: Gpu, options: BackwardOptions, text = backwardProgram) {
@@ -131,18 +123,17 @@ export class WebgpuBackward {
   /** The bindings of a pass. */
   #layout(pass: Pass, dtype: DType): GPUBindGroupLayout {
     const visibility = GPUShaderStage.COMPUTE;
-    const tensor = (binding: number, dtype: DType, written = false) => ({
+    const buffer = (binding: number, type: GPUBufferBindingType) => ({
       binding,
       visibility,
-      ...(this.#options.keysIn === "buffer"
-        ? { buffer: { type: written ? "storage" : "read-only-storage" } as const }
-        : {
-          storageTexture: {
-            access: written ? "write-only" : "read-only",
-            format: texelFormat(dtype),
-          } as const,
-        }),
+      buffer: { type },
     });
+    const tensor = (binding: number, dtype: DType) =>
+      this.#options.keysIn === "buffer" ? buffer(binding, "read-only-storage") : {
+        binding,
+        visibility,
+        storageTexture: { access: "read-only", format: texelFormat(dtype) } as const,
+      };
     const ofRows = pass === "keys" ? [tensor(1, "f32"), tensor(2, "f32")] : [];
     return this.#device.createBindGroupLayout({
       entries: [
@@ -153,8 +144,8 @@ export class WebgpuBackward {
         },
         ...ofRows,
         tensor(3, dtype),
-        tensor(4, "f32", pass === "keys"),
-        { binding: 5, visibility, buffer: { type: "storage" } },
+        buffer(4, pass === "keys" ? "storage" : "read-only-storage"),
+        buffer(5, "storage"),
       ],
     });
   }
@@ -305,50 +296,15 @@ export class WebgpuBackward {
     return tokensThatFit(bytes, largest);
   }
 
-  /** Rows, keys and (batch entry, key head) pairs in such numbers that dS has room. */
-  #slabsOf({ batch, heads, kvHeads, headDim }: Queries, part: Part<Rows>): ReadonlyArray<Slab> {
-    const { keysIn, lanes, largestBuffer, tallestTexture } = this.#options;
-    const sharing = heads / kvHeads;
-    const group = lanes * rowsOf({ pass: "keys", keysIn, headDim });
-    const room = Math.floor(Math.min(most.bytes, largestBuffer) / 16 / sharing);
-    const [widest, tallest] = keysIn === "buffer"
-      ? [Infinity, Infinity]
-      : [tallestTexture, Math.max(Math.floor(tallestTexture / sharing), 1)];
-    const wanted = Math.ceil(Math.min(part.keySpan.count, most.keys) / group);
-    const width = group *
-      Math.max(1, Math.min(wanted, Math.floor(Math.min(room, widest) / group)));
-    const quads = Math.max(
-      1,
-      Math.min(
-        Math.ceil(part.querySpan.count / fourRows),
-        most.rows / fourRows,
-        Math.floor(room / width),
-        tallest,
-      ),
-    );
-    const grid = Math.floor(this.#device.limits.maxComputeWorkgroupsPerDimension / sharing);
-    const pairs = Math.max(
-      1,
-      Math.min(Math.floor(room / (width * quads)), Math.floor(tallest / quads), grid),
-    );
-    return piecesOf(part.querySpan.count, quads * fourRows).flatMap((rows) =>
-      piecesOf(part.keySpan.count, width).flatMap((keys) => {
-        const cut: Part<Rows> = {
-          ...part,
-          row: part.row + rows.from,
-          querySpan: slice(part.querySpan, rows.from, rows.count),
-          column: part.column + keys.from,
-          keySpan: slice(part.keySpan, keys.from, keys.count),
-        };
-        return pairsBetween(cut.band, cut.querySpan, cut.keySpan) === 0
-          ? []
-          : piecesOf(batch * kvHeads, pairs).map(({ from, count }) => ({
-            part: cut,
-            first: from,
-            count,
-          }));
-      })
-    );
+  #slabsOf({ batch, heads, kvHeads, headDim }: Queries, part: Part<Rows>) {
+    const { keysIn, lanes, largestBuffer } = this.#options;
+    return slabsOf(part, {
+      pairs: batch * kvHeads,
+      sharing: heads / kvHeads,
+      group: lanes * rowsOf({ pass: "keys", keysIn, headDim }),
+      room: Math.min(scoreBytes, largestBuffer) / 16,
+      mostHeads: this.#device.limits.maxComputeWorkgroupsPerDimension,
+    });
   }
 
   /** Submits the slabs of one piece of keys. Gives the memory into which its dk and dv are copied. */
@@ -356,33 +312,20 @@ export class WebgpuBackward {
     programs: Programs,
     { batch, heads, kvHeads, headDim }: Queries,
     piece: Piece,
-    slabs: ReadonlyArray<Slab>,
+    slabs: ReadonlyArray<Slab<Rows>>,
     blocks: Room,
   ): GPUBuffer {
     const { keysIn, lanes } = this.#options;
     const sharing = heads / kvHeads;
     const groupOf = (pass: Pass) => lanes * rowsOf({ pass, keysIn, headDim });
-    const shapes = slabs.map(({ part: { querySpan, keySpan }, count }) => {
-      const [rowQuads, groups] = [
-        Math.ceil(querySpan.count / fourRows),
-        Math.ceil(keySpan.count / groupOf("keys")),
-      ];
-      return {
-        rowQuads,
-        groups,
-        width: groups * groupOf("keys"),
-        height: count * sharing * rowQuads,
-      };
-    });
     const stride = this.#taskStride;
     const data = new ArrayBuffer(slabs.length * stride);
-    slabs.forEach(({ part, first }, i) => {
+    slabs.forEach(({ part, first, rowQuads, width }, i) => {
       const { rows, row, querySpan, column, keySpan, band } = part;
       const spans = [querySpan, keySpan].flatMap((s) => [s.start, s.run, s.stride, s.first]);
       const tile = [row, querySpan.count, column, keySpan.count, band.back, band.ahead];
       const tokens = [rows.count, piece.count, heads, kvHeads, first];
       const halves = [batch * rows.count * heads, batch * piece.count * kvHeads];
-      const { rowQuads, width } = shapes[i]!;
       const fields = [...spans, ...tile, ...tokens, ...halves, rowQuads, width];
       new Int32Array(data, i * stride).set(fields);
       new Float32Array(data, i * stride)[fields.length] = 1;
@@ -401,10 +344,12 @@ export class WebgpuBackward {
       size,
       STORAGE | COPY_SRC | COPY_DST,
     );
-    const scores = this.#scoresFor(
-      Math.max(...shapes.map(({ width }) => width)),
-      Math.max(...shapes.map(({ height }) => height)),
-      Math.max(...shapes.map(({ width, height }) => width * height)),
+    const scores = this.#scores = this.#grown(
+      this.#scores,
+      "scores",
+      16 *
+        Math.max(...slabs.map(({ count, rowQuads, width }) => count * sharing * rowQuads * width)),
+      STORAGE,
     );
     this.#device.queue.writeBuffer(tasks, 0, data);
 
@@ -419,20 +364,20 @@ export class WebgpuBackward {
             ? [[1, rows.outcomes.resource], [2, rows.rows.resource]] as const
             : []),
           [3, blocks.resource],
-          [4, scores],
+          [4, { buffer: scores }],
           [5, { buffer: pass === "keys" ? gradients : rows.gradients }],
         ] as const).map(([binding, resource]) => ({ binding, resource })),
       });
     const bound = new Map<Rows, Readonly<Record<Pass, GPUBindGroup>>>();
     const compute = encoder.beginComputePass();
-    slabs.forEach(({ part: { rows, querySpan }, count }, i) => {
+    slabs.forEach(({ part: { rows, querySpan }, count, width }, i) => {
       const groups = bound.get(rows) ??
         { keys: bind("keys", rows), queries: bind("queries", rows) };
       bound.set(rows, groups);
       for (const pass of passes) {
         compute.setPipeline(programs[pass].pipeline);
         compute.setBindGroup(0, groups[pass], [i * stride]);
-        if (pass === "keys") compute.dispatchWorkgroups(shapes[i]!.groups, count);
+        if (pass === "keys") compute.dispatchWorkgroups(width / groupOf("keys"), count);
         else {
           compute.dispatchWorkgroups(
             Math.ceil(querySpan.count / groupOf("queries")),
@@ -495,29 +440,6 @@ export class WebgpuBackward {
     if (buffer !== undefined && buffer.size >= size) return buffer;
     buffer?.destroy();
     return this.#device.createBuffer({ label, size, usage });
-  }
-
-  /** Memory for dS: at least so wide and high, or of so many elements. */
-  #scoresFor(width: number, height: number, count: number): GPUBindingResource {
-    if (this.#options.keysIn === "buffer") {
-      const { STORAGE } = GPUBufferUsage;
-      const buffer = this.#grown(this.#scoresBuffer, "scores", count * 16, STORAGE);
-      return { buffer: this.#scoresBuffer = buffer };
-    }
-    let texture = this.#scoresTexture;
-    if (texture === undefined || texture.width < width || texture.height < height) {
-      texture?.destroy();
-      texture = this.#scoresTexture = this.#device.createTexture({
-        label: "scores",
-        size: [
-          Math.max(width, texture?.width ?? 0),
-          Math.max(height, texture?.height ?? 0),
-        ],
-        format: texelFormat("f32"),
-        usage: GPUTextureUsage.STORAGE_BINDING,
-      });
-    }
-    return texture.createView();
   }
 
   #memory(label: string): KeyMemory {

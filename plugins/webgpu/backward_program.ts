@@ -46,56 +46,37 @@ export const rowsOf = (
   return keysIn === "buffer" ? 1 : Math.max(1, Math.min(Math.floor(256 / headDim), 4));
 };
 
-/** Declares the tensors that a pass uses, and how it reads and writes them. */
+/** Declares the tensors that a pass reads, and how it does. */
 const access = ({ pass, dtype, headDim, keysIn }: BackwardVariant): ReadonlyArray<string> => {
-  const format = formats[dtype];
-  const across = headsAcross(headDim);
-  const declare = (
-    binding: number,
-    name: string,
-    { texel, stored }: typeof format,
-    mode = "read",
-  ) =>
+  const { f32, [dtype]: format } = formats;
+  const textures = keysIn === "texture";
+  const declare = (binding: number, name: string, { texel, stored }: typeof format) =>
     `@group(0) @binding(${binding}) var` +
-    (keysIn === "texture"
-      ? ` ${name}: texture_storage_2d<${texel}, ${mode}>;`
-      : `<storage, ${mode === "read" ? "read" : "read_write"}> ${name}: array<${stored}>;`);
+    (textures
+      ? ` ${name}: texture_storage_2d<${texel}, read>;`
+      : `<storage, read> ${name}: array<${stored}>;`);
   const element = (name: string, { part }: typeof format) =>
-    keysIn === "texture"
-      ? `textureLoad(${name}, place + vec2u(c, 0u))${part}`
-      : `${name}[place + c]`;
-  const [place, placeOf, outcome, score] = keysIn === "texture"
-    ? [
-      "vec2u",
-      `vec2u(head % ${across}u * QUADS, head / ${across}u)`,
-      `textureLoad(outcomes, vec2u(row % ${headsAcross(4)}u, row / ${headsAcross(4)}u))`,
-      "textureLoad(scores, vec2u(key, row))",
-    ]
-    : ["u32", "head * QUADS", "outcomes[row]", "scores[row * task.width + key]"];
-  const common = [
-    `alias Place = ${place};`,
-    `fn placeOf(head: u32) -> Place { return ${placeOf}; }`,
+    textures ? `textureLoad(${name}, place + vec2u(c, 0u))${part}` : `${name}[place + c]`;
+  const across = headsAcross(headDim);
+  const outcomesAcross = headsAcross(4);
+  return [
+    `alias Place = ${textures ? "vec2u" : "u32"};`,
+    "fn placeOf(head: u32) -> Place { return " +
+    (textures ? `vec2u(head % ${across}u * QUADS, head / ${across}u)` : "head * QUADS") + "; }",
     `fn load(x: ${format.stored}) -> vec4f { return ${format.components}; }`,
     declare(3, "blocks", format),
     `fn blockAt(place: Place, c: u32) -> vec4f { return load(${element("blocks", format)}); }`,
-  ];
-  const f32 = formats.f32;
-  return pass === "queries"
-    ? [
-      ...common,
-      declare(4, "scores", f32),
-      `fn scoresAt(key: u32, row: u32) -> vec4f { return ${score}; }`,
-    ]
-    : [
-      ...common,
+    ...(pass === "queries" ? [] : [
       declare(1, "outcomes", f32),
+      "fn outcomeAt(row: u32) -> vec4f { return " +
+      (textures
+        ? `textureLoad(outcomes, vec2u(row % ${outcomesAcross}u, row / ${outcomesAcross}u))`
+        : "outcomes[row]") +
+      "; }",
       declare(2, "rows", f32),
-      declare(4, "scores", f32, "write"),
-      `fn outcomeAt(row: u32) -> vec4f { return ${outcome}; }`,
       `fn rowAt(place: Place, c: u32) -> vec4f { return ${element("rows", f32)}; }`,
-      "fn keepScores(key: u32, row: u32, x: vec4f) { " +
-      (keysIn === "texture" ? "textureStore(scores, vec2u(key, row), x);" : `${score} = x;`) + " }",
-    ];
+    ]),
+  ];
 };
 
 /** The whole WGSL text, but for the directive that adapters with subgroups may ask for. */
