@@ -18,7 +18,13 @@ import {
 } from "./backward_program.ts";
 import type { Gpu } from "./gpu.ts";
 import { eachStretch, tokensThatFit } from "./kernel.ts";
-import { bufferMemory, type KeyMemory, type Room, textureMemory } from "./key_memory.ts";
+import {
+  bufferMemory,
+  type KeyMemory,
+  type Room,
+  rowsWithin,
+  textureMemory,
+} from "./key_memory.ts";
 import { type Part, partsOf, type Piece, piecesOf } from "./parts.ts";
 import { headsAcross, texelFormat } from "./program.ts";
 import { type Slab, slabsOf } from "./slabs.ts";
@@ -292,7 +298,7 @@ export class WebgpuBackward {
     const row = headsAcross(headDim) * headDim * 4;
     const largest = keysIn === "buffer"
       ? largestBuffer
-      : Math.min(largestBuffer, row * tallestTexture);
+      : Math.min(largestBuffer, row * rowsWithin(tallestTexture));
     return tokensThatFit(bytes, largest);
   }
 

@@ -50,14 +50,17 @@ export const selfCheckBackward = async (
     { o: Float32Array.from(o), lse: Float32Array.from(lse), cotangent: cotangent! },
   );
   try {
-    // Two tiles, so that the second one finds a dq.
-    const tiles = [[0, 20], [20, tokens - 20]].map(([from, count]): Tile => ({
-      row: 0,
-      queries: contiguous(0, tokens),
-      column: from!,
-      keys: contiguous(from!, count!),
-      full: false,
-    }));
+    // Four tiles, so that half of them find a dq, and half of them dk and dv.
+    const halves = [[0, 20], [20, tokens - 20]] as const;
+    const tiles = halves.flatMap(([row, rows]) =>
+      halves.map(([column, columns]): Tile => ({
+        row,
+        queries: contiguous(row, rows),
+        column,
+        keys: contiguous(column, columns),
+        full: false,
+      }))
+    );
     const ofBlock = await backward.absorb({ tokens, dtype, bytes }, tiles, bandOf(mask));
     const found = [...await backward.finish(), ...ofBlock];
     const expected = [...dq, ...dk, ...dv];

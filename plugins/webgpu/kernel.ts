@@ -9,7 +9,7 @@ import { asLse, lseOf } from "../../runtime/lse.ts";
 import { type Band, unbounded } from "../../runtime/mask.ts";
 import { positionAt } from "../../runtime/span.ts";
 import type { Gpu } from "./gpu.ts";
-import { bufferMemory, type KeyMemory, textureMemory } from "./key_memory.ts";
+import { bufferMemory, type KeyMemory, rowsWithin, textureMemory } from "./key_memory.ts";
 import type { Choice, KeysIn } from "./ladder.ts";
 import { needsOf, type Part, partsOf, type Piece, piecesOf } from "./parts.ts";
 import { clearGroup, headsAcross, program, type VariantName, variants } from "./program.ts";
@@ -54,7 +54,7 @@ const largestKeys = (
 ): number => {
   if (keysIn === "buffer") return largestBuffer;
   const row = headsAcross(headDim) * headDim * elementBytes(dtype);
-  return Math.min(largestBuffer, row * tallestTexture);
+  return Math.min(largestBuffer, row * rowsWithin(tallestTexture));
 };
 
 /** Resolves when both are over; rejects with what the earlier one did, else the later one. */
