@@ -53,6 +53,27 @@ const wgsl = (
   },
 });
 
+const backwardWgsl = (
+  fault: string,
+  file:
+    | "kernels/attend_backward_keys.wgsl"
+    | "kernels/attend_backward_queries.wgsl"
+    | "plugins/webgpu/backward.ts",
+  ...changes: Changes
+): Fault => {
+  const unchecked: Changes = [[
+    "await selfCheckBackward({ beginBackward: begin }, dtype, headDim);",
+    "begin;",
+  ]];
+  const host = "plugins/webgpu/backward.ts";
+  return {
+    fault,
+    changes: file === host
+      ? { [host]: [...unchecked, ...changes] }
+      : { [host]: unchecked, [file]: changes },
+  };
+};
+
 /** What a device may get wrong: both contracts must notice. */
 const deviceFaults: ReadonlyArray<Fault> = [
   kernel("K and V are swapped", ["const [k, v] = [decoded", "const [v, k] = [decoded"]),
@@ -196,6 +217,78 @@ const wgslFaults: ReadonlyArray<Fault> = [
   wgsl("the rest of a whole number of groups is nobody's", "attend_task", [
     "let total = keysUpTo(farthest + task.ahead) - begin - clear;",
     "let total = clearBegin - begin + keysUpTo(farthest + task.ahead) - keysUpTo(nearest + task.ahead);",
+  ]),
+];
+
+const keysPass = (fault: string, ...changes: Changes) =>
+  backwardWgsl(fault, "kernels/attend_backward_keys.wgsl", ...changes);
+const queriesPass = (fault: string, ...changes: Changes) =>
+  backwardWgsl(fault, "kernels/attend_backward_queries.wgsl", ...changes);
+const backwardHost = (fault: string, ...changes: Changes) =>
+  backwardWgsl(fault, "plugins/webgpu/backward.ts", ...changes);
+
+/** The same in the backward pass of GPUs: the contract of gradients must notice. */
+const backwardWgslFaults: ReadonlyArray<Fault> = [
+  keysPass("dk and dv are swapped", [
+    "gradients[keyAt$r * QUADS + c] += dk;",
+    "gradients[keyAt$r * QUADS + c] += dv;",
+  ], [
+    "gradients[(task.values + keyAt$r) * QUADS + c] += dv;",
+    "gradients[(task.values + keyAt$r) * QUADS + c] += dk;",
+  ]),
+  keysPass("dk is summed up in float16", [
+    "dk$r_$c += sumK$r_$c;",
+    `let half$r_$c = dk$r_$c + sumK$r_$c;
+      dk$r_$c = vec4f(
+        unpack2x16float(pack2x16float(half$r_$c.xy)),
+        unpack2x16float(pack2x16float(half$r_$c.zw)),
+      );`,
+  ]),
+  keysPass("D is forgotten", ["(slope$r_$j - outcome$j.y)", "slope$r_$j"]),
+  keysPass("the log-sum-exp is forgotten", [
+    "weight(score$r_$j, outcome$j.x)",
+    "weight(score$r_$j, 8.0)",
+  ]),
+  keysPass("the log-sum-exp is that of another head", [
+    "(entry * task.heads + head) * task.queryTokens + task.row;",
+    "(entry * task.heads + keyHead) * task.queryTokens + task.row;",
+  ]),
+  keysPass("query heads are tiled over key heads, not grouped", [
+    "keyHead * sharing + n;",
+    "keyHead + n * task.kvHeads;",
+  ]),
+  keysPass("the heads that share a key are not summed up", [
+    "break if n >= sharing;",
+    "break if true;",
+  ]),
+  keysPass("every batch entry reads the first one's queries", [
+    "(entry * task.queryTokens + task.row) * task.heads + head;",
+    "task.row * task.heads + head;",
+  ]),
+  keysPass("the mask is off by one", [
+    "rowsUpTo(position$r - task.ahead - 1);",
+    "rowsUpTo(position$r - task.ahead);",
+  ]),
+  keysPass("the window is one token too long", [
+    "u32(rowsUpTo(position$r + task.back) - low$r)",
+    "u32(rowsUpTo(position$r + task.back + 1) - low$r)",
+  ]),
+  keysPass("rows of dS lie elsewhere than where they are read", ["begin / 4 * 4;", "begin;"]),
+  keysPass("what another stretch of rows gave to dk is lost", ["+= dk;", "= dk;"]),
+  keysPass("what another stretch of rows gave to dv is lost", ["+= dv;", "= dv;"]),
+  queriesPass("what another stretch of keys gave to dq is lost", ["+= dq;", "= dq;"]),
+  queriesPass("dS that was not written counts", [
+    "select(0.0, scores$[$r / FOUR]_$j[$[$r % FOUR]], u32(k + $j - low$r) < count$r);",
+    "scores$[$r / FOUR]_$j[$[$r % FOUR]];",
+  ]),
+  queriesPass("every batch entry reads the first one's keys", [
+    "(entry * task.keyTokens + task.column) * task.kvHeads + keyHead;",
+    "task.column * task.kvHeads + keyHead;",
+  ]),
+  backwardHost("the scale is forgotten", ["dq[i]! *= scale;", "dq[i]! *= 1;"]),
+  backwardHost("gradients of the block before are not cleared", [
+    "encoder.clearBuffer(gradients, 0, size);",
+    "",
   ]),
 ];
 
@@ -661,5 +754,64 @@ Deno.test({
       assert.equal(await firstToFail(cases.filter(({ name }) => merited.has(name))), undefined);
     });
     printTable(["device, of WGSL"]);
+  },
+});
+
+Deno.test({
+  name: adapter === undefined
+    ? "the contract of gradients catches every fault of the GPU programs (not here: there is no WebGPU adapter)"
+    : "the contract of gradients catches every fault of the GPU programs",
+  ignore: adapter === undefined,
+  fn: async (test) => {
+    const software = isSoftware(adapter!.info);
+    const plant = (
+      { fault, changes }: Fault,
+      judge: (cases: ReadonlyArray<Case>) => Promise<void>,
+    ) =>
+      test.step(fault, () =>
+        withCopy(changes, async (load) => {
+          const { Gpu } = await load<typeof import("../plugins/webgpu/gpu.ts")>(
+            "plugins/webgpu/gpu.ts",
+          );
+          const { WebgpuBackward } = await load<typeof import("../plugins/webgpu/backward.ts")>(
+            "plugins/webgpu/backward.ts",
+          );
+          const device = await (await findAdapter())!.requestDevice({
+            requiredFeatures: software ? ["subgroups" as GPUFeatureName] : [],
+          });
+          const backward = new WebgpuBackward(new Gpu(device), {
+            keysIn: software ? "texture" : "buffer",
+            lanes: software ? adapter!.info.subgroupMaxSize : 64,
+            subgroups: software,
+            directive: "",
+            largestBuffer: 2 ** 27,
+            tallestTexture: 8192,
+          });
+          const { info, begin } = referenceKernel();
+          try {
+            const cases = await casesOf(load, "gradients of a device", {
+              info,
+              begin,
+              beginBackward: (...of) => backward.begin(...of),
+            });
+            // Each head dimension and format is a program of its own, and no fault here is about one.
+            await judge(cases.filter(({ name }) => !/^(head dim|f16|bf16)/.test(name)));
+          } finally {
+            device.destroy();
+            await device.lost;
+          }
+        }));
+    const contract = "gradients, of WGSL";
+    for (const fault of backwardWgslFaults) {
+      await plant(fault, (cases) => assertCaught(fault.fault, contract, cases));
+    }
+    const merited = new Set(table.filter((row) => row[1] === contract).map((row) => row[2]));
+    await plant(
+      backwardHost("and what caught them passes on a sound copy"),
+      async (cases) => {
+        assert.equal(await firstToFail(cases.filter(({ name }) => merited.has(name))), undefined);
+      },
+    );
+    printTable([contract]);
   },
 });

@@ -9,7 +9,7 @@ import { asLse, lseOf } from "../../runtime/lse.ts";
 import { type Band, unbounded } from "../../runtime/mask.ts";
 import { positionAt } from "../../runtime/span.ts";
 import type { Gpu } from "./gpu.ts";
-import { bufferMemory, type KeyMemory, textureMemory } from "./key_memory.ts";
+import { bufferMemory, type KeyMemory, rowsWithin, textureMemory } from "./key_memory.ts";
 import type { Choice, KeysIn } from "./ladder.ts";
 import { needsOf, type Part, partsOf, type Piece, piecesOf } from "./parts.ts";
 import { clearGroup, headsAcross, program, type VariantName, variants } from "./program.ts";
@@ -23,14 +23,15 @@ interface Rows extends Piece {
   readonly tops: GPUBuffer;
 }
 
-const tokensThatFit = (tokenBytes: number, largest: number): number => {
+/** How many tokens of that size fit a buffer; throws where not one does. */
+export const tokensThatFit = (tokenBytes: number, largest: number): number => {
   const fit = Math.floor(largest / tokenBytes);
   if (fit > 0) return fit;
   throw new Error(`one token has ${tokenBytes} bytes, and a buffer at most ${largest}`);
 };
 
 /** The bytes of a piece of a [batch, tokens, …] tensor, one stretch for each batch entry. */
-const eachStretch = <B extends ArrayBufferLike>(
+export const eachStretch = <B extends ArrayBufferLike>(
   tensor: Uint8Array<B>,
   batch: number,
   tokens: number,
@@ -53,7 +54,7 @@ const largestKeys = (
 ): number => {
   if (keysIn === "buffer") return largestBuffer;
   const row = headsAcross(headDim) * headDim * elementBytes(dtype);
-  return Math.min(largestBuffer, row * tallestTexture);
+  return Math.min(largestBuffer, row * rowsWithin(tallestTexture));
 };
 
 /** Resolves when both are over; rejects with what the earlier one did, else the later one. */

@@ -19,6 +19,7 @@ export interface Room {
   readonly resource: GPUBindingResource;
   /** Copies whole heads to the place of head `first` and those after it; the bytes may lie in shared memory. */
   readonly write: (first: number, bytes: Uint8Array) => void;
+  readonly destroy: () => void;
 }
 
 /** Gives room for a piece, whose content the next piece overwrites. */
@@ -42,9 +43,19 @@ export const bufferMemory = (device: GPUDevice, label: string): KeyMemory => {
     return {
       resource: { buffer: there },
       write: (first, bytes) => device.queue.writeBuffer(there, first * headBytes, unshared(bytes)),
+      destroy: () => there.destroy(),
     };
   };
 };
+
+/**
+ * The height of a texture with so many rows in use. llvmpipe compiles a program once for textures whose height is a
+ * power of two, and again for others, which takes seconds: so none is.
+ */
+const heightFor = (rows: number): number => Math.max(rows | 1, 3);
+
+/** Rows of a texture that can be used where its height has a limit. */
+export const rowsWithin = (tallest: number): number => (tallest - 1) | 1;
 
 /** Heads side by side in the rows of a texture. */
 export const textureMemory = (device: GPUDevice, label: string): KeyMemory => {
@@ -53,7 +64,7 @@ export const textureMemory = (device: GPUDevice, label: string): KeyMemory => {
     const across = headsAcross(headDim);
     const quads = headDim / 4;
     const format = texelFormat(dtype);
-    const [width, height] = [across * quads, Math.ceil(heads / across)];
+    const [width, height] = [across * quads, heightFor(Math.ceil(heads / across))];
     if (
       texture === undefined || texture.format !== format || texture.width !== width ||
       texture.height < height
@@ -83,6 +94,7 @@ export const textureMemory = (device: GPUDevice, label: string): KeyMemory => {
           head += count;
         }
       },
+      destroy: () => there.destroy(),
     };
   };
 };

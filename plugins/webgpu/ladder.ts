@@ -85,7 +85,7 @@ export const ladder: ReadonlyArray<Version> = [
     keysIn: "texture",
     subgroups: true,
     blocking: ({ headDim, vector }) => ({
-      rows: power(256 / headDim, 4),
+      rows: headDim <= 128 ? 4 : 2,
       keys: headDim <= 64 ? 8 : 4,
       lanes: vector,
     }),

@@ -6,6 +6,7 @@
 import { Unavailable } from "../../runtime/device_worker_guest.ts";
 import type { AttentionKernel } from "../../runtime/kernel.ts";
 import { describe, findAdapter, isSoftware } from "./adapter.ts";
+import { WebgpuBackward } from "./backward.ts";
 import { Gpu } from "./gpu.ts";
 import { WebgpuAttention } from "./kernel.ts";
 import { bestFirst, type Blocking, ladder, type Version, versionNamed } from "./ladder.ts";
@@ -29,6 +30,9 @@ export interface WebgpuOptions {
 
 /** Invocations that an adapter runs as one; what most GPUs do where it does not say. */
 export const vectorOf = ({ subgroupMaxSize }: GPUAdapterInfo): number => subgroupMaxSize || 32;
+
+/** Invocations of a workgroup of the backward pass on a GPU. */
+const gpuLanes = 64;
 
 /** The versions to try, best first, for a kernel that was asked for. */
 const wantedVersions = (
@@ -114,6 +118,14 @@ export const openWebgpu = async (options: WebgpuOptions = {}): Promise<Attention
     largestBuffer,
     tallestTexture: maxTextureDimension2D,
   });
+  const backward = new WebgpuBackward(gpu, {
+    keysIn: versions[0]!.keysIn,
+    lanes: options.blocking?.lanes ?? (software ? vector : gpuLanes),
+    subgroups: versions[0]!.subgroups,
+    directive: subgroups.directive,
+    largestBuffer,
+    tallestTexture: maxTextureDimension2D,
+  });
   // The smallest program, so that a driver that computes wrongly is known at once.
   await attention.prepare("f32", 4);
   return {
@@ -122,11 +134,12 @@ export const openWebgpu = async (options: WebgpuOptions = {}): Promise<Attention
       backend: describe(adapter.info),
       software,
       features: [...gpu.device.features],
-      gradients: false,
+      gradients: true,
       memory: Deno.systemMemoryInfo().total,
       largestTensor: largestBuffer,
       notes,
     },
     begin: (queries) => attention.begin(queries),
+    beginBackward: (queries, outcome) => backward.begin(queries, outcome),
   };
 };

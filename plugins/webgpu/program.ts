@@ -50,7 +50,7 @@ export const clearGroup = ({ version, headDim, blocking }: Omit<Variant, "varian
 const mostMaskedKeys = 2;
 
 /** Four consecutive components: a texel, or an element of a buffer. */
-interface Format {
+export interface Format {
   readonly texel: GPUTextureFormat;
   readonly stored: string;
   /** What of a texel is the element. */
@@ -59,7 +59,8 @@ interface Format {
   readonly components: string;
 }
 
-const formats: Record<DType, Format> = {
+/** How each number format is stored and widened. */
+export const formats: Record<DType, Format> = {
   f32: { texel: "rgba32float", stored: "vec4f", part: "", components: "x" },
   f16: {
     texel: "rg32uint",

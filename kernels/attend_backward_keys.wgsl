@@ -1,0 +1,194 @@
+// What one tile adds to dk and dv, and its dS: the first of two passes, see `attend_backward_task.wgsl`.
+//
+// An invocation owns ROWS consecutive keys of one key head and holds their k, v, dk and dv in registers. It takes the
+// tile's query rows STREAM at a time, of one query head after the other that reads this key head: each q and dO that it
+// reads serves all its keys, and the sum over the heads stays with it.
+//
+// | grid | x: LANES · ROWS keys of the tile    y: (batch entry, key head), from task.first on |
+//
+// Where subgroups can be relied on, each invocation loads another four components of q and dO and passes them on to
+// all. They are needed twice, before and after P is known; that the second time looks like another number (it is
+// multiplied by task.one) keeps compilers from holding all of them in between, for which there are no registers.
+
+@group(0) @binding(4) var<storage, read_write> scores: array<vec4f>;
+
+// The tile's rows before the first that is beyond position p.
+fn rowsUpTo(p: i32) -> i32 {
+  return countUpTo(task.querySpan, task.rows, p);
+}
+
+@compute @workgroup_size(LANES)
+fn backward(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
+  let firstKey = i32(group.x * LANES * ROWS);
+  let lastKey = min(firstKey + i32(LANES * ROWS), task.columns) - 1;
+  let begin = rowsUpTo(positionAt(task.keySpan, firstKey) - task.ahead - 1);
+  let end = rowsUpTo(positionAt(task.keySpan, lastKey) + task.back);
+  if (begin >= end) { return; }
+
+  let entry = (task.first + group.y) / task.kvHeads;
+  let keyHead = (task.first + group.y) % task.kvHeads;
+  let sharing = task.heads / task.kvHeads;
+
+  // Keys beyond the tile are shadows of its last key, which no row sees and which are never written.
+  let myKey = firstKey + i32(lane * ROWS);
+  //@ for $r < ROWS
+  let live$r = myKey + $r < task.columns;
+  let key$r = min(myKey + $r, task.columns - 1);
+  let position$r = positionAt(task.keySpan, key$r);
+  let low$r = rowsUpTo(position$r - task.ahead - 1);
+  let count$r = select(0u, u32(rowsUpTo(position$r + task.back) - low$r), live$r);
+  let keyAt$r =
+    (entry * task.keyTokens + task.column + u32(key$r)) * task.kvHeads + keyHead;
+  let place$r = placeOf(keyAt$r);
+  let valuePlace$r = placeOf(task.values + keyAt$r);
+  //@ for $c < QUADS
+  var k$r_$c = vec4f(0.0);
+  var v$r_$c = vec4f(0.0);
+  var dk$r_$c = vec4f(0.0);
+  var dv$r_$c = vec4f(0.0);
+  //@ end
+  //@ end
+  for (var c = 0u; c < QUADS; c++) {
+    //@ for $r < ROWS
+    let readK$r = blockAt(place$r, c);
+    let readV$r = blockAt(valuePlace$r, c);
+    //@ for $c < QUADS
+    k$r_$c = select(k$r_$c, readK$r, c == $cu);
+    v$r_$c = select(v$r_$c, readV$r, c == $cu);
+    //@ end
+    //@ end
+  }
+  //@ if BROADCAST
+  //@ for $p < PARTS
+  let quad$p = min($pu * LANES + lane, QUADS - 1u);
+  //@ end
+  //@ end
+
+  var n = 0u;
+  loop {
+    let head = keyHead * sharing + n;
+    let rowBase = (entry * task.queryTokens + task.row) * task.heads + head;
+    let outcomeBase = (entry * task.heads + head) * task.queryTokens + task.row;
+    let scoreBase = (group.y * sharing + n) * task.rowQuads;
+
+    // Whole quads of rows, as `scores` has them.
+    var i = begin / 4 * 4;
+    loop {
+      //@ if BROADCAST
+      let outcomes = outcomeAt(outcomeBase + u32(min(i + i32(lane % STREAM), task.rows - 1))).xy;
+      //@ end
+      //@ for $j < STREAM
+      // Rows beyond the tile are shadows of its last one, which see nothing.
+      let row$j = u32(min(i + $j, task.rows - 1));
+      let at$j = placeOf(rowBase + row$j * task.heads);
+      let cotangentAt$j = placeOf(task.cotangents + rowBase + row$j * task.heads);
+      //@ if BROADCAST
+      let outcome$j = subgroupBroadcast(outcomes, $ju);
+      //@ for $p < PARTS
+      let rows$j_$p = rowAt(at$j, quad$p);
+      let cotangents$j_$p = rowAt(cotangentAt$j, quad$p);
+      let rowsAgain$j_$p = rows$j_$p * task.one;
+      let cotangentsAgain$j_$p = cotangents$j_$p * task.one;
+      //@ end
+      //@ else
+      let outcome$j = outcomeAt(outcomeBase + row$j).xy;
+      //@ end
+      //@ for $r < ROWS
+      var score$r_$j = 0.0;
+      var slope$r_$j = 0.0;
+      //@ end
+      //@ end
+
+      //@ for $c < QUADS
+      //@ for $j < STREAM
+      //@ if BROADCAST
+      let q$j_$c = subgroupBroadcast(rows$j_$[$c / LANES], $[$c % LANES]u);
+      //@ else
+      let q$j_$c = rowAt(at$j, $cu);
+      //@ end
+      //@ for $r < ROWS
+      score$r_$j += dot(k$r_$c, q$j_$c);
+      //@ end
+      //@ end
+      //@ end
+      //@ for $c < QUADS
+      //@ for $j < STREAM
+      //@ if BROADCAST
+      let dO$j_$c = subgroupBroadcast(cotangents$j_$[$c / LANES], $[$c % LANES]u);
+      //@ else
+      let dO$j_$c = rowAt(cotangentAt$j, $cu);
+      //@ end
+      //@ for $r < ROWS
+      slope$r_$j += dot(v$r_$c, dO$j_$c);
+      //@ end
+      //@ end
+      //@ end
+
+      //@ for $r < ROWS
+      //@ for $j < STREAM
+      let p$r_$j =
+        select(0.0, weight(score$r_$j, outcome$j.x), u32(i + $j - low$r) < count$r);
+      let dS$r_$j = p$r_$j * (slope$r_$j - outcome$j.y);
+      //@ end
+      scores[(scoreBase + u32(i / 4)) * task.width + u32(myKey + $r)] =
+        vec4f(dS$r_0, dS$r_1, dS$r_2, dS$r_3);
+      //@ end
+
+      //@ for $c < QUADS
+      //@ for $j < STREAM
+      //@ if BROADCAST
+      let dOAgain$j_$c = subgroupBroadcast(cotangentsAgain$j_$[$c / LANES], $[$c % LANES]u);
+      //@ else
+      let dOAgain$j_$c = dO$j_$c;
+      //@ end
+      //@ end
+      //@ for $r < ROWS
+      var sumV$r_$c = vec4f(0.0);
+      //@ for $j < STREAM
+      sumV$r_$c += p$r_$j * dOAgain$j_$c;
+      //@ end
+      dv$r_$c += sumV$r_$c;
+      //@ end
+      //@ end
+      //@ for $c < QUADS
+      //@ for $j < STREAM
+      //@ if BROADCAST
+      let qAgain$j_$c = subgroupBroadcast(rowsAgain$j_$[$c / LANES], $[$c % LANES]u);
+      //@ else
+      let qAgain$j_$c = q$j_$c;
+      //@ end
+      //@ end
+      //@ for $r < ROWS
+      var sumK$r_$c = vec4f(0.0);
+      //@ for $j < STREAM
+      sumK$r_$c += dS$r_$j * qAgain$j_$c;
+      //@ end
+      dk$r_$c += sumK$r_$c;
+      //@ end
+      //@ end
+      continuing {
+        i += STREAM;
+        break if i >= end;
+      }
+    }
+    continuing {
+      n++;
+      break if n >= sharing;
+    }
+  }
+
+  //@ for $r < ROWS
+  if (live$r) {
+    for (var c = 0u; c < QUADS; c++) {
+      var dk = vec4f(0.0);
+      var dv = vec4f(0.0);
+      //@ for $c < QUADS
+      dk = select(dk, dk$r_$c, c == $cu);
+      dv = select(dv, dv$r_$c, c == $cu);
+      //@ end
+      gradients[keyAt$r * QUADS + c] += dk;
+      gradients[(task.values + keyAt$r) * QUADS + c] += dv;
+    }
+  }
+  //@ end
+}

@@ -1,0 +1,71 @@
+/**
+ * What of a part of a tile the backward pass computes at once: the dS of a slab is written down between its two passes,
+ * and there is only so much room.
+ *
+ * @module
+ */
+import { pairsBetween } from "../../runtime/mask.ts";
+import { slice } from "../../runtime/span.ts";
+import { type Part, type Piece, piecesOf } from "./parts.ts";
+
+/** Rows and keys of a part, for some of the (batch entry, key head) pairs, counted through [batch, kvHeads]. */
+export interface Slab<R extends Piece> {
+  readonly part: Part<R>;
+  readonly first: number;
+  readonly count: number;
+  /** Quads of rows, and keys, for which there is room in each query head. */
+  readonly rowQuads: number;
+  readonly width: number;
+}
+
+/** What slabs must fit. */
+export interface SlabSetting {
+  /** (Batch entry, key head) pairs, and query heads that share a key head. */
+  readonly pairs: number;
+  readonly sharing: number;
+  /** Keys of a workgroup: there is room for whole ones. */
+  readonly group: number;
+  /** Quads of dS for which there is room; a slab has those of one workgroup and one quad of rows in any case. */
+  readonly room: number;
+  /** Query heads of a slab, at most, unless more share one key head. */
+  readonly mostHeads: number;
+}
+
+/** Rows and keys of a slab, at most, so that no sum is long. */
+const most = { rows: 1024, keys: 2048 };
+
+/** Cuts a part into slabs, and leaves out those of which no pair counts. */
+export const slabsOf = <R extends Piece>(
+  part: Part<R>,
+  { pairs, sharing, group, room, mostHeads }: SlabSetting,
+): ReadonlyArray<Slab<R>> => {
+  const { querySpan, keySpan } = part;
+  const mine = Math.floor(room / sharing);
+  const atLeastOne = (...limits: ReadonlyArray<number>) =>
+    Math.max(1, Math.floor(Math.min(...limits)));
+  const keys = group * atLeastOne(
+    Math.ceil(Math.min(keySpan.count, most.keys) / group),
+    mine / group,
+  );
+  const quads = atLeastOne(Math.ceil(Math.min(querySpan.count, most.rows) / 4), mine / keys);
+  const together = atLeastOne(mine / (keys * quads), mostHeads / sharing);
+  return piecesOf(querySpan.count, 4 * quads).flatMap((rows) =>
+    piecesOf(keySpan.count, keys).flatMap((columns) => {
+      const cut: Part<R> = {
+        ...part,
+        row: part.row + rows.from,
+        querySpan: slice(querySpan, rows.from, rows.count),
+        column: part.column + columns.from,
+        keySpan: slice(keySpan, columns.from, columns.count),
+      };
+      if (pairsBetween(cut.band, cut.querySpan, cut.keySpan) === 0) return [];
+      return piecesOf(pairs, together).map(({ from, count }) => ({
+        part: cut,
+        first: from,
+        count,
+        rowQuads: Math.ceil(rows.count / 4),
+        width: Math.ceil(columns.count / group) * group,
+      }));
+    })
+  );
+};
