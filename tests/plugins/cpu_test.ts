@@ -1,7 +1,9 @@
 import { Effect } from "effect";
 import assert from "node:assert/strict";
+import { fromFileUrl } from "../../cli/paths.ts";
 import { cpu, cpuWith } from "../../plugins/cpu.ts";
 import { libraryName } from "../../plugins/cpu/blas.ts";
+import { Lifeline } from "../../plugins/cpu/lifeline.ts";
 import { openCpu } from "../../plugins/cpu/open.ts";
 import { Device } from "../../runtime/device.ts";
 import { encode } from "../../runtime/dtype.ts";
@@ -208,3 +210,36 @@ onThisThread("nothing waits for threads that were ended", async (kernel) => {
   await assert.rejects(async () => await absorbing, /the threads were ended/);
   await assert.rejects(async () => await accumulation.finish(), /the threads were ended/);
 });
+
+withLibrary(
+  "a device that ends in the middle of a block stops its threads, and waits for that",
+  Effect.promise(async () => {
+    const lifeline = new Lifeline();
+    const kernel = await openCpu({ threads: 2, lifeline: lifeline.words });
+    const accumulation = await kernel.begin(queries);
+    const refused = assert.rejects(
+      async () => await accumulation.absorb(block, [tile], full),
+      /the device was closed/,
+    );
+    await new Promise((resume) => setTimeout(resume));
+    await lifeline.end();
+    await refused;
+    kernel.close();
+  }),
+);
+
+withLibrary(
+  "a process may end as soon as it gave up its device",
+  Effect.promise(async () => {
+    const program = fromFileUrl(new URL("../support/cpu_interrupted.ts", import.meta.url));
+    for (let i = 0; i < 4; i++) {
+      const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+        args: ["run", "-A", program],
+        stdout: "piped",
+        stderr: "piped",
+      }).output();
+      const [said, complained] = [stdout, stderr].map((text) => new TextDecoder().decode(text));
+      assert.deepEqual([code, said, complained], [0, "gave up\n", ""]);
+    }
+  }),
+);
