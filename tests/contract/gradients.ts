@@ -123,6 +123,17 @@ const longBlock: DeviceCase = {
   }),
 };
 
+const twoStretches: DeviceCase = {
+  name: "a long block of two stretches",
+  run: Effect.suspend(() => {
+    const shape = problem({ tokens: 1100, heads: 2, kvHeads: 1, mask: causal });
+    return checkGradients(whole(shape, {
+      queries: [stretch(330, 400), stretch(900, 1100)],
+      blocks: [[stretch(0, 330), stretch(400, 900)]],
+    }));
+  }),
+};
+
 const partOfRows: DeviceCase = {
   name: "spans that begin in the middle of a run",
   run: checkGradients({
@@ -229,6 +240,7 @@ export const gradientCases: ReadonlyArray<DeviceCase> = [
   ...formats,
   manyBlocks,
   longBlock,
+  twoStretches,
   emptyShard,
   blindRows,
   largeLogits,

@@ -82,18 +82,6 @@ for (const [size, factor] of [["small", 1], ["large", 8]] as const) {
 }
 
 withLibrary(
-  "large scores may follow small ones, and small ones large ones",
-  Effect.forEach([[1, 40], [40, 1], [1, 40, 1]], (factors) => {
-    const shape = problem({ tokens: 300, mask: { kind: "full" } });
-    const { q, k, v } = inputsOf(shape);
-    const each = k.length / factors.length;
-    const scaled = k.map((x, i) => x * factors[Math.floor(i / each)]!);
-    const lengths = factors.map(() => shape.tokens / factors.length);
-    return checkAgainstFloat32(whole(shape, { lengths, inputs: { q, k: scaled, v } }));
-  }, { discard: true }).pipe(Effect.provide(cpu.layer)),
-);
-
-withLibrary(
   "heads whose vectors are more than a thread widens or measures at once",
   Effect.forEach(["f32", "f16"] as const, (dtype) => {
     const shape = problem({ batch: 2, tokens: 130, heads: 12, kvHeads: 12 });
