@@ -84,8 +84,8 @@ export interface Slopes {
 }
 
 /** D = Σ dO·o of every row. One item is a chunk of tokens of a batch entry. */
-export interface Weigh {
-  readonly kind: "weigh";
+export interface Delta {
+  readonly kind: "delta";
   readonly shape: Shape;
   readonly o: Float32Array;
   readonly slopes: Slopes;
@@ -109,7 +109,7 @@ export interface Differentiate {
   readonly added: Int32Array;
 }
 
-export type Job = Prepare | Attend | Normalise | Weigh | Differentiate;
+export type Job = Prepare | Attend | Normalise | Delta | Differentiate;
 
 /** How many chunks of tokens there are: as many tokens each as a tile has rows. */
 export const chunksOf = (tokens: number): number => Math.ceil(tokens / rowsAtOnce);
@@ -125,7 +125,7 @@ export const itemsOf = (job: Job): number => {
     case "attend":
       return job.shape.batch * job.shape.heads * chunksOf(job.shape.tokens);
     case "normalise":
-    case "weigh":
+    case "delta":
       return job.shape.batch * chunksOf(job.shape.tokens);
     case "differentiate":
       return job.shape.batch * job.shape.kvHeads * rangesOf(job.keys.tokens);

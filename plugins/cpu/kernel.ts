@@ -226,7 +226,7 @@ export class CpuAttention {
         into: slopes.cotangent,
       }),
       this.#threads.run({
-        kind: "weigh",
+        kind: "delta",
         shape: shapeOf(queries),
         o: new Float32Array(o!.buffer, o!.byteOffset, size),
         slopes,

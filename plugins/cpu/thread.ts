@@ -9,7 +9,7 @@ import { Control } from "./control.ts";
 import { differentiate } from "./differentiate.ts";
 import { itemsOf, type Job } from "./job.ts";
 import { Lifeline } from "./lifeline.ts";
-import { normalise, prepare, weigh } from "./prepare.ts";
+import { delta, normalise, prepare } from "./prepare.ts";
 import { Softmax } from "./softmax.ts";
 
 /** What a thread works with. */
@@ -68,8 +68,8 @@ const workOf = (job: Job, control: Control): (item: number) => void => {
       return attend(blas, softmax, job);
     case "normalise":
       return (item) => normalise(job, item);
-    case "weigh":
-      return (item) => weigh(job, item);
+    case "delta":
+      return (item) => delta(job, item);
     case "differentiate":
       return differentiate(blas, softmax, control, job);
   }
