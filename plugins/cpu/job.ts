@@ -31,12 +31,13 @@ export interface Prepare {
   readonly longest?: Float32Array;
 }
 
-/** A tile of the plan. `bounds` has the first key that a row sees, then the first that it does not, and is absent where all rows see all keys. */
+/** A tile of the plan. */
 export interface Rectangle {
   readonly row: number;
   readonly rows: number;
   readonly column: number;
   readonly columns: number;
+  /** For each row, the first key that it sees, then the first that it does not; absent where all rows see all keys. */
   readonly bounds?: Int32Array;
 }
 
