@@ -9,7 +9,8 @@ import { deviceInWorker } from "../runtime/device_worker.ts";
 import { findLibrary, isFile } from "../runtime/library.ts";
 import type { DevicePlugin } from "../runtime/plugin.ts";
 import { libraryName } from "./cpu/blas.ts";
-import type { CpuOptions } from "./cpu/open.ts";
+import { Lifeline } from "./cpu/lifeline.ts";
+import type { CpuOptions, WorkerOptions } from "./cpu/open.ts";
 
 /** The device with other options than its own. */
 export const cpuWith = (options: CpuOptions): DevicePlugin => ({
@@ -22,10 +23,16 @@ export const cpuWith = (options: CpuOptions): DevicePlugin => ({
   }),
   layer: Layer.effect(
     Device,
-    deviceInWorker({
-      name: "cpu",
-      url: new URL("./cpu_worker.ts", import.meta.url),
-      options,
+    Effect.gen(function* () {
+      const lifeline = new Lifeline();
+      const device = yield* deviceInWorker({
+        name: "cpu",
+        url: new URL("./cpu_worker.ts", import.meta.url),
+        options: { ...options, lifeline: lifeline.words } satisfies WorkerOptions,
+      });
+      // Before the Worker is terminated.
+      yield* Effect.addFinalizer(() => Effect.promise(() => lifeline.end()));
+      return device;
     }),
   ),
 });

@@ -4,6 +4,6 @@
  * @module
  */
 import { serveDevice } from "../runtime/device_worker_guest.ts";
-import { type CpuOptions, openCpu } from "./cpu/open.ts";
+import { openCpu, type WorkerOptions } from "./cpu/open.ts";
 
-serveDevice((options) => openCpu(options as CpuOptions | undefined));
+serveDevice((options) => openCpu(options as WorkerOptions));

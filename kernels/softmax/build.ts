@@ -38,8 +38,11 @@ export const build = async (module: keyof typeof variants): Promise<Uint8Array> 
   return binary;
 };
 
-if (import.meta.main) {
+/** Compiles both, and puts them beside the source. */
+export const buildAll = async (): Promise<void> => {
   for (const module of Object.keys(variants) as Array<keyof typeof variants>) {
     await Deno.writeFile(new URL(`./${module}`, import.meta.url), await build(module));
   }
-}
+};
+
+if (import.meta.main) await buildAll();

@@ -309,26 +309,44 @@ export function gradients(
     const from = lo == 0 ? 0 : load<i32>(address(lo, i));
     const to = lo == 0 ? columns : load<i32>(address(hi, i));
     const row = address(scores, i * stride);
-    const products_ = address(products, i * stride);
+    const other = address(products, i * stride);
     clear(row, from, to, columns);
-    clear(products_, from, to, columns);
+    clear(other, from, to, columns);
     if (from >= to) continue;
     const lse = f32x4.splat(load<f32>(address(lses, i)));
     const d = f32x4.splat(load<f32>(address(ds, i)));
-    for (let j = from & ~3; j < to; j += 4) {
+    // A score is never far above the row's log-sum-exp, unless that belongs to other keys: not silently, then.
+    let j = from & ~3;
+    if (j < from) {
       const at = address(row, j);
-      const into = address(products_, j);
-      // A score is never far above the row's log-sum-exp, unless that belongs to other keys: not silently, then.
+      const into = address(other, j);
       let x = f32x4.pmin(f32x4.pmax(f32x4.sub(v128.load(at), lse), least), most);
       x = exp(x, log2e, magic, ln2, low, one, c2, c3, c4, c5);
-      let ds4 = f32x4.mul(x, f32x4.sub(v128.load(into), d));
-      if (j < from || j + 4 > to) {
-        const mask = counts(j, from, to);
-        x = v128.and(x, mask);
-        ds4 = v128.and(ds4, mask);
-      }
+      const mask = counts(j, from, to);
+      v128.store(into, v128.and(f32x4.mul(x, f32x4.sub(v128.load(into), d)), mask));
+      v128.store(at, v128.and(x, mask));
+      j += 4;
+    }
+    for (; j + 8 <= to; j += 8) {
+      const at = address(row, j);
+      const into = address(other, j);
+      let x = f32x4.pmin(f32x4.pmax(f32x4.sub(v128.load(at), lse), least), most);
+      let y = f32x4.pmin(f32x4.pmax(f32x4.sub(v128.load(at, 16), lse), least), most);
+      x = exp(x, log2e, magic, ln2, low, one, c2, c3, c4, c5);
+      y = exp(y, log2e, magic, ln2, low, one, c2, c3, c4, c5);
       v128.store(at, x);
-      v128.store(into, ds4);
+      v128.store(at, y, 16);
+      v128.store(into, f32x4.mul(x, f32x4.sub(v128.load(into), d)));
+      v128.store(into, f32x4.mul(y, f32x4.sub(v128.load(into, 16), d)), 16);
+    }
+    for (; j < to; j += 4) {
+      const at = address(row, j);
+      const into = address(other, j);
+      let x = f32x4.pmin(f32x4.pmax(f32x4.sub(v128.load(at), lse), least), most);
+      x = exp(x, log2e, magic, ln2, low, one, c2, c3, c4, c5);
+      const mask = counts(j, from, to);
+      v128.store(into, v128.and(f32x4.mul(x, f32x4.sub(v128.load(into), d)), mask));
+      v128.store(at, v128.and(x, mask));
     }
   }
 }

@@ -31,12 +31,13 @@ export interface Prepare {
   readonly longest?: Float32Array;
 }
 
-/** A tile of the plan. `bounds` has the first key that a row sees, then the first that it does not, and is absent where all rows see all keys. */
+/** A tile of the plan. */
 export interface Rectangle {
   readonly row: number;
   readonly rows: number;
   readonly column: number;
   readonly columns: number;
+  /** For each row, the first key that it sees, then the first that it does not; absent where all rows see all keys. */
   readonly bounds?: Int32Array;
 }
 
@@ -84,8 +85,8 @@ export interface Slopes {
 }
 
 /** D = Σ dO·o of every row. One item is a chunk of tokens of a batch entry. */
-export interface Weigh {
-  readonly kind: "weigh";
+export interface Delta {
+  readonly kind: "delta";
   readonly shape: Shape;
   readonly o: Float32Array;
   readonly slopes: Slopes;
@@ -109,7 +110,7 @@ export interface Differentiate {
   readonly added: Int32Array;
 }
 
-export type Job = Prepare | Attend | Normalise | Weigh | Differentiate;
+export type Job = Prepare | Attend | Normalise | Delta | Differentiate;
 
 /** How many chunks of tokens there are: as many tokens each as a tile has rows. */
 export const chunksOf = (tokens: number): number => Math.ceil(tokens / rowsAtOnce);
@@ -125,7 +126,7 @@ export const itemsOf = (job: Job): number => {
     case "attend":
       return job.shape.batch * job.shape.heads * chunksOf(job.shape.tokens);
     case "normalise":
-    case "weigh":
+    case "delta":
       return job.shape.batch * chunksOf(job.shape.tokens);
     case "differentiate":
       return job.shape.batch * job.shape.kvHeads * rangesOf(job.keys.tokens);

@@ -100,9 +100,21 @@ const checkSize = (what: string, announced: number, found: number): void => {
   throw new Error(`${what} of ${announced} bytes was announced, ${found} came`);
 };
 
+/** Without the bytes, which a message would copy. */
+const shapeOf = ({ batch, tokens, heads, kvHeads, headDim, scale }: Queries) => ({
+  batch,
+  tokens,
+  heads,
+  kvHeads,
+  headDim,
+  scale,
+});
+
 /** Attention on the threads of one device. */
 export class CpuAttention {
   readonly #threads: Threads;
+  /** K and V of a 16-bit block as float32, for one block after the other: jobs are done in order. */
+  readonly #wide = [sharedFloats(0), sharedFloats(0)];
 
   constructor(threads: Threads) {
     this.#threads = threads;
@@ -138,7 +150,7 @@ export class CpuAttention {
     };
   }
 
-  /** K and V of a block as float32, and the jobs that make them so and, where there is room for that, note the longest keys. */
+  /** K and V of a block as float32, and the jobs that make them so; these note the longest keys where there is room. */
   #keys(
     { batch, kvHeads, headDim }: Queries,
     { tokens, dtype, bytes }: KeyValues,
@@ -154,7 +166,7 @@ export class CpuAttention {
       const jobs = longest === undefined ? [] : [{ ...shape, bytes: k, ...measure }];
       return { keys: { tokens, k, v }, jobs };
     }
-    const [wideK, wideV] = [sharedFloats(size), sharedFloats(size)];
+    const [wideK, wideV] = [this.#wideOf(0, size), this.#wideOf(1, size)];
     return {
       keys: { tokens, k: bytesOf(wideK), v: bytesOf(wideV) },
       jobs: [
@@ -162,6 +174,11 @@ export class CpuAttention {
         { ...shape, bytes: v, into: wideV },
       ],
     };
+  }
+
+  #wideOf(which: 0 | 1, size: number): Float32Array {
+    if (this.#wide[which]!.length < size) this.#wide[which] = sharedFloats(size);
+    return this.#wide[which]!.subarray(0, size);
   }
 
   async #absorb(
@@ -226,7 +243,7 @@ export class CpuAttention {
         into: slopes.cotangent,
       }),
       this.#threads.run({
-        kind: "weigh",
+        kind: "delta",
         shape: shapeOf(queries),
         o: new Float32Array(o!.buffer, o!.byteOffset, size),
         slopes,
@@ -266,13 +283,3 @@ export class CpuAttention {
     return gradients;
   }
 }
-
-/** Without the bytes, which a message would copy. */
-const shapeOf = ({ batch, tokens, heads, kvHeads, headDim, scale }: Queries) => ({
-  batch,
-  tokens,
-  heads,
-  kvHeads,
-  headDim,
-  scale,
-});

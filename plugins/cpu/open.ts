@@ -8,6 +8,7 @@ import type { AttentionKernel } from "../../runtime/kernel.ts";
 import { findLibrary } from "../../runtime/library.ts";
 import { libraryName, libraryPackage } from "./blas.ts";
 import { CpuAttention } from "./kernel.ts";
+import { Lifeline } from "./lifeline.ts";
 import { Threads } from "./threads.ts";
 
 /** What a caller may ask of the device. */
@@ -16,6 +17,12 @@ export interface CpuOptions {
   readonly threads?: number;
   /** Path of OpenBLAS, where that is not one of the system's folders. */
   readonly library?: string;
+}
+
+/** What the Worker is told. */
+export interface WorkerOptions extends CpuOptions {
+  /** Words of the `Lifeline` by which the device ends. */
+  readonly lifeline?: Int32Array;
 }
 
 const needed = `${libraryName} (Debian: ${libraryPackage})`;
@@ -27,12 +34,18 @@ const defaultThreads = (): number => {
 
 /** The kernel; `close` ends its threads, which otherwise live as long as the Worker that opened it. */
 export const openCpu = async (
-  { threads: count = defaultThreads(), library = findLibrary(libraryName) }: CpuOptions = {},
+  {
+    threads: count = defaultThreads(),
+    library = findLibrary(libraryName),
+    lifeline = new Lifeline().words,
+  }: WorkerOptions = {},
 ): Promise<AttentionKernel & { readonly close: () => void }> => {
   if (library === undefined) throw new Unavailable({ needed, found: `no ${libraryName}` });
-  const { threads, description } = await Threads.open(count, library).catch((cause: Error) => {
-    throw new Unavailable({ needed, found: cause.message });
-  });
+  const { threads, description } = await Threads.open(count, { library, lifeline }).catch(
+    (cause: Error) => {
+      throw new Unavailable({ needed, found: cause.message });
+    },
+  );
   const attention = new CpuAttention(threads);
   return {
     info: {

@@ -6,7 +6,7 @@
  */
 import { elementBytes } from "../../runtime/dtype.ts";
 import { lseOf } from "../../runtime/lse.ts";
-import { chunksOf, type Normalise, type Prepare, type Weigh } from "./job.ts";
+import { chunksOf, type Delta, type Normalise, type Prepare } from "./job.ts";
 import { chunk } from "./sight.ts";
 import { type Softmax, tileElements } from "./softmax.ts";
 
@@ -61,7 +61,7 @@ export const normalise = ({ shape, state }: Normalise, item: number): void => {
 };
 
 /** One chunk of tokens of one batch entry. */
-export const weigh = ({ shape, o, slopes }: Weigh, item: number): void => {
+export const delta = ({ shape, o, slopes }: Delta, item: number): void => {
   const { tokens, heads, headDim } = shape;
   const { cotangent, d } = slopes;
   const chunks = chunksOf(tokens);

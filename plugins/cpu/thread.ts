@@ -8,12 +8,21 @@ import { type Blas, openBlas } from "./blas.ts";
 import { Control } from "./control.ts";
 import { differentiate } from "./differentiate.ts";
 import { itemsOf, type Job } from "./job.ts";
-import { normalise, prepare, weigh } from "./prepare.ts";
+import { Lifeline } from "./lifeline.ts";
+import { delta, normalise, prepare } from "./prepare.ts";
 import { Softmax } from "./softmax.ts";
+
+/** What a thread works with. */
+export interface Opening {
+  /** The path of OpenBLAS. */
+  readonly library: string;
+  /** Words of the `Lifeline` of the device. */
+  readonly lifeline: Int32Array;
+}
 
 /** What the device says to a thread. */
 export type Order =
-  | { readonly open: string }
+  | { readonly open: Opening }
   | {
     readonly id: number;
     readonly job: Job;
@@ -31,12 +40,19 @@ export type Report =
 const scope = self as unknown as DedicatedWorkerGlobalScope;
 const report = (report: Report): void => scope.postMessage(report);
 
-let tools: { readonly blas: Blas; readonly softmax: Softmax } | undefined;
+let tools:
+  | { readonly blas: Blas; readonly softmax: Softmax; readonly lifeline: Lifeline }
+  | undefined;
 
-const open = async (library: string): Promise<void> => {
+const open = async ({ library, lifeline: words }: Opening): Promise<void> => {
   try {
-    tools = { blas: openBlas(library), softmax: await Softmax.load() };
-    report({ opened: tools.blas.description });
+    const [blas, lifeline] = [openBlas(library), new Lifeline(words)];
+    const product: Blas["product"] = (...of) => {
+      if (lifeline.cut) throw new Error("the device was closed");
+      blas.product(...of);
+    };
+    tools = { blas: { ...blas, product }, softmax: await Softmax.load(), lifeline };
+    report({ opened: blas.description });
   } catch (cause) {
     report({ unavailable: cause instanceof Error ? cause.message : String(cause) });
   }
@@ -52,14 +68,14 @@ const workOf = (job: Job, control: Control): (item: number) => void => {
       return attend(blas, softmax, job);
     case "normalise":
       return (item) => normalise(job, item);
-    case "weigh":
-      return (item) => weigh(job, item);
+    case "delta":
+      return (item) => delta(job, item);
     case "differentiate":
       return differentiate(blas, softmax, control, job);
   }
 };
 
-const work = ({ id, job, words, before }: Exclude<Order, { readonly open: string }>): void => {
+const work = ({ id, job, words, before }: Exclude<Order, { readonly open: Opening }>): void => {
   const control = new Control(words, itemsOf(job));
   try {
     if (before !== undefined) new Control(before.words, before.items).waitForAll();
@@ -76,5 +92,5 @@ const work = ({ id, job, words, before }: Exclude<Order, { readonly open: string
 
 scope.addEventListener("message", ({ data }: MessageEvent<Order>) => {
   if ("open" in data) open(data.open);
-  else work(data);
+  else tools?.lifeline.hold(() => work(data));
 });

@@ -5,7 +5,7 @@
  */
 import { Control } from "./control.ts";
 import { itemsOf, type Job } from "./job.ts";
-import type { Order, Report } from "./thread.ts";
+import type { Opening, Order, Report } from "./thread.ts";
 
 /** Workers that share every job. */
 export class Threads {
@@ -29,7 +29,7 @@ export class Threads {
   /** Starts the threads and opens the library in each; gives its description. */
   static async open(
     count: number,
-    library: string,
+    opening: Opening,
   ): Promise<{ readonly threads: Threads; readonly description: string }> {
     const threads = new Threads(count);
     try {
@@ -46,7 +46,7 @@ export class Threads {
               threads.close(`a thread crashed: ${event.message}`);
               reject(new Error(event.message));
             });
-            worker.postMessage({ open: library } satisfies Order);
+            worker.postMessage({ open: opening } satisfies Order);
           })
         ),
       );

@@ -169,7 +169,11 @@ export const layouts: Record<string, ReadonlyArray<Tokens>> = {
 
 const rings: ReadonlyArray<DeviceCase> = Object.entries(layouts).map(([layout, shards]) => ({
   name: `every rank of a ring of 3, ${layout}`,
-  run: checkEach(([causal, { kind: "window", window: 20 }, { kind: "full" }] as Array<Mask>)
+  run: checkEach(([
+    causal,
+    ...[3, 20].map((window) => ({ kind: "window", window }) as const),
+    { kind: "full" },
+  ] as Array<Mask>)
     .flatMap((mask) => {
       const cut = whole(problem({ tokens: 131, mask }));
       return shards.map((queries, rank) => ({
@@ -321,6 +325,23 @@ const farBlocks: ReadonlyArray<DeviceCase> = [100, -100].map((step) => ({
   }),
 }));
 
+/** Keys whose size changes from block to block; of one head alone, which must not be taken for another. */
+const changingSizes: DeviceCase = {
+  name: "large scores may follow small ones, and small ones large ones",
+  run: Effect.forEach([[1, 40], [40, 1], [1, 40, 1]], (factors) => {
+    const shape = problem({ tokens: 300, mask: { kind: "full" } });
+    const { kvHeads, headDim, tokens } = shape;
+    const { q, k, v } = inputsOf(shape);
+    const each = k.length / factors.length;
+    const scaled = k.map((x, i) => {
+      const head = Math.floor(i / headDim) % kvHeads;
+      return head === 1 ? x * factors[Math.floor(i / each)]! : x;
+    });
+    const lengths = factors.map(() => tokens / factors.length);
+    return checkAgainstFloat32(whole(shape, { lengths, inputs: { q, k: scaled, v } }));
+  }, { discard: true }),
+};
+
 const constantValues: DeviceCase = {
   name: "equal values come back as they are",
   run: Effect.gen(function* () {
@@ -445,6 +466,7 @@ export const deviceCases: ReadonlyArray<DeviceCase> = [
   ...shifts,
   lowest,
   ...farBlocks,
+  changingSizes,
   constantValues,
   zeroQueries,
   ...largeInputs,

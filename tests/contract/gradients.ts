@@ -123,6 +123,16 @@ const longBlock: DeviceCase = {
   }),
 };
 
+const twoStretches: DeviceCase = {
+  name: "a long block of two stretches",
+  run: Effect.suspend(() => {
+    const shape = problem({ tokens: 1100, heads: 2, kvHeads: 1, mask: causal });
+    const mine = [stretch(330, 400), stretch(900, 1100)];
+    const others = [stretch(0, 330), stretch(400, 900)];
+    return checkGradients(whole(shape, { queries: mine, blocks: [others, mine] }));
+  }),
+};
+
 const partOfRows: DeviceCase = {
   name: "spans that begin in the middle of a run",
   run: checkGradients({
@@ -229,6 +239,7 @@ export const gradientCases: ReadonlyArray<DeviceCase> = [
   ...formats,
   manyBlocks,
   longBlock,
+  twoStretches,
   emptyShard,
   blindRows,
   largeLogits,

@@ -1,7 +1,9 @@
 import { Effect } from "effect";
 import assert from "node:assert/strict";
+import { fromFileUrl } from "../../cli/paths.ts";
 import { cpu, cpuWith } from "../../plugins/cpu.ts";
 import { libraryName } from "../../plugins/cpu/blas.ts";
+import { Lifeline } from "../../plugins/cpu/lifeline.ts";
 import { openCpu } from "../../plugins/cpu/open.ts";
 import { Device } from "../../runtime/device.ts";
 import { encode } from "../../runtime/dtype.ts";
@@ -78,18 +80,6 @@ for (const [size, factor] of [["small", 1], ["large", 8]] as const) {
     );
   }
 }
-
-withLibrary(
-  "large scores may follow small ones, and small ones large ones",
-  Effect.forEach([[1, 40], [40, 1], [1, 40, 1]], (factors) => {
-    const shape = problem({ tokens: 300, mask: { kind: "full" } });
-    const { q, k, v } = inputsOf(shape);
-    const each = k.length / factors.length;
-    const scaled = k.map((x, i) => x * factors[Math.floor(i / each)]!);
-    const lengths = factors.map(() => shape.tokens / factors.length);
-    return checkAgainstFloat32(whole(shape, { lengths, inputs: { q, k: scaled, v } }));
-  }, { discard: true }).pipe(Effect.provide(cpu.layer)),
-);
 
 withLibrary(
   "heads whose vectors are more than a thread widens or measures at once",
@@ -208,3 +198,36 @@ onThisThread("nothing waits for threads that were ended", async (kernel) => {
   await assert.rejects(async () => await absorbing, /the threads were ended/);
   await assert.rejects(async () => await accumulation.finish(), /the threads were ended/);
 });
+
+withLibrary(
+  "a device that ends in the middle of a block stops its threads, and waits for that",
+  Effect.promise(async () => {
+    const lifeline = new Lifeline();
+    const kernel = await openCpu({ threads: 2, lifeline: lifeline.words });
+    const accumulation = await kernel.begin(queries);
+    const refused = assert.rejects(
+      async () => await accumulation.absorb(block, [tile], full),
+      /the device was closed/,
+    );
+    await new Promise((resume) => setTimeout(resume));
+    await lifeline.end();
+    await refused;
+    kernel.close();
+  }),
+);
+
+withLibrary(
+  "a process may end as soon as it gave up its device",
+  Effect.promise(async () => {
+    const program = fromFileUrl(new URL("../support/cpu_interrupted.ts", import.meta.url));
+    for (let i = 0; i < 4; i++) {
+      const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+        args: ["run", "-A", program],
+        stdout: "piped",
+        stderr: "piped",
+      }).output();
+      const [said, complained] = [stdout, stderr].map((text) => new TextDecoder().decode(text));
+      assert.deepEqual([code, said, complained], [0, "gave up\n", ""]);
+    }
+  }),
+);
