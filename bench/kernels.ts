@@ -9,7 +9,6 @@ import type { Sample } from "./contender.ts";
 import type { Contender } from "./contenders.ts";
 import { flopsOf, inputsOf, type Job, readTensors, titleOf, writeTensors } from "./job.ts";
 import { judge, type Reference, referenceOf, type Verdict } from "./judge.ts";
-import { contenderEnvironment } from "./machine.ts";
 import { watchOthers } from "./cpu_time.ts";
 import { type Absent, type Running, start } from "./process.ts";
 
@@ -97,7 +96,7 @@ const warm = Effect.fnUntraced(function* (
   task: Task,
   { rounds, exclusively }: BenchOptions,
 ): Effect.fn.Return<Ready, Absent, Scope.Scope> {
-  const running = yield* start(contender.command, contenderEnvironment());
+  const running = yield* start(contender.command);
   return yield* exclusively(Effect.gen(function* () {
     const about = yield* running.ask({ op: "open", job: task.job, inputs: task.inputs });
     const { seconds } = yield* running.ask({ op: "sample" });

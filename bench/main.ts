@@ -10,6 +10,7 @@ import { Argument, CliError, Command, Flag } from "effect/cli";
 import { devices } from "../cli/devices.ts";
 import { note, print } from "../cli/output.ts";
 import { platform, runMain } from "../cli/platform.ts";
+import { prepareDriver } from "../plugins/webgpu/environment.ts";
 import { version } from "../runtime/version.ts";
 import { compare } from "./compare.ts";
 import { contendersWith } from "./contenders.ts";
@@ -110,7 +111,7 @@ const kernels = Command.make(
       Flag.withDefault(""),
       Flag.withDescription("Contenders whose name has one of these parts; ceilings stay"),
     ),
-    versions: numbers("versions", 1, 99, "").pipe(
+    versions: numbers("versions", 1, 99, "3").pipe(
       Flag.withDescription("Versions of the WebGPU kernel to measure besides the chosen one"),
     ),
     jobs: Flag.Literals("jobs", ["all", "attention", "gradients"]).pipe(Flag.withDefault("all")),
@@ -218,6 +219,8 @@ const bench = Command.make("bench").pipe(
   Command.withSubcommands([kernels, ring, comparison]),
 );
 
+// Every contender inherits it, so that none has a better driver than another.
+prepareDriver();
 const program = Command.runWith(bench, { version })(Deno.args).pipe(
   Effect.catchCause((cause) => {
     if (Cause.hasInterruptsOnly(cause)) return Effect.interrupt;
