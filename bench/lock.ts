@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { Effect } from "effect";
+import { Effect, Scope } from "effect";
 
 /** The file, locked for this process alone. */
 const locked = (path: string) =>
@@ -17,7 +17,14 @@ const locked = (path: string) =>
     { interruptible: true }, // the others may take their time
   );
 
-/** Runs work while this process alone holds the lock of a file; without a file, just runs it. */
+/**
+ * Runs work while this process alone holds the lock of a file; without a file, just runs it. What the work acquires
+ * outlives the lock: its scope is the caller's.
+ */
 export const exclusivelyWith =
   (path: string | undefined) => <A, E, R>(work: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
-    path === undefined ? work : Effect.scoped(Effect.andThen(locked(path), work));
+    path === undefined ? work : Effect.acquireUseRelease(
+      Scope.make(),
+      (scope) => Effect.andThen(Scope.provide(locked(path), scope), work),
+      Scope.close,
+    );

@@ -27,3 +27,21 @@ Deno.test("work with the same lock never overlaps, without one it may", async ()
     await Deno.remove(path);
   }
 });
+
+Deno.test("what is acquired under the lock outlives it", async () => {
+  const path = await Deno.makeTempFile();
+  const events: Array<string> = [];
+  try {
+    const resource = Effect.acquireRelease(
+      Effect.sync(() => events.push("acquired")),
+      () => Effect.sync(() => void events.push("released")),
+    );
+    await Effect.runPromise(Effect.scoped(Effect.andThen(
+      exclusivelyWith(path)(resource),
+      Effect.sync(() => events.push("used")),
+    )));
+    assert.deepEqual(events, ["acquired", "used", "released"]);
+  } finally {
+    await Deno.remove(path);
+  }
+});
