@@ -26,7 +26,6 @@ const telling = [
   "OMP_NUM_THREADS",
   "LP_NATIVE_VECTOR_WIDTH",
   "LP_NUM_THREADS",
-  "MESA_SHADER_CACHE_DIR",
 ];
 
 /** What Linux says of its CPUs; empty elsewhere. */

@@ -1,6 +1,7 @@
 /**
- * `deno task bench`: kernels against ceilings and peers, then rings against the bare kernel. Exit codes: 0 when every
- * result was right, 1 when one was wrong, 2 for wrong usage.
+ * `deno task bench`: kernels against ceilings and peers, then rings against the bare kernel; with a verb, one of the
+ * two, or the comparison of two result files. Exit codes: 0 when every result was right, 1 when one was wrong, 2 for
+ * wrong usage.
  *
  * @module
  */
@@ -80,7 +81,10 @@ const publish = Effect.fnUntraced(function* (
   tables: ReadonlyArray<string>,
   faults: ReadonlyArray<string>,
 ) {
-  const command = ["deno task bench", ...Deno.args].join(" ");
+  // Whoever repeats the run has other folders.
+  const own = (i: number) => /^--(out|lock)\b/.test(Deno.args[i] ?? "");
+  const args = Deno.args.filter((arg, i) => !own(i) && !(own(i - 1) && !arg.startsWith("--")));
+  const command = ["deno task bench", ...args].join(" ");
   const markdown = page(heading, command, results.machine, reading, tables);
   yield* print(markdown);
   yield* write(folder, results, markdown);
@@ -221,14 +225,21 @@ const bench = Command.make("bench").pipe(
 
 // Every contender inherits it, so that none has a better driver than another.
 prepareDriver();
-const program = Command.runWith(bench, { version })(Deno.args).pipe(
+const run = Command.runWith(bench, { version });
+const [verb = ""] = Deno.args;
+const named = !verb.startsWith("-") && verb !== "" || /^(-h|--help|--version)$/.test(verb);
+const program = (named ? run(Deno.args) : Effect.andThen(
+  run(["kernels", ...Deno.args]),
+  run(["ring", ...Deno.args]),
+)).pipe(
   Effect.catchCause((cause) => {
     if (Cause.hasInterruptsOnly(cause)) return Effect.interrupt;
     const error = Cause.squash(cause);
-    const sentence = error instanceof Error ? error.message : String(error);
+    // The parser has said what was wrong.
+    if (CliError.isCliError(error)) return Effect.sync(() => void (Deno.exitCode = 2));
     return Effect.andThen(
-      note(`bench: ${sentence}`),
-      Effect.sync(() => void (Deno.exitCode = CliError.isCliError(error) ? 2 : 1)),
+      note(`bench: ${error instanceof Error ? error.message : String(error)}`),
+      Effect.sync(() => void (Deno.exitCode = 1)),
     );
   }),
   Effect.provide(platform),
