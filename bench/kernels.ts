@@ -9,7 +9,6 @@ import type { Sample } from "./contender.ts";
 import type { Contender } from "./contenders.ts";
 import { flopsOf, inputsOf, type Job, readTensors, titleOf, writeTensors } from "./job.ts";
 import { judge, type Reference, referenceOf, type Verdict } from "./judge.ts";
-import { contenderEnvironment } from "./machine.ts";
 import { watchOthers } from "./cpu_time.ts";
 import { type Absent, type Running, start } from "./process.ts";
 
@@ -95,15 +94,13 @@ interface Ready {
 const warm = Effect.fnUntraced(function* (
   contender: Contender,
   task: Task,
-  { rounds, exclusively }: BenchOptions,
+  rounds: number,
 ): Effect.fn.Return<Ready, Absent, Scope.Scope> {
-  const running = yield* start(contender.command, contenderEnvironment());
-  return yield* exclusively(Effect.gen(function* () {
-    const about = yield* running.ask({ op: "open", job: task.job, inputs: task.inputs });
-    const { seconds } = yield* running.ask({ op: "sample" });
-    const fewer = seconds > slow ? Math.min(rounds, roundsWhenSlow) : rounds;
-    return { contender, task, running, about, rounds: fewer, samples: [] };
-  }));
+  const running = yield* start(contender.command);
+  const about = yield* running.ask({ op: "open", job: task.job, inputs: task.inputs });
+  const { seconds } = yield* running.ask({ op: "sample" });
+  const fewer = seconds > slow ? Math.min(rounds, roundsWhenSlow) : rounds;
+  return { contender, task, running, about, rounds: fewer, samples: [] };
 });
 
 const sampleOf = Effect.fnUntraced(function* ({ running }: Ready) {
@@ -136,37 +133,35 @@ export const measure = (
       ({ name }: Contender, failed: boolean) => ({ reason }: { readonly reason: string }) =>
         Effect.sync(() => void missing.push({ name, reason, failed }));
 
-    const ready: Array<Ready> = [];
-    for (const contender of contenders) {
+    const ready = new Set<Ready>();
+    const enter = Effect.fnUntraced(function* (contender: Contender) {
       const task = contender.role === "ceiling" ? ceiling : own;
-      if (!contender.computes.includes(task.job.kind)) continue;
+      if (!contender.computes.includes(task.job.kind)) return;
       if (flopsOf(task.job) > (contender.mostFlops ?? Infinity)) {
-        yield* without(contender, false)({ reason: "it is too slow for this shape" });
-        continue;
+        return yield* without(contender, false)({ reason: "it is too slow for this shape" });
       }
       yield* options.progress(`  ${contender.name}`);
-      const entered = yield* warm(contender, task, options).pipe(
+      yield* warm(contender, task, options.rounds).pipe(
+        Effect.map((entered) => void ready.add(entered)),
         Effect.catch(without(contender, false)),
       );
-      if (entered !== undefined) ready.push(entered);
-    }
-    const out = new Set<Ready>();
+    });
+    const sample = (entered: Ready) =>
+      sampleOf(entered).pipe(
+        Effect.map((sample) => void entered.samples.push(sample)),
+        Effect.catch((absent) => {
+          ready.delete(entered);
+          return without(entered.contender, true)(absent);
+        }),
+      );
+    yield* options.exclusively(Effect.forEach(contenders, enter));
     for (let round = 0; round < options.rounds; round++) {
       yield* options.progress(`  round ${round + 1} of ${options.rounds}`);
-      for (const entered of ready) {
-        if (out.has(entered) || round >= entered.rounds) continue;
-        yield* options.exclusively(sampleOf(entered)).pipe(
-          Effect.map((sample) => void entered.samples.push(sample)),
-          Effect.catch((absent) => {
-            out.add(entered);
-            return without(entered.contender, true)(absent);
-          }),
-        );
-      }
+      const taking = [...ready].filter(({ rounds }) => round < rounds);
+      yield* options.exclusively(Effect.forEach(taking, sample));
     }
     const rows: Array<Score> = [];
     for (const entered of ready) {
-      if (out.has(entered)) continue;
       const { contender: { name, field, role }, task, about, samples } = entered;
       yield* verdictOf(entered).pipe(
         Effect.map((verdict) =>

@@ -26,7 +26,6 @@ const telling = [
   "OMP_NUM_THREADS",
   "LP_NATIVE_VECTOR_WIDTH",
   "LP_NUM_THREADS",
-  "MESA_SHADER_CACHE_DIR",
 ];
 
 /** What Linux says of its CPUs; empty elsewhere. */
@@ -54,17 +53,3 @@ export const thisMachine = (): Machine => ({
   ),
   date: new Date().toISOString().slice(0, 16).replace("T", " "),
 });
-
-/** The environment in which every contender runs, so that none has a better driver than another. */
-export const contenderEnvironment = (): Readonly<Record<string, string>> => {
-  // The widest vectors of the CPU are not what llvmpipe takes by itself. Its shader cache ignores the width, and would
-  // run what was compiled for another.
-  const width = /\bavx512f\b/.test(cpuInfo()) ? "512" : "256";
-  const cache = Deno.env.get("XDG_CACHE_HOME") ?? `${Deno.env.get("HOME") ?? "/tmp"}/.cache`;
-  return {
-    LP_NATIVE_VECTOR_WIDTH: width,
-    MESA_SHADER_CACHE_DIR: `${cache}/annulus-bench-mesa-${width}`,
-    XDG_RUNTIME_DIR: "/tmp",
-    ...Deno.env.toObject(),
-  };
-};

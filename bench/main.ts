@@ -1,6 +1,7 @@
 /**
- * `deno task bench`: kernels against ceilings and peers, then rings against the bare kernel. Exit codes: 0 when every
- * result was right, 1 when one was wrong, 2 for wrong usage.
+ * `deno task bench`: kernels against ceilings and peers, then rings against the bare kernel; with a verb, one of the
+ * two, or the comparison of two result files. Exit codes: 0 when every result was right, 1 when one was wrong, 2 for
+ * wrong usage.
  *
  * @module
  */
@@ -10,6 +11,7 @@ import { Argument, CliError, Command, Flag } from "effect/cli";
 import { devices } from "../cli/devices.ts";
 import { note, print } from "../cli/output.ts";
 import { platform, runMain } from "../cli/platform.ts";
+import { prepareDriver } from "../plugins/webgpu/environment.ts";
 import { version } from "../runtime/version.ts";
 import { compare } from "./compare.ts";
 import { contendersWith } from "./contenders.ts";
@@ -79,7 +81,10 @@ const publish = Effect.fnUntraced(function* (
   tables: ReadonlyArray<string>,
   faults: ReadonlyArray<string>,
 ) {
-  const command = ["deno task bench", ...Deno.args].join(" ");
+  // Whoever repeats the run has other folders.
+  const own = (i: number) => /^--(out|lock)\b/.test(Deno.args[i] ?? "");
+  const args = Deno.args.filter((arg, i) => !own(i) && !(own(i - 1) && !arg.startsWith("--")));
+  const command = ["deno task bench", ...args].join(" ");
   const markdown = page(heading, command, results.machine, reading, tables);
   yield* print(markdown);
   yield* write(folder, results, markdown);
@@ -110,7 +115,7 @@ const kernels = Command.make(
       Flag.withDefault(""),
       Flag.withDescription("Contenders whose name has one of these parts; ceilings stay"),
     ),
-    versions: numbers("versions", 1, 99, "").pipe(
+    versions: numbers("versions", 1, 99, "3").pipe(
       Flag.withDescription("Versions of the WebGPU kernel to measure besides the chosen one"),
     ),
     jobs: Flag.Literals("jobs", ["all", "attention", "gradients"]).pipe(Flag.withDefault("all")),
@@ -218,14 +223,23 @@ const bench = Command.make("bench").pipe(
   Command.withSubcommands([kernels, ring, comparison]),
 );
 
-const program = Command.runWith(bench, { version })(Deno.args).pipe(
+// Every contender inherits it, so that none has a better driver than another.
+prepareDriver();
+const run = Command.runWith(bench, { version });
+const [verb = ""] = Deno.args;
+const named = !verb.startsWith("-") && verb !== "" || /^(-h|--help|--version)$/.test(verb);
+const program = (named ? run(Deno.args) : Effect.andThen(
+  run(["kernels", ...Deno.args]),
+  run(["ring", ...Deno.args]),
+)).pipe(
   Effect.catchCause((cause) => {
     if (Cause.hasInterruptsOnly(cause)) return Effect.interrupt;
     const error = Cause.squash(cause);
-    const sentence = error instanceof Error ? error.message : String(error);
+    // The parser has said what was wrong.
+    if (CliError.isCliError(error)) return Effect.sync(() => void (Deno.exitCode = 2));
     return Effect.andThen(
-      note(`bench: ${sentence}`),
-      Effect.sync(() => void (Deno.exitCode = CliError.isCliError(error) ? 2 : 1)),
+      note(`bench: ${error instanceof Error ? error.message : String(error)}`),
+      Effect.sync(() => void (Deno.exitCode = 1)),
     );
   }),
   Effect.provide(platform),

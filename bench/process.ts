@@ -27,22 +27,18 @@ const lastWords = (lines: ReadonlyArray<string>): string => {
   return telling.findLast((line) => /error/i.test(line)) ?? telling.at(-1) ?? "it said nothing";
 };
 
-/**
- * Starts a contender; the scope's end ends it.
- *
- * @param env Added to this process's own.
- */
+/** Starts a contender, in this process's environment; the scope's end ends it. */
 export const start: (
   command: ReadonlyArray<string>,
-  env: Readonly<Record<string, string>>,
-) => Effect.Effect<Running, Absent, Scope.Scope> = Effect.fnUntraced(function* (command, env) {
+) => Effect.Effect<Running, Absent, Scope.Scope> = Effect.fnUntraced(function* (command) {
   const [program, ...args] = command;
   const { child, requests } = yield* Effect.acquireRelease(
     Effect.try({
       try: () => {
         const child = new Deno.Command(program!, {
           args,
-          env: { NO_COLOR: "1", ...env },
+          // Without the folder, the drivers' loader prints an error on hosts that have no screen.
+          env: { NO_COLOR: "1", XDG_RUNTIME_DIR: Deno.env.get("XDG_RUNTIME_DIR") ?? "/tmp" },
           stdin: "piped",
           stdout: "piped",
           stderr: "piped",

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { Effect } from "effect";
+import { Data, Effect } from "effect";
 import type { Machine } from "./machine.ts";
 
 /** What every bench writes, as far as the comparison of two files needs it. */
@@ -46,6 +46,27 @@ export const write = (folder: string, results: Results, markdown: string): Effec
     );
   });
 
+/** A file is not what the bench writes. */
+export class ResultsUnreadable extends Data.TaggedError("ResultsUnreadable")<{
+  readonly path: string;
+  readonly found: string;
+}> {
+  override get message(): string {
+    return `Cannot compare "${this.path}": needs a result file of the bench: found ${this.found}`;
+  }
+}
+
 /** Reads a result file. */
-export const readResults = (path: string): Effect.Effect<Results> =>
-  Effect.promise(async () => JSON.parse(await Deno.readTextFile(path)));
+export const readResults = (path: string): Effect.Effect<Results, ResultsUnreadable> =>
+  Effect.tryPromise({
+    try: async () => {
+      const results: Results = JSON.parse(await Deno.readTextFile(path));
+      if (!Array.isArray(results.tables)) throw new Error("no tables");
+      return results;
+    },
+    catch: (cause) =>
+      new ResultsUnreadable({
+        path,
+        found: cause instanceof Error ? cause.message : String(cause),
+      }),
+  });

@@ -1,10 +1,12 @@
 /**
- * annulus on one of its devices, `annulus.ts cpu`: the bare kernel, all keys in one block.
+ * annulus on one of its devices, `annulus.ts cpu`: the bare kernel, all keys in one block. `annulus.ts webgpu 3` takes
+ * that version of the WebGPU kernel.
  *
  * @module
  */
 import { Context, Effect, Layer, Scope } from "effect";
 import { devices } from "../../cli/devices.ts";
+import { webgpuWith } from "../../plugins/webgpu.ts";
 import { Device } from "../../runtime/device.ts";
 import type { Problem } from "../../runtime/plan.ts";
 import { version } from "../../runtime/version.ts";
@@ -17,7 +19,10 @@ const forever = Scope.makeUnsafe();
 
 await contend(async (job, inputs): Promise<Contest> => {
   if (job.kind === "matmul") throw new Error("it does not multiply matrices alone");
-  const plugin = devices.find(({ name }) => name === Deno.args[0]);
+  const [wanted, kernel] = Deno.args;
+  const plugin = kernel === undefined
+    ? devices.find(({ name }) => name === wanted)
+    : webgpuWith({ kernel });
   if (plugin === undefined) throw new Error("this version of annulus has no device of that name");
   if (await Effect.runPromise(plugin.score) === 0) throw new Error("it cannot run here");
   const services = await Effect.runPromise(Layer.buildWithScope(plugin.layer, forever));

@@ -7,7 +7,7 @@ import { type Contender, contendersWith } from "../../bench/contenders.ts";
 import type { Job } from "../../bench/job.ts";
 import { faultsOf, kernelMarkdown } from "../../bench/kernel_report.ts";
 import { thisMachine } from "../../bench/machine.ts";
-import type { Results } from "../../bench/results.ts";
+import { readResults, type Results } from "../../bench/results.ts";
 import { type BenchOptions, measure } from "../../bench/kernels.ts";
 
 const job: Job = { kind: "gradients", heads: 2, tokens: 37, headDim: 8, causal: true };
@@ -116,4 +116,11 @@ Deno.test("a comparison gives for each row that two files share how many times a
   });
   const lines = compare(results(40, 20, 30), results(9, 10, 11)).split("\n");
   assert.match(lines.at(-1)!, /a job.*one.*30\.0.*10\.0.*3\.00/);
+});
+
+Deno.test("a comparison refuses what is no result file, with a sentence", async () => {
+  for (const path of ["deno.json", "no-such-file"]) {
+    const error = await Effect.runPromise(Effect.flip(readResults(path)));
+    assert.match(error.message, /Cannot compare ".*": needs a result file of the bench: found/);
+  }
 });
