@@ -1,0 +1,323 @@
+/** The same faults and more in the programs of GPUs. */
+import assert from "node:assert/strict";
+import { referenceKernel } from "../../kernels/reference.ts";
+import { findAdapter, isSoftware } from "../../plugins/webgpu/adapter.ts";
+import type { Queries } from "../../runtime/kernel.ts";
+import {
+  assertCaught,
+  type Case,
+  casesOf,
+  type Changes,
+  type Fault,
+  firstToFail,
+  printTable,
+  table,
+  withCopy,
+} from "../support/faults.ts";
+
+const wgsl = (
+  fault: string,
+  file: "attend" | "attend_task" | "span",
+  ...changes: Changes
+): Fault => ({
+  fault,
+  changes: {
+    [`kernels/${file}.wgsl`]: changes,
+    // The device itself refuses a wrong program; here the contract shall notice.
+    "plugins/webgpu/programs.ts": [["await this.#check(made, compiled);", ""]],
+  },
+});
+
+const backwardWgsl = (
+  fault: string,
+  file:
+    | "kernels/attend_backward_keys.wgsl"
+    | "kernels/attend_backward_queries.wgsl"
+    | "plugins/webgpu/backward.ts",
+  ...changes: Changes
+): Fault => {
+  const unchecked: Changes = [[
+    "await selfCheckBackward({ beginBackward: begin }, dtype, headDim);",
+    "begin;",
+  ]];
+  const host = "plugins/webgpu/backward.ts";
+  return {
+    fault,
+    changes: file === host
+      ? { [host]: [...unchecked, ...changes] }
+      : { [host]: unchecked, [file]: changes },
+  };
+};
+
+/** The same in the program of GPUs: the device contract must notice. */
+const wgslFaults: ReadonlyArray<Fault> = [
+  wgsl("a score beyond the range is passed over", "attend", [
+    "select(l, -1.0, lost || before.y < 0.0)",
+    "select(l, -1.0, before.y < 0.0)",
+  ]),
+  wgsl("a score beyond the range is forgotten by the next block", "attend", [
+    "lost || before.y < 0.0",
+    "lost",
+  ]),
+  wgsl("key heads are tiled over query heads, not repeated", "attend", [
+    "group.y * task.kvHeads / task.heads;",
+    "group.y % task.kvHeads;",
+  ]),
+  wgsl("every batch entry reads the first one's keys", "attend", [
+    "let keyToken = group.z * task.keyTokens + task.column;",
+    "let keyToken = task.column;",
+  ]),
+  wgsl("the second half of a shard overwrites the first", "attend", [
+    "* task.queryTokens + task.row + row$r) * task.heads",
+    "* task.queryTokens + row$r) * task.heads",
+  ]),
+  wgsl("positions are local indices", "span", [
+    "return span.x + (j / span.y) * span.z + j % span.y;",
+    "return i;",
+  ]),
+  wgsl("a query does not see itself", "attend", [
+    "keysUpTo(position$r + task.ahead)",
+    "keysUpTo(position$r + task.ahead - 1)",
+  ]),
+  wgsl("the window is one token too long where it is tested", "attend", [
+    "keysUpTo(position$r - task.back - 1)",
+    "keysUpTo(position$r - task.back - 2)",
+  ]),
+  wgsl("what was gathered is not rescaled", "attend", [
+    "o$r_$c * keep$r + sum$r_$c;",
+    "o$r_$c + sum$r_$c;",
+  ]),
+  wgsl("what earlier chunks gave is not rescaled", "attend", [
+    "allO$r_$c * keepAll$r + o$r_$c * addChunk$r;",
+    "allO$r_$c + o$r_$c * addChunk$r;",
+  ]),
+  wgsl("what earlier blocks gave is not rescaled", "attend", [
+    "outputs[query$r + c] * keep + o * add;",
+    "outputs[query$r + c] + o * add;",
+  ]),
+  wgsl("what a block gives is not rescaled", "attend", [
+    "outputs[query$r + c] * keep + o * add;",
+    "outputs[query$r + c] * keep + o;",
+  ]),
+  wgsl("the sum of weights is not rescaled", "attend", ["l$r * keep$r + sum$r", "l$r + sum$r"]),
+  wgsl("the accumulator is float16", "attend", [
+    "o$r_$c = o$r_$c * keep$r + sum$r_$c;",
+    `let x$r_$c = o$r_$c * keep$r + sum$r_$c;
+      o$r_$c = vec4f(
+        unpack2x16float(pack2x16float(x$r_$c.xy)),
+        unpack2x16float(pack2x16float(x$r_$c.zw)),
+      );`,
+  ]),
+  wgsl("a row without keys begins with a maximum of 0", "attend", [
+    "select(LOWEST, before.x, before.y > 0.0)",
+    "before.x",
+  ]),
+  wgsl("shadows of the last key count", "attend", [
+    "u32(key$j - low$r) < count$r;",
+    "key$j >= low$r && (key$j < low$r + i32(count$r) || key$j >= task.columns);",
+  ]),
+  wgsl("an invocation passes on another one's part of a key", "attend", [
+    "subgroupBroadcast(keys$j_$[$c / LANES], $[$c % LANES]u)",
+    "subgroupBroadcast(keys$j_$[$c / LANES], 0u)",
+  ]),
+  wgsl("keys that all rows see are visited by both variants", "attend_task", [
+    "select(0, visit.gap, k >= visit.gapBegin)",
+    "0",
+  ]),
+  wgsl("the rest of a whole number of groups is nobody's", "attend_task", [
+    "let total = keysUpTo(farthest + task.ahead) - begin - clear;",
+    "let total = clearBegin - begin + keysUpTo(farthest + task.ahead) - keysUpTo(nearest + task.ahead);",
+  ]),
+];
+
+const keysPass = (fault: string, ...changes: Changes) =>
+  backwardWgsl(fault, "kernels/attend_backward_keys.wgsl", ...changes);
+const queriesPass = (fault: string, ...changes: Changes) =>
+  backwardWgsl(fault, "kernels/attend_backward_queries.wgsl", ...changes);
+const backwardHost = (fault: string, ...changes: Changes) =>
+  backwardWgsl(fault, "plugins/webgpu/backward.ts", ...changes);
+
+/** The same in the backward pass of GPUs: the contract of gradients must notice. */
+const backwardWgslFaults: ReadonlyArray<Fault> = [
+  keysPass("dk and dv are swapped", [
+    "gradients[keyAt$r * QUADS + c] += dk;",
+    "gradients[keyAt$r * QUADS + c] += dv;",
+  ], [
+    "gradients[(task.values + keyAt$r) * QUADS + c] += dv;",
+    "gradients[(task.values + keyAt$r) * QUADS + c] += dk;",
+  ]),
+  keysPass("dk is summed up in float16", [
+    "dk$r_$c += sumK$r_$c;",
+    `let half$r_$c = dk$r_$c + sumK$r_$c;
+      dk$r_$c = vec4f(
+        unpack2x16float(pack2x16float(half$r_$c.xy)),
+        unpack2x16float(pack2x16float(half$r_$c.zw)),
+      );`,
+  ]),
+  keysPass("D is forgotten", ["(slope$r_$j - outcome$j.y)", "slope$r_$j"]),
+  keysPass("the log-sum-exp is forgotten", [
+    "weight(score$r_$j, outcome$j.x)",
+    "weight(score$r_$j, 8.0)",
+  ]),
+  keysPass("the log-sum-exp is that of another head", [
+    "(entry * task.heads + head) * task.queryTokens + task.row;",
+    "(entry * task.heads + keyHead) * task.queryTokens + task.row;",
+  ]),
+  keysPass("query heads are tiled over key heads, not grouped", [
+    "keyHead * sharing + n;",
+    "keyHead + n * task.kvHeads;",
+  ]),
+  keysPass("the heads that share a key are not summed up", [
+    "break if n >= sharing;",
+    "break if true;",
+  ]),
+  keysPass("every batch entry reads the first one's queries", [
+    "(entry * task.queryTokens + task.row) * task.heads + head;",
+    "task.row * task.heads + head;",
+  ]),
+  keysPass("the mask is off by one", [
+    "rowsUpTo(position$r - task.ahead - 1);",
+    "rowsUpTo(position$r - task.ahead);",
+  ]),
+  keysPass("the window is one token too long", [
+    "u32(rowsUpTo(position$r + task.back) - low$r)",
+    "u32(rowsUpTo(position$r + task.back + 1) - low$r)",
+  ]),
+  keysPass("rows of dS lie elsewhere than where they are read", ["begin / 4 * 4;", "begin;"]),
+  keysPass("what another stretch of rows gave to dk is lost", ["+= dk;", "= dk;"]),
+  keysPass("what another stretch of rows gave to dv is lost", ["+= dv;", "= dv;"]),
+  queriesPass("what another stretch of keys gave to dq is lost", ["+= dq;", "= dq;"]),
+  queriesPass("dS that was not written counts", [
+    "select(0.0, scores$[$r / FOUR]_$j[$[$r % FOUR]], u32(k + $j - low$r) < count$r);",
+    "scores$[$r / FOUR]_$j[$[$r % FOUR]];",
+  ]),
+  queriesPass("every batch entry reads the first one's keys", [
+    "(entry * task.keyTokens + task.column) * task.kvHeads + keyHead;",
+    "task.column * task.kvHeads + keyHead;",
+  ]),
+  backwardHost("the scale is forgotten", ["dq[i]! *= scale;", "dq[i]! *= 1;"]),
+  backwardHost("gradients of the block before are not cleared", [
+    "encoder.clearBuffer(gradients, 0, size);",
+    "",
+  ]),
+];
+
+const adapter = await findAdapter();
+
+Deno.test({
+  name: adapter === undefined
+    ? "the device contract catches every fault of the GPU program (not here: there is no WebGPU adapter)"
+    : "the device contract catches every fault of the GPU program",
+  ignore: adapter === undefined,
+  fn: async (test) => {
+    const plant = (
+      { fault, changes }: Fault,
+      judge: (cases: ReadonlyArray<Case>) => Promise<void>,
+    ) =>
+      test.step(fault, () =>
+        withCopy(changes, async (load) => {
+          const { Gpu } = await load<typeof import("../../plugins/webgpu/gpu.ts")>(
+            "plugins/webgpu/gpu.ts",
+          );
+          const { WebgpuAttention } = await load<typeof import("../../plugins/webgpu/kernel.ts")>(
+            "plugins/webgpu/kernel.ts",
+          );
+          const { versionNamed } = await load<typeof import("../../plugins/webgpu/ladder.ts")>(
+            "plugins/webgpu/ladder.ts",
+          );
+          // The file with the faults is for software adapters; a GPU runs its other versions as well.
+          const version = versionNamed(isSoftware(adapter!.info) ? "broadcast" : "registers")!;
+          const device = await (await findAdapter())!.requestDevice({
+            requiredFeatures: version.subgroups ? ["subgroups" as GPUFeatureName] : [],
+          });
+          const lanes = adapter!.info.subgroupMaxSize;
+          const attention = new WebgpuAttention(new Gpu(device), {
+            // Smaller than its own, which compiles faster.
+            choices: () => [{ version, blocking: { rows: 2, keys: 4, lanes } }],
+            directive: "",
+            warn: assert.fail,
+            largestBuffer: 2 ** 27,
+            tallestTexture: 8192,
+          });
+          const { info } = referenceKernel();
+          const begin = (queries: Queries) => attention.begin(queries);
+          try {
+            const cases = await casesOf(load, "device", { info, begin });
+            // Each head dimension is a program of its own, and no fault here is about one.
+            await judge(cases.filter(({ name }) => !name.startsWith("head dim")));
+          } finally {
+            device.destroy();
+            await device.lost;
+          }
+        }));
+    for (const fault of wgslFaults) {
+      await plant(fault, (cases) => assertCaught(fault.fault, "device, of WGSL", cases));
+    }
+    const merited = new Set(
+      table.filter((row) => row[1] === "device, of WGSL").map((row) => row[2]),
+    );
+    await plant(wgsl("and what caught them passes on a sound copy", "attend"), async (cases) => {
+      assert.equal(await firstToFail(cases.filter(({ name }) => merited.has(name))), undefined);
+    });
+    printTable(["device, of WGSL"]);
+  },
+});
+
+Deno.test({
+  name: adapter === undefined
+    ? "the contract of gradients catches every fault of the GPU programs (not here: there is no WebGPU adapter)"
+    : "the contract of gradients catches every fault of the GPU programs",
+  ignore: adapter === undefined,
+  fn: async (test) => {
+    const software = isSoftware(adapter!.info);
+    const plant = (
+      { fault, changes }: Fault,
+      judge: (cases: ReadonlyArray<Case>) => Promise<void>,
+    ) =>
+      test.step(fault, () =>
+        withCopy(changes, async (load) => {
+          const { Gpu } = await load<typeof import("../../plugins/webgpu/gpu.ts")>(
+            "plugins/webgpu/gpu.ts",
+          );
+          const { WebgpuBackward } = await load<typeof import("../../plugins/webgpu/backward.ts")>(
+            "plugins/webgpu/backward.ts",
+          );
+          const device = await (await findAdapter())!.requestDevice({
+            requiredFeatures: software ? ["subgroups" as GPUFeatureName] : [],
+          });
+          const backward = new WebgpuBackward(new Gpu(device), {
+            keysIn: software ? "texture" : "buffer",
+            lanes: software ? adapter!.info.subgroupMaxSize : 64,
+            subgroups: software,
+            directive: "",
+            largestBuffer: 2 ** 27,
+            tallestTexture: 8192,
+          });
+          const { info, begin } = referenceKernel();
+          try {
+            const cases = await casesOf(load, "gradients of a device", {
+              info,
+              begin,
+              beginBackward: (...of) => backward.begin(...of),
+            });
+            // Each head dimension and format is a program of its own, and no fault here is about one.
+            await judge(cases.filter(({ name }) => !/^(head dim|f16|bf16)/.test(name)));
+          } finally {
+            device.destroy();
+            await device.lost;
+          }
+        }));
+    const contract = "gradients, of WGSL";
+    for (const fault of backwardWgslFaults) {
+      await plant(fault, (cases) => assertCaught(fault.fault, contract, cases));
+    }
+    const merited = new Set(table.filter((row) => row[1] === contract).map((row) => row[2]));
+    await plant(
+      backwardHost("and what caught them passes on a sound copy"),
+      async (cases) => {
+        assert.equal(await firstToFail(cases.filter(({ name }) => merited.has(name))), undefined);
+      },
+    );
+    printTable([contract]);
+  },
+});
