@@ -38,7 +38,7 @@ export { type ClusterOptions, onCluster } from "./plugins/nats_cluster.ts";
 export { connectNats } from "./plugins/nats_connection.ts";
 export { natsLinks, type NatsLinksOptions } from "./plugins/nats_links.ts";
 export { reference } from "./plugins/reference.ts";
-export { webgpu } from "./plugins/webgpu.ts";
+export { webgpu, type WebgpuOptions, webgpuWith } from "./plugins/webgpu.ts";
 
 export * from "./runtime/errors.ts";
 export {

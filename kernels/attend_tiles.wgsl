@@ -113,9 +113,13 @@ fn attend(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) 
         //@ end
         //@ for $r < ROWS
         var sum$r_$c = vec4f(0.0);
+        //@ end
         //@ for $j < KEYS
+        //@ for $r < ROWS
         sum$r_$c += p$r_$j * v$j_$c;
         //@ end
+        //@ end
+        //@ for $r < ROWS
         o$r_$c = o$r_$c * keep$r + sum$r_$c;
         //@ end
         //@ end

@@ -10,6 +10,8 @@ import type { DevicePlugin } from "../runtime/plugin.ts";
 import { findAdapter, isSoftware } from "./webgpu/adapter.ts";
 import type { WebgpuOptions } from "./webgpu/open.ts";
 
+export type { WebgpuOptions };
+
 /** The device with other options than its own. */
 export const webgpuWith = (options: WebgpuOptions): DevicePlugin => ({
   name: "webgpu",

@@ -82,7 +82,7 @@ interface Limits {
 const unlimited: Limits = { largestBuffer: Infinity, tallestTexture: Infinity };
 
 /** What a kernel on a WebGPU device may use. */
-export interface WebgpuOptions extends ProgramOptions, Limits {}
+export interface AttentionOptions extends ProgramOptions, Limits {}
 
 /** Finds the choice to use and the variants of its program, ready to run. */
 type Find = Programs["find"];
@@ -91,7 +91,7 @@ type Find = Programs["find"];
 export class WebgpuAttention {
   readonly #gpu: Gpu;
   readonly #device: GPUDevice;
-  readonly #options: WebgpuOptions;
+  readonly #options: AttentionOptions;
   readonly #programs: Programs;
   /** Bytes from one task to the next. */
   readonly #taskStride: number;
@@ -102,7 +102,7 @@ export class WebgpuAttention {
   #tasks: GPUBuffer | undefined;
 
   /** `text` is the program to run, for those who want to see a wrong one refused. */
-  constructor(gpu: Gpu, options: WebgpuOptions, text = program) {
+  constructor(gpu: Gpu, options: AttentionOptions, text = program) {
     this.#gpu = gpu;
     this.#device = gpu.device;
     this.#options = options;

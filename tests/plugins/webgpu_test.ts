@@ -9,7 +9,7 @@ import {
   isSoftware,
 } from "../../plugins/webgpu/adapter.ts";
 import { Gpu } from "../../plugins/webgpu/gpu.ts";
-import { WebgpuAttention, type WebgpuOptions } from "../../plugins/webgpu/kernel.ts";
+import { type AttentionOptions, WebgpuAttention } from "../../plugins/webgpu/kernel.ts";
 import { type Choice, ladder, versionNamed } from "../../plugins/webgpu/ladder.ts";
 import { program } from "../../plugins/webgpu/program.ts";
 import { checkSubgroups, countSubgroup } from "../../plugins/webgpu/subgroups.ts";
@@ -239,7 +239,7 @@ const choice = (name: string): Choice => ({
 const withAttention = async (
   use: (attention: WebgpuAttention, device: GPUDevice) => Promise<void>,
   { kernels = ["textures"], text, ...changes }:
-    & Partial<WebgpuOptions>
+    & Partial<AttentionOptions>
     & { readonly kernels?: ReadonlyArray<string>; readonly text?: typeof program } = {},
 ): Promise<void> => {
   const device = await (await findAdapter())!.requestDevice();
