@@ -1,7 +1,7 @@
 // What one tile adds to dk and dv, and its dS: the first of two passes, see `attend_backward_task.wgsl`.
 //
-// An invocation owns ROWS consecutive keys of one key head and holds their k, v, dk and dv in registers. It takes the
-// tile's query rows STREAM at a time, of one query head after the other that reads this key head: each q and dO that it
+// An invocation owns ROWS consecutive keys of one key head and holds their k, v, dk and dv in registers. It takes four of the
+// tile's query rows at a time, of one query head after the other that reads this key head: each q and dO that it
 // reads serves all its keys, and the sum over the heads stays with it.
 //
 // | grid | x: LANES · ROWS keys of the tile    y: (batch entry, key head), from task.first on |
@@ -75,9 +75,9 @@ fn backward(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index
     var i = begin / 4 * 4;
     loop {
       //@ if BROADCAST
-      let outcomes = outcomeAt(outcomeBase + u32(min(i + i32(lane % STREAM), task.rows - 1))).xy;
+      let outcomes = outcomeAt(outcomeBase + u32(min(i + i32(lane % FOUR), task.rows - 1))).xy;
       //@ end
-      //@ for $j < STREAM
+      //@ for $j < FOUR
       // Rows beyond the tile are shadows of its last one, which see nothing.
       let row$j = u32(min(i + $j, task.rows - 1));
       let at$j = placeOf(rowBase + row$j * task.heads);
@@ -100,7 +100,7 @@ fn backward(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index
       //@ end
 
       //@ for $c < QUADS
-      //@ for $j < STREAM
+      //@ for $j < FOUR
       //@ if BROADCAST
       let q$j_$c = subgroupBroadcast(rows$j_$[$c / LANES], $[$c % LANES]u);
       //@ else
@@ -112,7 +112,7 @@ fn backward(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index
       //@ end
       //@ end
       //@ for $c < QUADS
-      //@ for $j < STREAM
+      //@ for $j < FOUR
       //@ if BROADCAST
       let dO$j_$c = subgroupBroadcast(cotangents$j_$[$c / LANES], $[$c % LANES]u);
       //@ else
@@ -125,7 +125,7 @@ fn backward(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index
       //@ end
 
       //@ for $r < ROWS
-      //@ for $j < STREAM
+      //@ for $j < FOUR
       let p$r_$j =
         select(0.0, weight(score$r_$j, outcome$j.x), u32(i + $j - low$r) < count$r);
       let dS$r_$j = p$r_$j * (slope$r_$j - outcome$j.y);
@@ -135,7 +135,7 @@ fn backward(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index
       //@ end
 
       //@ for $c < QUADS
-      //@ for $j < STREAM
+      //@ for $j < FOUR
       //@ if BROADCAST
       let dOAgain$j_$c = subgroupBroadcast(cotangentsAgain$j_$[$c / LANES], $[$c % LANES]u);
       //@ else
@@ -143,15 +143,12 @@ fn backward(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index
       //@ end
       //@ end
       //@ for $r < ROWS
-      var sumV$r_$c = vec4f(0.0);
-      //@ for $j < STREAM
-      sumV$r_$c += p$r_$j * dOAgain$j_$c;
-      //@ end
-      dv$r_$c += sumV$r_$c;
+      dv$r_$c += p$r_0 * dOAgain0_$c + p$r_1 * dOAgain1_$c + p$r_2 * dOAgain2_$c +
+        p$r_3 * dOAgain3_$c;
       //@ end
       //@ end
       //@ for $c < QUADS
-      //@ for $j < STREAM
+      //@ for $j < FOUR
       //@ if BROADCAST
       let qAgain$j_$c = subgroupBroadcast(rowsAgain$j_$[$c / LANES], $[$c % LANES]u);
       //@ else
@@ -159,15 +156,12 @@ fn backward(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index
       //@ end
       //@ end
       //@ for $r < ROWS
-      var sumK$r_$c = vec4f(0.0);
-      //@ for $j < STREAM
-      sumK$r_$c += dS$r_$j * qAgain$j_$c;
-      //@ end
-      dk$r_$c += sumK$r_$c;
+      dk$r_$c += dS$r_0 * qAgain0_$c + dS$r_1 * qAgain1_$c + dS$r_2 * qAgain2_$c +
+        dS$r_3 * qAgain3_$c;
       //@ end
       //@ end
       continuing {
-        i += STREAM;
+        i += FOUR;
         break if i >= end;
       }
     }

@@ -1,7 +1,7 @@
 // What one tile adds to dq, from its dS: the second of two passes, see `attend_backward_task.wgsl`.
 //
-// An invocation owns ROWS consecutive rows of one query head and holds their dq in registers. It takes the tile's keys
-// STREAM at a time; each k that it reads serves all its rows, and each dS that it reads is of four of them.
+// An invocation owns ROWS consecutive rows of one query head and holds their dq in registers. It takes four of the
+// tile's keys at a time; each k that it reads serves all its rows, and each dS that it reads is of four of them.
 //
 // | grid | x: LANES · ROWS rows of the tile    y: query heads of the (batch entry, key head) from task.first on |
 
@@ -49,7 +49,7 @@ fn backward(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index
 
   var k = begin;
   loop {
-    //@ for $j < STREAM
+    //@ for $j < FOUR
     // Keys beyond the tile are shadows of its last one, which nobody sees.
     let key$j = u32(min(k + $j, task.columns - 1));
     let at$j = placeOf(keyBase + key$j * task.kvHeads);
@@ -69,7 +69,7 @@ fn backward(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index
     //@ end
 
     //@ for $c < QUADS
-    //@ for $j < STREAM
+    //@ for $j < FOUR
     //@ if BROADCAST
     let k$j_$c = subgroupBroadcast(keys$j_$[$c / LANES], $[$c % LANES]u);
     //@ else
@@ -77,15 +77,11 @@ fn backward(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index
     //@ end
     //@ end
     //@ for $r < ROWS
-    var sum$r_$c = vec4f(0.0);
-    //@ for $j < STREAM
-    sum$r_$c += dS$r_$j * k$j_$c;
-    //@ end
-    dq$r_$c += sum$r_$c;
+    dq$r_$c += dS$r_0 * k0_$c + dS$r_1 * k1_$c + dS$r_2 * k2_$c + dS$r_3 * k3_$c;
     //@ end
     //@ end
     continuing {
-      k += STREAM;
+      k += FOUR;
       break if k >= end;
     }
   }

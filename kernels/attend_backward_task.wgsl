@@ -16,9 +16,10 @@
 // A row that saw no key comes with q, dO, lse and D of zero, so that nothing has to know of it. Positions ascend in a
 // span: the rows that see a key are an interval of the tile's rows, and the keys that a row sees one of its keys.
 //
-// The program is completed in front of this text: ROWS, STREAM, LANES, QUADS (a quarter of the head dimension), and how
-// tensors are stored, in textures or buffers. `placeOf` says where a head of a token lies in rows and blocks, counted
-// through the whole tensor; `rowAt` and `blockAt` give four components from such a place, `outcomeAt` those of a row.
+// The program is completed in front of this text: ROWS, LANES, QUADS (a quarter of the head dimension), FOUR (which is
+// 4), and how tensors are stored, in textures or buffers. `placeOf` says where a head of a token lies in rows and blocks,
+// counted through the whole tensor; `rowAt` and `blockAt` give four components from such a place, `outcomeAt` those of a
+// row. `//@` lines are for `unroll`, as in `attend.wgsl`.
 
 struct Task {
   // start, run, stride, first: a span of token positions.

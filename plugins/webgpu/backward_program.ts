@@ -84,10 +84,9 @@ export const backwardProgram = (variant: BackwardVariant): string => {
   const { pass, headDim, lanes, subgroups } = variant;
   const rows = rowsOf(variant);
   const quads = headDim / 4;
-  const stream = 4;
   return [
     `const ROWS = ${rows}u;`,
-    `const STREAM = ${stream};`,
+    `const FOUR = ${fourRows};`,
     `const LANES = ${lanes}u;`,
     `const QUADS = ${quads}u;`,
     ...access(variant),
@@ -95,7 +94,6 @@ export const backwardProgram = (variant: BackwardVariant): string => {
     task,
     unroll(pass === "keys" ? keysPass : queriesPass, {
       ROWS: rows,
-      STREAM: stream,
       LANES: lanes,
       QUADS: quads,
       PARTS: Math.ceil(quads / lanes),

@@ -147,12 +147,12 @@ const backwardWgslFaults: ReadonlyArray<Fault> = [
     "gradients[(task.values + keyAt$r) * QUADS + c] += dk;",
   ]),
   keysPass("dk is summed up in float16", [
-    "dk$r_$c += sumK$r_$c;",
-    `let half$r_$c = dk$r_$c + sumK$r_$c;
-      dk$r_$c = vec4f(
-        unpack2x16float(pack2x16float(half$r_$c.xy)),
-        unpack2x16float(pack2x16float(half$r_$c.zw)),
-      );`,
+    "dk$r_$c += dS$r_0 * qAgain0_$c",
+    `dk$r_$c = vec4f(
+        unpack2x16float(pack2x16float(dk$r_$c.xy)),
+        unpack2x16float(pack2x16float(dk$r_$c.zw)),
+      );
+      dk$r_$c += dS$r_0 * qAgain0_$c`,
   ]),
   keysPass("D is forgotten", ["(slope$r_$j - outcome$j.y)", "slope$r_$j"]),
   keysPass("the log-sum-exp is forgotten", [
