@@ -87,8 +87,6 @@ fn backward(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index
       //@ for $p < PARTS
       let rows$j_$p = rowAt(at$j, quad$p);
       let cotangents$j_$p = rowAt(cotangentAt$j, quad$p);
-      let rowsAgain$j_$p = rows$j_$p * task.one;
-      let cotangentsAgain$j_$p = cotangents$j_$p * task.one;
       //@ end
       //@ else
       let outcome$j = outcomeAt(outcomeBase + row$j).xy;
@@ -134,6 +132,14 @@ fn backward(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index
         vec4f(dS$r_0, dS$r_1, dS$r_2, dS$r_3);
       //@ end
 
+      //@ if BROADCAST
+      //@ for $j < FOUR
+      //@ for $p < PARTS
+      let rowsAgain$j_$p = rows$j_$p * task.one;
+      let cotangentsAgain$j_$p = cotangents$j_$p * task.one;
+      //@ end
+      //@ end
+      //@ end
       //@ for $c < QUADS
       //@ for $j < FOUR
       //@ if BROADCAST

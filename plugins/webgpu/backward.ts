@@ -274,14 +274,13 @@ export class WebgpuBackward {
       await Promise.all(copies.map((copy) => copy.mapAsync(GPUMapMode.READ)));
     }).then(() => {
       copies.forEach((copy, i) => {
-        const { piece } = work[i]!;
+        const mapped = copy.getMappedRange();
         eachStretch(
           new Uint8Array(result.buffer),
           2 * batch,
           tokens,
-          piece,
-          (b, bytes) =>
-            bytes.set(new Uint8Array(copy.getMappedRange(), b * bytes.length, bytes.length)),
+          work[i]!.piece,
+          (b, bytes) => bytes.set(new Uint8Array(mapped, b * bytes.length, bytes.length)),
         );
       });
       return result;
