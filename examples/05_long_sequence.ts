@@ -4,7 +4,7 @@
  *
  * ```sh
  * deno run -A examples/05_long_sequence.ts                # 4,096 tokens over 4 nodes, seconds
- * deno run -A examples/05_long_sequence.ts 65536 8        # as docs/long.md records it
+ * deno run -A examples/05_long_sequence.ts 65536 8        # tens of seconds
  * deno run -A examples/05_long_sequence.ts 1048576 8      # a million: 768 MiB of input, many minutes on few cores
  * ```
  *
