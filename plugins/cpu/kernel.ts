@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { elementBytes } from "../../runtime/dtype.ts";
+import { bytesOf, elementBytes } from "../../runtime/dtype.ts";
 import type {
   Accumulation,
   Attended,
@@ -37,9 +37,6 @@ const shared = (bytes: Uint8Array): Uint8Array => {
   copy.set(bytes);
   return copy;
 };
-
-const bytesOf = ({ buffer, byteOffset, byteLength }: Float32Array): Uint8Array =>
-  new Uint8Array(buffer, byteOffset, byteLength);
 
 /** A tile of the plan, with what each row sees of it. */
 const rectangleOf =
