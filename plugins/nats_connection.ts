@@ -13,18 +13,38 @@ const deadline = "5 seconds";
 /** The address without its credentials, which belong in no error and no log. */
 const withoutCredentials = (url: string): string => url.replace(/\/\/[^@/]*@/, "//");
 
-const credentialsIn = ({ username, password }: URL) => {
+const credentialsIn = (
+  { username, password }: URL,
+): { readonly user?: string; readonly pass?: string; readonly token?: string } => {
   const [user, pass] = [decodeURIComponent(username), decodeURIComponent(password)];
   if (pass !== "") return { user, pass };
   return user === "" ? {} : { token: user };
 };
 
-/** The first bytes that a listener says; a NATS server begins with `INFO `. */
-const greeting = async (hostname: string, port: number, signal: AbortSignal): Promise<string> => {
-  using socket = await Deno.connect({ hostname, port, signal });
-  const bytes = new Uint8Array(80);
-  const count = await socket.read(bytes);
-  return new TextDecoder().decode(bytes.subarray(0, count ?? 0));
+/**
+ * What a listener says, and what it answers to credentials: a NATS server says `INFO {…}`, and then `+OK` or `-ERR …`.
+ * Nothing is asked of another protocol, nor of a server that wants TLS first.
+ */
+const greeting = async (parts: URL, signal: AbortSignal): Promise<string> => {
+  const port = Number(parts.port || "4222");
+  using socket = await Deno.connect({ hostname: parts.hostname, port, signal });
+  const bytes = new Uint8Array(64 * 1024);
+  let said = "";
+  const listen = async (until: RegExp) => {
+    while (!until.test(said)) {
+      const count = await socket.read(bytes);
+      if (count === null) return;
+      said += new TextDecoder().decode(bytes.subarray(0, count));
+    }
+  };
+  await listen(/^(?!INFO ).{5}|\n/s);
+  if (!said.startsWith("INFO ") || /"tls_required":\s*true/.test(said)) return said;
+  const { token, ...user } = credentialsIn(parts);
+  // Alone and with an answer: a server that hangs up on more than it has read resets the connection.
+  const hello = { verbose: true, lang: "deno", ...user, ...(token && { auth_token: token }) };
+  await socket.write(new TextEncoder().encode(`CONNECT ${JSON.stringify(hello)}\r\n`));
+  await listen(/\n(\+OK|-ERR .*\n)/);
+  return said;
 };
 
 /**
@@ -45,10 +65,11 @@ export const connectNats = Effect.fn("connectNats")(
       return yield* unavailable("an address of the form nats://host:port", "another form");
     }
 
-    // The client lets a listener of another protocol end the process: such a socket's errors have no handler.
+    // The client lets a listener of another protocol end the process, or a server that refuses the user and resets the
+    // connection: such sockets' errors have no handler.
     const listening = "a NATS server to listen there";
     const said = yield* Effect.tryPromise({
-      try: (signal) => greeting(parts.hostname, Number(parts.port || "4222"), signal),
+      try: (signal) => greeting(parts, signal),
       catch: (cause) => unavailable(listening, cause),
     }).pipe(
       Effect.timeoutOrElse({
@@ -60,9 +81,12 @@ export const connectNats = Effect.fn("connectNats")(
     if (!said.startsWith("INFO ")) {
       return yield* unavailable(
         listening,
-        `a greeting of another protocol, ${JSON.stringify(said)}`,
+        `a greeting of another protocol, ${JSON.stringify(said.slice(0, 80))}`,
       );
     }
+    const user = "a user it knows, as in nats://user:password@host:port";
+    const [, refusal] = /^-ERR '?(.*?)'?\r?$/m.exec(said) ?? [];
+    if (refusal !== undefined) return yield* unavailable(user, refusal);
 
     return yield* Effect.acquireRelease(
       Effect.tryPromise({
@@ -76,7 +100,7 @@ export const connectNats = Effect.fn("connectNats")(
           }),
         catch: (cause) =>
           cause instanceof errors.AuthorizationError
-            ? unavailable("a user it knows, as in nats://user:password@host:port", cause)
+            ? unavailable(user, cause)
             : unavailable(listening, cause),
       }),
       (connection) => Effect.promise(() => connection.close()),
