@@ -26,6 +26,7 @@ import {
   type Slopes,
   type State,
 } from "./job.ts";
+import { copyOf, Memory } from "./memory.ts";
 import { sightOf } from "./sight.ts";
 import { keysAtOnce, rowsAtOnce } from "./softmax.ts";
 import type { Threads } from "./threads.ts";
@@ -110,6 +111,7 @@ const shapeOf = ({ batch, tokens, heads, kvHeads, headDim, scale }: Queries) => 
 /** Attention on the threads of one device. */
 export class CpuAttention {
   readonly #threads: Threads;
+  readonly #memory = new Memory();
   /** K and V of a 16-bit block as float32, for one block after the other: jobs are done in order. */
   readonly #wide = [sharedFloats(0), sharedFloats(0)];
 
@@ -121,29 +123,27 @@ export class CpuAttention {
     const { batch, tokens, heads, headDim, dtype, bytes } = queries;
     const size = sizeOf(queries, tokens);
     checkSize("a shard", size * elementBytes(dtype), bytes.length);
-    const q = sharedFloats(size);
-    const longest = lengthsFor(batch, tokens, heads);
-    const shape = { batch, tokens, heads, headDim };
-    await this.#threads.run({
+    const rows = batch * heads * tokens;
+    const loan = this.#memory.lend();
+    const state: State = {
+      q: loan.take(size),
+      longestQueries: lengthsFor(batch, tokens, heads),
+      outputs: loan.take(size),
+      tops: loan.take(rows),
+      sums: loan.take(rows),
+    };
+    await loan.within(this.#threads.run({
       kind: "prepare",
       bytes: shared(bytes),
       dtype,
-      ...shape,
-      into: q,
-      longest,
-    });
-    const rows = batch * heads * tokens;
-    const state: State = {
-      q,
-      longestQueries: longest,
-      outputs: sharedFloats(size),
-      tops: sharedFloats(rows),
-      sums: sharedFloats(rows),
-    };
+      ...{ batch, tokens, heads, headDim },
+      into: state.q,
+      longest: state.longestQueries,
+    }));
     return {
-      absorb: (block, tiles, band) => this.#absorb(queries, state, block, tiles, band),
-      finish: () => this.#finish(queries, state),
-      close: () => {}, // its memory is the garbage collector's
+      absorb: (block, tiles, band) => loan.within(this.#absorb(queries, state, block, tiles, band)),
+      finish: () => loan.within(this.#finish(queries, state)),
+      close: () => loan.end(),
     };
   }
 
@@ -203,7 +203,7 @@ export class CpuAttention {
 
   async #finish(queries: Queries, state: State): Promise<Attended> {
     await this.#threads.run({ kind: "normalise", shape: shapeOf(queries), state });
-    return { o: new Float32Array(state.outputs), lse: asLse(new Float32Array(state.sums)) };
+    return { o: copyOf(state.outputs), lse: asLse(copyOf(state.sums)) };
   }
 
   async beginBackward(queries: Queries, outcome: Outcome): Promise<BackwardPass> {
@@ -214,42 +214,33 @@ export class CpuAttention {
       checkSize("a shard's o or dO", size * 4, tensor.byteLength);
     }
     checkSize("a shard's lse", batch * heads * tokens * 4, outcome.lse.byteLength);
+    const loan = this.#memory.lend();
     const slopes: Slopes = {
-      q: sharedFloats(size),
-      cotangent: sharedFloats(size),
-      lse: sharedFloats(batch * heads * tokens),
-      d: sharedFloats(batch * heads * tokens),
-      dq: sharedFloats(size),
+      q: loan.take(size),
+      cotangent: loan.take(size),
+      lse: loan.take(batch * heads * tokens),
+      d: loan.take(batch * heads * tokens),
+      dq: loan.take(size),
     };
     slopes.lse.set(outcome.lse);
-    const shape = { batch, tokens, heads, headDim };
-    const [o, cotangent] = [outcome.o, outcome.cotangent].map((x) => shared(bytesOf(x)));
-    await Promise.all([
+    slopes.cotangent.set(outcome.cotangent);
+    const o = loan.take(size);
+    o.set(outcome.o);
+    await loan.within(Promise.all([
       this.#threads.run({
         kind: "prepare",
         bytes: shared(bytes),
         dtype,
-        ...shape,
+        ...{ batch, tokens, heads, headDim },
         into: slopes.q,
       }),
-      this.#threads.run({
-        kind: "prepare",
-        bytes: cotangent!,
-        dtype: "f32",
-        ...shape,
-        into: slopes.cotangent,
-      }),
-      this.#threads.run({
-        kind: "delta",
-        shape: shapeOf(queries),
-        o: new Float32Array(o!.buffer, o!.byteOffset, size),
-        slopes,
-      }),
-    ]);
+      this.#threads.run({ kind: "delta", shape: shapeOf(queries), o, slopes }),
+    ]));
     return {
-      absorb: (block, tiles, band) => this.#absorbBackward(queries, slopes, block, tiles, band),
-      finish: () => slopes.dq,
-      close: () => {}, // its memory is the garbage collector's
+      absorb: (block, tiles, band) =>
+        loan.within(this.#absorbBackward(queries, slopes, block, tiles, band)),
+      finish: () => copyOf(slopes.dq),
+      close: () => loan.end(),
     };
   }
 
@@ -262,9 +253,10 @@ export class CpuAttention {
   ): Promise<Float32Array> {
     const { batch, tokens, heads, kvHeads, headDim } = queries;
     const { keys, jobs } = this.#keys(queries, block);
-    const gradients = sharedFloats(2 * batch * block.tokens * kvHeads * headDim);
+    const loan = this.#memory.lend();
+    const gradients = loan.take(2 * batch * block.tokens * kvHeads * headDim);
     const rectangles = tiles.map(rectangleOf(band, tokens, block.tokens));
-    await Promise.all([
+    await loan.within(Promise.all([
       ...jobs.map((job) => this.#threads.run(job)),
       this.#threads.run({
         kind: "differentiate",
@@ -276,7 +268,9 @@ export class CpuAttention {
         turns: turnsOf(rectangles, tokens, block.tokens),
         added: new Int32Array(new SharedArrayBuffer(batch * heads * chunksOf(tokens) * 4)),
       }),
-    ]);
-    return gradients;
+    ]));
+    const given = copyOf(gradients);
+    loan.end();
+    return given;
   }
 }

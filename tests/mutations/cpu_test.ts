@@ -113,8 +113,12 @@ const cpuBackwardFaults: ReadonlyArray<Fault> = [
     "range * keysAtOnce);\n      const stop",
   ]),
   inCpu("plugins/cpu/kernel.ts")("gradients are rounded to float16", [
-    "    return gradients;",
-    "    return gradients.map((x) => Math.f16round(x));",
+    "const given = copyOf(gradients);",
+    "const given = copyOf(gradients).map((x) => Math.f16round(x));",
+  ]),
+  inCpu("plugins/cpu/memory.ts")("memory is lent with what the last user left", [
+    "return free.fill(0);",
+    "return free;",
   ]),
 ];
 
