@@ -19,8 +19,12 @@
 // registers. Where it does not matter, a loop picks its element by comparing: that is less to compile.
 
 @compute @workgroup_size(LANES)
-fn attend(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
-  let firstRow = group.x * LANES * ROWS;
+fn attend(
+  @builtin(workgroup_id) group: vec3u,
+  @builtin(num_workgroups) groups: vec3u,
+  @builtin(local_invocation_index) lane: u32,
+) {
+  let firstRow = stretchOf(group.x, groups.x) * LANES * ROWS;
   let visit = visitOf(firstRow, min(firstRow + LANES * ROWS, task.rows) - 1u);
   if (visit.total <= 0) { return; }
 

@@ -18,8 +18,12 @@ fn rowsUpTo(p: i32) -> i32 {
 }
 
 @compute @workgroup_size(LANES)
-fn backward(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
-  let firstKey = i32(group.x * LANES * ROWS);
+fn backward(
+  @builtin(workgroup_id) group: vec3u,
+  @builtin(num_workgroups) groups: vec3u,
+  @builtin(local_invocation_index) lane: u32,
+) {
+  let firstKey = i32(stretchOf(group.x, groups.x) * LANES * ROWS);
   let lastKey = min(firstKey + i32(LANES * ROWS), task.columns) - 1;
   let begin = rowsUpTo(positionAt(task.keySpan, firstKey) - task.ahead - 1);
   let end = rowsUpTo(positionAt(task.keySpan, lastKey) + task.back);
@@ -128,8 +132,6 @@ fn backward(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index
         select(0.0, weight(score$r_$j, outcome$j.x), u32(i + $j - low$r) < count$r);
       let dS$r_$j = p$r_$j * (slope$r_$j - outcome$j.y);
       //@ end
-      scores[(scoreBase + u32(i / 4)) * task.width + u32(myKey + $r)] =
-        vec4f(dS$r_0, dS$r_1, dS$r_2, dS$r_3);
       //@ end
 
       //@ if BROADCAST
@@ -165,6 +167,11 @@ fn backward(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index
       dk$r_$c += dS$r_0 * qAgain0_$c + dS$r_1 * qAgain1_$c + dS$r_2 * qAgain2_$c +
         dS$r_3 * qAgain3_$c;
       //@ end
+      //@ end
+      // Not before: where a compiler writes for one lane after the other, it must put all that is needed later aside.
+      //@ for $r < ROWS
+      scores[(scoreBase + u32(i / 4)) * task.pitch + u32(myKey + $r)] =
+        vec4f(dS$r_0, dS$r_1, dS$r_2, dS$r_3);
       //@ end
       continuing {
         i += FOUR;

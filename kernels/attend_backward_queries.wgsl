@@ -13,8 +13,12 @@ fn keysUpTo(p: i32) -> i32 {
 }
 
 @compute @workgroup_size(LANES)
-fn backward(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
-  let firstRow = i32(group.x * LANES * ROWS);
+fn backward(
+  @builtin(workgroup_id) group: vec3u,
+  @builtin(num_workgroups) groups: vec3u,
+  @builtin(local_invocation_index) lane: u32,
+) {
+  let firstRow = i32(stretchOf(group.x, groups.x) * LANES * ROWS);
   let lastRow = min(firstRow + i32(LANES * ROWS), task.rows) - 1;
   let begin = keysUpTo(positionAt(task.querySpan, firstRow) - task.back - 1);
   let end = keysUpTo(positionAt(task.querySpan, lastRow) + task.ahead);
@@ -59,7 +63,7 @@ fn backward(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index
     //@ end
     //@ end
     //@ for $q < FOURS
-    let scores$q_$j = scores[scoreRow$q * task.width + key$j];
+    let scores$q_$j = scores[scoreRow$q * task.pitch + key$j];
     //@ end
     //@ for $r < ROWS
     // Where no row of a workgroup's keys sees them, dS was not written.

@@ -10,7 +10,7 @@
 // | rows      | q times scale, and behind all of it dO: [batch, queryTokens, heads, QUADS] each           |
 // | outcomes  | (lse, D, 0, 0): [batch, heads, queryTokens]                                               |
 // | blocks    | k, and behind all of it v: [batch, keyTokens, kvHeads, QUADS] each                        |
-// | scores    | dS of four rows of the tile and one key: [heads of the dispatch, rowQuads, keys]          |
+// | scores    | dS of four rows of the tile and one key: [heads of the dispatch, rowQuads, pitch]         |
 // | gradients | dk and behind it dv as blocks, or dq over scale as rows: in float32, added to             |
 //
 // A row that saw no key comes with q, dO, lse and D of zero, so that nothing has to know of it. Positions ascend in a
@@ -42,9 +42,9 @@ struct Task {
   // Where dO and v begin, in heads.
   cotangents: u32,
   values: u32,
-  // Quads of rows, and keys, that `scores` has room for in each head.
+  // Quads of rows in each head of `scores`, and what is from one of them to the next.
   rowQuads: u32,
-  width: u32,
+  pitch: u32,
   // 1.0, which no compiler knows.
   one: f32,
 }

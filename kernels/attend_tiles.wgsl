@@ -15,8 +15,12 @@ var<workgroup> tileKeys: array<vec4f, u32(TILE) * QUADS>;
 var<workgroup> tileValues: array<vec4f, u32(TILE) * QUADS>;
 
 @compute @workgroup_size(LANES)
-fn attend(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
-  let firstRow = group.x * LANES * ROWS;
+fn attend(
+  @builtin(workgroup_id) group: vec3u,
+  @builtin(num_workgroups) groups: vec3u,
+  @builtin(local_invocation_index) lane: u32,
+) {
+  let firstRow = stretchOf(group.x, groups.x) * LANES * ROWS;
   let visit = visitOf(firstRow, min(firstRow + LANES * ROWS, task.rows) - 1u);
   if (visit.total <= 0) { return; }
 

@@ -211,7 +211,7 @@ export class WebgpuBackward {
             (row, bytes) => piece.outcomes.write(row * count, bytes),
           );
         }
-      });
+      }, () => Promise.resolve()); // the queue has copied the bytes
     } catch (cause) {
       close();
       throw cause;
@@ -325,13 +325,13 @@ export class WebgpuBackward {
     const groupOf = (pass: Pass) => lanes * rowsOf({ pass, keysIn, headDim });
     const stride = this.#taskStride;
     const data = new ArrayBuffer(slabs.length * stride);
-    slabs.forEach(({ part, first, rowQuads, width }, i) => {
+    slabs.forEach(({ part, first, rowQuads, pitch }, i) => {
       const { rows, row, querySpan, column, keySpan, band } = part;
       const spans = [querySpan, keySpan].flatMap((s) => [s.start, s.run, s.stride, s.first]);
       const tile = [row, querySpan.count, column, keySpan.count, band.back, band.ahead];
       const tokens = [rows.count, piece.count, heads, kvHeads, first];
       const halves = [batch * rows.count * heads, batch * piece.count * kvHeads];
-      const fields = [...spans, ...tile, ...tokens, ...halves, rowQuads, width];
+      const fields = [...spans, ...tile, ...tokens, ...halves, rowQuads, pitch];
       new Int32Array(data, i * stride).set(fields);
       new Float32Array(data, i * stride)[fields.length] = 1;
     });
@@ -353,7 +353,7 @@ export class WebgpuBackward {
       this.#scores,
       "scores",
       16 *
-        Math.max(...slabs.map(({ count, rowQuads, width }) => count * sharing * rowQuads * width)),
+        Math.max(...slabs.map(({ count, rowQuads, pitch }) => count * sharing * rowQuads * pitch)),
       STORAGE,
     );
     this.#device.queue.writeBuffer(tasks, 0, data);
@@ -475,7 +475,7 @@ const assertFits = (
 const prepared = (queries: Queries, { o, lse, cotangent }: Outcome) => {
   const { batch, heads, headDim, tokens, scale } = queries;
   const q = decode(queries.dtype, queries.bytes);
-  const dO = Float32Array.from(cotangent);
+  const dO = cotangent.slice();
   const outcomes = new Float32Array(batch * heads * tokens * 4);
   for (let i = 0; i < q.length; i++) q[i]! *= scale;
   for (let b = 0; b < batch; b++) {
@@ -494,7 +494,8 @@ const prepared = (queries: Queries, { o, lse, cotangent }: Outcome) => {
         }
         let d = 0;
         for (let c = from; c < from + headDim; c++) d += cotangent[c]! * o[c]!;
-        outcomes.set([top, d], 4 * at);
+        outcomes[4 * at] = top;
+        outcomes[4 * at + 1] = d;
       }
     }
   }

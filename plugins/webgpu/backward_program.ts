@@ -8,6 +8,7 @@ import keysPass from "../../kernels/attend_backward_keys.wgsl" with { type: "tex
 import queriesPass from "../../kernels/attend_backward_queries.wgsl" with { type: "text" };
 import task from "../../kernels/attend_backward_task.wgsl" with { type: "text" };
 import span from "../../kernels/span.wgsl" with { type: "text" };
+import workgroups from "../../kernels/workgroups.wgsl" with { type: "text" };
 import type { DType } from "../../runtime/dtype.ts";
 import type { KeysIn } from "./ladder.ts";
 import { formats, headsAcross } from "./program.ts";
@@ -91,6 +92,7 @@ export const backwardProgram = (variant: BackwardVariant): string => {
     `const QUADS = ${quads}u;`,
     ...access(variant),
     span,
+    workgroups,
     task,
     unroll(pass === "keys" ? keysPass : queriesPass, {
       ROWS: rows,

@@ -383,7 +383,8 @@ export class WebgpuAttention {
               if (sum === 0) continue; // it saw no key
               const source = ((b * count + i) * heads + h) * headDim;
               const target = ((b * tokens + from + i) * heads + h) * headDim;
-              for (let c = 0; c < headDim; c++) o[target + c] = outputs[source + c]! / sum;
+              const inverse = 1 / sum;
+              for (let c = 0; c < headDim; c++) o[target + c] = outputs[source + c]! * inverse;
             }
           }
         }

@@ -7,6 +7,7 @@ import attend from "../../kernels/attend.wgsl" with { type: "text" };
 import task from "../../kernels/attend_task.wgsl" with { type: "text" };
 import attendTiles from "../../kernels/attend_tiles.wgsl" with { type: "text" };
 import span from "../../kernels/span.wgsl" with { type: "text" };
+import workgroups from "../../kernels/workgroups.wgsl" with { type: "text" };
 import type { DType } from "../../runtime/dtype.ts";
 import type { Blocking, KeysIn, Version } from "./ladder.ts";
 import { unroll } from "./unroll.ts";
@@ -133,6 +134,7 @@ export const program = (made: Variant): string => {
     ...(tiled ? [`const TILE = ${TILE};`] : []),
     keyAccess(dtype, headDim, version.keysIn),
     span,
+    workgroups,
     unroll(task, numbers),
     unroll(tiled ? attendTiles : attend, numbers),
   ].join("\n");

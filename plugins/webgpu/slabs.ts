@@ -13,9 +13,11 @@ export interface Slab<R extends Piece> {
   readonly part: Part<R>;
   readonly first: number;
   readonly count: number;
-  /** Quads of rows, and keys, for which there is room in each query head. */
+  /** Quads of rows, and whole workgroups of keys, of each query head. */
   readonly rowQuads: number;
   readonly width: number;
+  /** From one quad of rows to the next. */
+  readonly pitch: number;
 }
 
 /** What slabs must fit. */
@@ -31,6 +33,12 @@ export interface SlabSetting {
   readonly mostHeads: number;
 }
 
+/**
+ * Between two quads of rows: three lines of a cache, whose sets are otherwise the same for all rows that the invocations
+ * of a workgroup read at once.
+ */
+const gap = 12;
+
 /** Rows and keys of a slab, at most, so that no sum is long. */
 const most = { rows: 1024, keys: 2048 };
 
@@ -45,10 +53,13 @@ export const slabsOf = <R extends Piece>(
     Math.max(1, Math.floor(Math.min(...limits)));
   const keys = group * atLeastOne(
     Math.ceil(Math.min(keySpan.count, most.keys) / group),
-    mine / group,
+    (mine - gap) / group,
   );
-  const quads = atLeastOne(Math.ceil(Math.min(querySpan.count, most.rows) / 4), mine / keys);
-  const together = atLeastOne(mine / (keys * quads), mostHeads / sharing);
+  const quads = atLeastOne(
+    Math.ceil(Math.min(querySpan.count, most.rows) / 4),
+    mine / (keys + gap),
+  );
+  const together = atLeastOne(mine / ((keys + gap) * quads), mostHeads / sharing);
   return piecesOf(querySpan.count, 4 * quads).flatMap((rows) =>
     piecesOf(keySpan.count, keys).flatMap((columns) => {
       const cut: Part<R> = {
@@ -59,12 +70,14 @@ export const slabsOf = <R extends Piece>(
         keySpan: slice(keySpan, columns.from, columns.count),
       };
       if (pairsBetween(cut.band, cut.querySpan, cut.keySpan) === 0) return [];
+      const width = Math.ceil(columns.count / group) * group;
       return piecesOf(pairs, together).map(({ from, count }) => ({
         part: cut,
         first: from,
         count,
         rowQuads: Math.ceil(rows.count / 4),
-        width: Math.ceil(columns.count / group) * group,
+        width,
+        pitch: width + gap,
       }));
     })
   );

@@ -17,7 +17,7 @@ import {
 
 const wgsl = (
   fault: string,
-  file: "attend" | "attend_task" | "span",
+  file: "attend" | "attend_task" | "span" | "workgroups",
   ...changes: Changes
 ): Fault => ({
   fault,
@@ -71,6 +71,7 @@ const wgslFaults: ReadonlyArray<Fault> = [
     "* task.queryTokens + task.row + row$r) * task.heads",
     "* task.queryTokens + row$r) * task.heads",
   ]),
+  wgsl("two workgroups take the same rows", "workgroups", ["count - 1u - x / 2u", "x / 2u"]),
   wgsl("positions are local indices", "span", [
     "return span.x + (j / span.y) * span.z + j % span.y;",
     "return i;",
