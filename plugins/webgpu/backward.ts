@@ -12,10 +12,12 @@ import { selfCheckBackward } from "./backward_check.ts";
 import {
   type BackwardAdapter,
   backwardProgram,
+  nameOf,
   type Pass,
   passes,
   rowsOf,
 } from "./backward_program.ts";
+import { FirstThatWorks } from "./first_that_works.ts";
 import type { Gpu } from "./gpu.ts";
 import { eachStretch, tokensThatFit } from "./kernel.ts";
 import {
@@ -26,6 +28,7 @@ import {
   textureMemory,
 } from "./key_memory.ts";
 import { type Part, partsOf, type Piece, piecesOf } from "./parts.ts";
+import type { KeysIn } from "./ladder.ts";
 import { headsAcross, texelFormat } from "./program.ts";
 import { type Slab, slabsOf } from "./slabs.ts";
 
@@ -33,7 +36,11 @@ import { type Slab, slabsOf } from "./slabs.ts";
 const taskBytes = 96;
 
 /** What a backward pass on a WebGPU device may use. */
-export interface BackwardOptions extends BackwardAdapter {
+export interface BackwardOptions {
+  /** Best first, at least one. With one alone there is no way out: its failure is an error. */
+  readonly choices: ReadonlyArray<BackwardAdapter>;
+  /** Hears of each choice that is dropped. */
+  readonly warn: (sentence: string) => void;
   /** Bytes that one buffer may have; what is larger is split. */
   readonly largestBuffer: number;
   /** Rows that a texture may have; what is larger is split. */
@@ -54,7 +61,19 @@ interface Compiled {
   readonly layout: GPUBindGroupLayout;
 }
 
-type Programs = Readonly<Record<Pass, Compiled>>;
+/** The programs that a choice compiles to. */
+interface Programs extends Readonly<Record<Pass, Compiled>> {
+  readonly choice: BackwardAdapter;
+}
+
+/** Finds the programs to use, checked. */
+type Find = (dtype: DType, headDim: number) => Promise<Programs>;
+
+/** What a pass has in memory of the device, from its first block on, and in which kind of memory. */
+interface Placed {
+  readonly keysIn: KeysIn;
+  readonly rows: ReadonlyArray<Rows>;
+}
 
 /** Bytes of dS between the two passes, at most: so that they stay in the caches of a CPU. */
 const scoreBytes = 2 ** 24;
@@ -65,10 +84,11 @@ export class WebgpuBackward {
   readonly #device: GPUDevice;
   readonly #options: BackwardOptions;
   readonly #program: typeof backwardProgram;
+  readonly #choices: FirstThatWorks<BackwardAdapter>;
   readonly #programs = new Map<string, Promise<Programs>>();
   /** Bytes from one task to the next. */
   readonly #taskStride: number;
-  readonly #blocks: KeyMemory;
+  readonly #blocks: Readonly<Record<KeysIn, KeyMemory>>;
   /** The tasks of a submission, dk and dv of a piece, dS of a slab: used again and again, replaced when too small. */
   #tasks: GPUBuffer | undefined;
   #gradients: GPUBuffer | undefined;
@@ -82,34 +102,47 @@ export class WebgpuBackward {
     this.#program = text;
     const alignment = gpu.device.limits.minUniformBufferOffsetAlignment;
     this.#taskStride = Math.ceil(taskBytes / alignment) * alignment;
-    this.#blocks = this.#memory("blocks");
+    this.#blocks = {
+      buffer: bufferMemory(gpu.device, "blocks"),
+      texture: textureMemory(gpu.device, "blocks"),
+    };
+    this.#choices = new FirstThatWorks(gpu, nameOf, options.warn);
   }
 
   /** Compiles the programs for such K/V and checks what they compute, unless that was done before. */
   async prepare(dtype: DType, headDim: number): Promise<void> {
-    await this.#checked(dtype, headDim);
+    await this.#find(dtype, headDim);
   }
 
-  #checked(dtype: DType, headDim: number): Promise<Programs> {
-    const key = `${dtype}, head dim ${headDim}`;
+  #find(dtype: DType, headDim: number): Promise<Programs> {
+    return this.#choices.find(
+      `${dtype} and head dim ${headDim}`,
+      this.#options.choices,
+      (choice) => this.#checkedOnce(choice, dtype, headDim),
+    );
+  }
+
+  #checkedOnce(choice: BackwardAdapter, dtype: DType, headDim: number): Promise<Programs> {
+    const key = JSON.stringify({ ...choice, dtype, headDim });
     const before = this.#programs.get(key);
     if (before !== undefined) return before;
-    const checked = this.#compile(dtype, headDim).then(async (programs) => {
+    const checked = this.#compile(choice, dtype, headDim).then(async (programs) => {
       const begin = (queries: Queries, outcome: Outcome) =>
         this.#begin(queries, outcome, () => Promise.resolve(programs));
       await selfCheckBackward({ beginBackward: begin }, dtype, headDim);
       return programs;
     });
+    checked.catch(() => {}); // whoever asks hears of it
     this.#programs.set(key, checked);
     return checked;
   }
 
-  #compile(dtype: DType, headDim: number): Promise<Programs> {
+  #compile(choice: BackwardAdapter, dtype: DType, headDim: number): Promise<Programs> {
     const compile = (pass: Pass): Compiled => {
       const label = `backward of ${pass}, ${dtype}, head dim ${headDim}`;
-      const layout = this.#layout(pass, dtype);
-      const directive = this.#options.subgroups ? this.#options.directive : "";
-      const code = directive + this.#program({ ...this.#options, pass, dtype, headDim });
+      const layout = this.#layout(choice, pass, dtype);
+      const directive = choice.subgroups ? this.#options.directive : "";
+      const code = directive + this.#program({ ...choice, pass, dtype, headDim });
       const pipeline = this.#device.createComputePipeline({
         label,
         layout: this.#device.createPipelineLayout({ bindGroupLayouts: [layout] }),
@@ -121,13 +154,13 @@ export class WebgpuBackward {
       return { pipeline, layout };
     };
     return this.#gpu.run(
-      () => ({ keys: compile("keys"), queries: compile("queries") }),
+      () => ({ choice, keys: compile("keys"), queries: compile("queries") }),
       () => Promise.resolve(),
     );
   }
 
   /** The bindings of a pass. */
-  #layout(pass: Pass, dtype: DType): GPUBindGroupLayout {
+  #layout({ keysIn }: BackwardAdapter, pass: Pass, dtype: DType): GPUBindGroupLayout {
     const visibility = GPUShaderStage.COMPUTE;
     const buffer = (binding: number, type: GPUBufferBindingType) => ({
       binding,
@@ -135,7 +168,7 @@ export class WebgpuBackward {
       buffer: { type },
     });
     const tensor = (binding: number, dtype: DType) =>
-      this.#options.keysIn === "buffer" ? buffer(binding, "read-only-storage") : {
+      keysIn === "buffer" ? buffer(binding, "read-only-storage") : {
         binding,
         visibility,
         storageTexture: { access: "read-only", format: texelFormat(dtype) } as const,
@@ -156,37 +189,69 @@ export class WebgpuBackward {
     });
   }
 
-  begin(queries: Queries, outcome: Outcome): Promise<BackwardPass> {
-    return this.#begin(queries, outcome, (...of) => this.#checked(...of));
+  begin(queries: Queries, outcome: Outcome): BackwardPass {
+    return this.#begin(queries, outcome, (...of) => this.#find(...of));
   }
 
-  async #begin(
-    queries: Queries,
-    outcome: Outcome,
-    find: (dtype: DType, headDim: number) => Promise<Programs>,
-  ): Promise<BackwardPass> {
-    const { batch, heads, headDim, tokens } = queries;
-    const { q, dO, outcomes } = prepared(queries, outcome);
-    const pieces: Array<Rows> = [];
-    const close = () => {
-      for (const { outcomes, rows, gradients } of pieces.splice(0)) {
-        for (const memory of [outcomes, rows, gradients]) memory.destroy();
+  #begin(queries: Queries, outcome: Outcome, find: Find): BackwardPass {
+    let given: Prepared | undefined = prepared(queries, outcome);
+    // With the first block, whose programs say in which kind of memory.
+    let placed: Placed | undefined;
+    const place = async (keysIn: KeysIn): Promise<ReadonlyArray<Rows>> => {
+      if (given !== undefined) {
+        placed = { keysIn, rows: await this.#place(queries, given, keysIn) };
+        given = undefined;
       }
+      if (placed?.keysIn === keysIn) return placed.rows;
+      throw new Error("blocks of another number format would need other memory than those before");
     };
+    // Blocks are computed in the order of the calls, also where the first of them must wait for its programs, and
+    // nothing goes on after a block that failed.
+    let issued: Promise<unknown> = Promise.resolve();
+    let over: Promise<unknown> = Promise.resolve();
+    return {
+      absorb: async (block, tiles, band) => {
+        assertFits(queries, block, tiles);
+        const mine = issued.then(async () => {
+          const programs = await find(block.dtype, queries.headDim);
+          const rows = await place(programs.choice.keysIn);
+          return this.#issue(programs, queries, rows, block, tiles, band);
+        });
+        const done = mine.then(({ done }) => done);
+        issued = mine;
+        over = Promise.all([over, done]);
+        over.catch(() => {}); // whoever waits for this block hears of it
+        return await done;
+      },
+      finish: () => over.then(() => this.#finish(queries, placed?.rows ?? [])),
+      close: () => destroy(placed?.rows ?? []),
+    };
+  }
+
+  /** Uploads what is known of the rows. */
+  async #place(
+    { batch, heads, headDim, tokens }: Queries,
+    { q, dO, outcomes }: Prepared,
+    keysIn: KeysIn,
+  ): Promise<ReadonlyArray<Rows>> {
+    const pieces: Array<Rows> = [];
+    const most = this.#tokensAtOnce(keysIn, batch * heads, headDim);
     try {
       await this.#gpu.run(() => {
-        for (
-          const { from, count } of piecesOf(tokens, this.#tokensAtOnce(batch * heads, headDim))
-        ) {
+        for (const { from, count } of piecesOf(tokens, most)) {
           const piece: Rows = {
             from,
             count,
-            outcomes: this.#memory("outcomes")({
+            outcomes: this.#memory(keysIn, "outcomes")({
               heads: batch * heads * count,
               headDim: 4,
               dtype: "f32",
             }),
-            rows: this.#memory("rows")({ heads: 2 * batch * count * heads, headDim, dtype: "f32" }),
+            rows: this.#memory(keysIn, "rows")({
+              heads: 2 * batch * count * heads,
+              headDim,
+              dtype: "f32",
+            }),
             gradients: this.#device.createBuffer({
               label: "dq",
               size: batch * count * heads * headDim * 4,
@@ -213,52 +278,39 @@ export class WebgpuBackward {
         }
       }, () => Promise.resolve()); // the queue has copied the bytes
     } catch (cause) {
-      close();
+      destroy(pieces);
       throw cause;
     }
-    // Blocks are computed in the order of the calls, also where the first of them must wait for its programs, and
-    // nothing goes on after a block that failed.
-    let issued: Promise<unknown> = Promise.resolve();
-    let over: Promise<unknown> = Promise.resolve();
-    return {
-      absorb: async (block, tiles, band) => {
-        assertFits(queries, block, tiles);
-        const mine = issued.then(() => this.#issue(find, queries, pieces, block, tiles, band));
-        const done = mine.then(({ done }) => done);
-        issued = mine;
-        over = Promise.all([over, done]);
-        over.catch(() => {}); // whoever waits for this block hears of it
-        return await done;
-      },
-      finish: () => over.then(() => this.#finish(queries, pieces)),
-      close,
-    };
+    return pieces;
   }
 
   /** Uploads a block and queues its work. `done` resolves with its dk and dv. */
-  async #issue(
-    find: (dtype: DType, headDim: number) => Promise<Programs>,
+  #issue(
+    programs: Programs,
     queries: Queries,
     rows: ReadonlyArray<Rows>,
     block: KeyValues,
     tiles: ReadonlyArray<Tile>,
     band: Band,
-  ): Promise<{ readonly done: Promise<Float32Array> }> {
+  ): { readonly done: Promise<Float32Array> } {
     const { batch, kvHeads, headDim } = queries;
     const { dtype, tokens } = block;
+    const { choice } = programs;
+    const most = this.#tokensAtOnce(choice.keysIn, batch * kvHeads, headDim);
     const result = new Float32Array(2 * batch * tokens * kvHeads * headDim);
-    const work = piecesOf(tokens, this.#tokensAtOnce(batch * kvHeads, headDim)).map((piece) => ({
+    const work = piecesOf(tokens, most).map((piece) => ({
       piece,
-      slabs: partsOf(rows, piece, tiles, band).flatMap((part) => this.#slabsOf(queries, part)),
+      slabs: partsOf(rows, piece, tiles, band).flatMap((part) =>
+        this.#slabsOf(choice, queries, part)
+      ),
     })).filter(({ slabs }) => slabs.length > 0);
     if (work.length === 0) return { done: Promise.resolve(result) };
-    const programs = await find(dtype, headDim);
     const copies: Array<GPUBuffer> = [];
     const done = this.#gpu.run(() => {
       for (const { piece, slabs } of work) {
         const heads = batch * piece.count * kvHeads;
         // The queue keeps the order, so that no piece overwrites one that is still read.
-        const blocks = this.#blocks({ heads: 2 * heads, headDim, dtype });
+        const blocks = this.#blocks[choice.keysIn]({ heads: 2 * heads, headDim, dtype });
         eachStretch(
           block.bytes,
           2 * batch,
@@ -291,8 +343,8 @@ export class WebgpuBackward {
   }
 
   /** Tokens of a piece of rows or keys: two tensors of float32 must fit what holds them. */
-  #tokensAtOnce(heads: number, headDim: number): number {
-    const { keysIn, largestBuffer, tallestTexture } = this.#options;
+  #tokensAtOnce(keysIn: KeysIn, heads: number, headDim: number): number {
+    const { largestBuffer, tallestTexture } = this.#options;
     const bytes = 2 * heads * headDim * 4;
     const row = headsAcross(headDim) * headDim * 4;
     const largest = keysIn === "buffer"
@@ -301,13 +353,16 @@ export class WebgpuBackward {
     return tokensThatFit(bytes, largest);
   }
 
-  #slabsOf({ batch, heads, kvHeads, headDim }: Queries, part: Part<Rows>) {
-    const { keysIn, lanes, largestBuffer } = this.#options;
+  #slabsOf(
+    { keysIn, lanes }: BackwardAdapter,
+    { batch, heads, kvHeads, headDim }: Queries,
+    part: Part<Rows>,
+  ) {
     return slabsOf(part, {
       pairs: batch * kvHeads,
       sharing: heads / kvHeads,
       group: lanes * rowsOf({ pass: "keys", keysIn, headDim }),
-      room: Math.min(scoreBytes, largestBuffer) / 16,
+      room: Math.min(scoreBytes, this.#options.largestBuffer) / 16,
       mostHeads: this.#device.limits.maxComputeWorkgroupsPerDimension,
     });
   }
@@ -320,7 +375,7 @@ export class WebgpuBackward {
     slabs: ReadonlyArray<Slab<Rows>>,
     blocks: Room,
   ): GPUBuffer {
-    const { keysIn, lanes } = this.#options;
+    const { keysIn, lanes } = programs.choice;
     const sharing = heads / kvHeads;
     const groupOf = (pass: Pass) => lanes * rowsOf({ pass, keysIn, headDim });
     const stride = this.#taskStride;
@@ -447,11 +502,17 @@ export class WebgpuBackward {
     return this.#device.createBuffer({ label, size, usage });
   }
 
-  #memory(label: string): KeyMemory {
-    const make = this.#options.keysIn === "texture" ? textureMemory : bufferMemory;
+  #memory(keysIn: KeysIn, label: string): KeyMemory {
+    const make = keysIn === "texture" ? textureMemory : bufferMemory;
     return make(this.#device, label);
   }
 }
+
+const destroy = (pieces: ReadonlyArray<Rows>): void => {
+  for (const { outcomes, rows, gradients } of pieces) {
+    for (const memory of [outcomes, rows, gradients]) memory.destroy();
+  }
+};
 
 const assertFits = (
   { batch, kvHeads, headDim }: Queries,
@@ -470,6 +531,8 @@ const assertFits = (
     }
   }
 };
+
+type Prepared = ReturnType<typeof prepared>;
 
 /** q times scale, dO, and (lse, D, 0, 0) of each row; all of them 0 for a row that saw no key. */
 const prepared = (queries: Queries, { o, lse, cotangent }: Outcome) => {

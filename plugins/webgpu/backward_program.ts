@@ -27,6 +27,10 @@ export interface BackwardAdapter {
   readonly subgroups: boolean;
 }
 
+/** In words. */
+export const nameOf = ({ keysIn, subgroups }: BackwardAdapter): string =>
+  `the backward pass with ${keysIn}s${subgroups ? " and subgroups" : ""}`;
+
 /** What one program is made for. */
 export interface BackwardVariant extends BackwardAdapter {
   readonly pass: Pass;

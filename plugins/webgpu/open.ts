@@ -118,10 +118,10 @@ export const openWebgpu = async (options: WebgpuOptions = {}): Promise<Attention
     largestBuffer,
     tallestTexture: maxTextureDimension2D,
   });
+  const lanes = options.blocking?.lanes ?? (software ? vector : gpuLanes);
   const backward = new WebgpuBackward(gpu, {
-    keysIn: versions[0]!.keysIn,
-    lanes: options.blocking?.lanes ?? (software ? vector : gpuLanes),
-    subgroups: versions[0]!.subgroups,
+    choices: versions.map(({ keysIn, subgroups }) => ({ keysIn, subgroups, lanes })),
+    warn,
     directive: subgroups.directive,
     largestBuffer,
     tallestTexture: maxTextureDimension2D,

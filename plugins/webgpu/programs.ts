@@ -1,10 +1,11 @@
 /**
  * The compiled programs of a device: each is checked before its first use, and where there is a choice of versions, one
- * that does not compile or computes wrongly makes way for the next.
+ * that fails makes way for the next.
  *
  * @module
  */
 import type { DType } from "../../runtime/dtype.ts";
+import { FirstThatWorks } from "./first_that_works.ts";
 import type { Gpu } from "./gpu.ts";
 import type { Choice, Version } from "./ladder.ts";
 import { program, texelFormat, type Variant, type VariantName } from "./program.ts";
@@ -39,8 +40,7 @@ export class Programs {
   readonly #check: (made: Variant, compiled: Compiled) => Promise<void>;
   readonly #text: typeof program;
   readonly #checked = new Map<string, Promise<Compiled>>();
-  /** How many choices were dropped, by number format and head dimension. */
-  readonly #dropped = new Map<string, number>();
+  readonly #choices: FirstThatWorks<Choice>;
 
   /**
    * @param check Rejects where a program computes wrongly.
@@ -56,6 +56,7 @@ export class Programs {
     this.#options = options;
     this.#check = check;
     this.#text = text;
+    this.#choices = new FirstThatWorks(gpu, nameOf, options.warn);
   }
 
   /** Query rows of the smallest workgroup that may come to be used, whatever K/V come. */
@@ -75,30 +76,18 @@ export class Programs {
     headDim: number,
     wanted: (choice: Choice) => ReadonlyArray<VariantName>,
   ): Promise<Choice & { readonly compiled: ReadonlyArray<Compiled> }> {
-    const key = `${dtype} ${headDim}`;
-    for (;;) {
-      const dropped = this.#dropped.get(key) ?? 0;
-      const [choice, next] = this.#options.choices(dtype, headDim).slice(dropped);
-      const variants = wanted(choice!);
-      const compiled: Array<Compiled> = [];
-      try {
-        for (const variant of variants) {
-          compiled.push(await this.#checkedOnce({ ...choice!, dtype, headDim, variant }));
+    const problem = `${dtype} and head dim ${headDim}`;
+    return await this.#choices.find(
+      problem,
+      this.#options.choices(dtype, headDim),
+      async (choice) => {
+        const compiled: Array<Compiled> = [];
+        for (const variant of wanted(choice)) {
+          compiled.push(await this.#checkedOnce({ ...choice, dtype, headDim, variant }));
         }
-        return { ...choice!, compiled };
-      } catch (cause) {
-        this.#gpu.throwFault(); // which is no merit of another program
-        if (next === undefined) throw cause;
-        // Two calls that wait for the same program drop it once.
-        if ((this.#dropped.get(key) ?? 0) > dropped) continue;
-        this.#dropped.set(key, dropped + 1);
-        const reason = cause instanceof Error ? cause.message : String(cause);
-        this.#options.warn(
-          `${nameOf(choice!)} is not used for ${dtype} and head dim ${headDim}, but ` +
-            `${nameOf(next)}: ${reason}`,
-        );
-      }
-    }
+        return { ...choice, compiled };
+      },
+    );
   }
 
   #checkedOnce(made: Variant): Promise<Compiled> {

@@ -287,9 +287,12 @@ Deno.test({
             requiredFeatures: software ? ["subgroups" as GPUFeatureName] : [],
           });
           const backward = new WebgpuBackward(new Gpu(device), {
-            keysIn: software ? "texture" : "buffer",
-            lanes: software ? adapter!.info.subgroupMaxSize : 64,
-            subgroups: software,
+            choices: [{
+              keysIn: software ? "texture" : "buffer",
+              lanes: software ? adapter!.info.subgroupMaxSize : 64,
+              subgroups: software,
+            }],
+            warn: assert.fail,
             directive: "",
             largestBuffer: 2 ** 27,
             tallestTexture: 8192,

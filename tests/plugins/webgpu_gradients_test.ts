@@ -5,7 +5,7 @@ import { findAdapter, isSoftware } from "../../plugins/webgpu/adapter.ts";
 import { type BackwardOptions, WebgpuBackward } from "../../plugins/webgpu/backward.ts";
 import { backwardProgram } from "../../plugins/webgpu/backward_program.ts";
 import { Gpu } from "../../plugins/webgpu/gpu.ts";
-import { encode } from "../../runtime/dtype.ts";
+import { decode, encode } from "../../runtime/dtype.ts";
 import type { KeyValues, Outcome, Queries, Tile } from "../../runtime/kernel.ts";
 import { bandOf } from "../../runtime/mask.ts";
 import { contiguous } from "../../runtime/span.ts";
@@ -143,9 +143,12 @@ const withBackward = async (
   });
   const gpu = new Gpu(device);
   const options: BackwardOptions = {
-    keysIn: software ? "texture" : "buffer",
-    lanes: software ? adapter!.info.subgroupMaxSize : 64,
-    subgroups: software,
+    choices: [{
+      keysIn: software ? "texture" : "buffer",
+      lanes: software ? adapter!.info.subgroupMaxSize : 64,
+      subgroups: software,
+    }],
+    warn: assert.fail,
     directive: "",
     largestBuffer: 2 ** 27,
     tallestTexture: 8192,
@@ -177,7 +180,7 @@ onAdapter(
         heights.push(texture.height);
         return texture;
       };
-      const pass = await backward.begin(queries, outcome);
+      const pass = backward.begin(queries, outcome);
       await pass.absorb(block, [tile], causal);
       await pass.finish();
       pass.close();
@@ -212,15 +215,79 @@ onAdapter("a backward program that computes wrong results is refused, at every u
 });
 
 onAdapter(
+  "where there is a choice, a backward pass that does not work makes way, with a warning",
+  async () => {
+    const lanes = software ? adapter!.info.subgroupMaxSize : 64;
+    for (
+      const [wrong, reason] of [
+        ["nonsense + task.first", /nonsense/],
+        ["1u + task.first", /computes wrong results/],
+      ] as const
+    ) {
+      const warnings: Array<string> = [];
+      await withBackward(async (backward) => {
+        const pass = backward.begin(queries, outcome);
+        const [first, second] = [0, 1].map(() => pass.absorb(block, [tile], causal));
+        const gradients = await first!;
+        assert.deepEqual(await second, gradients);
+        assert.ok(gradients.every(Number.isFinite) && gradients.some((x) => x !== 0));
+        pass.close();
+      }, {
+        choices: (["texture", "buffer"] as const).map((keysIn) => ({
+          keysIn,
+          lanes,
+          subgroups: false,
+        })),
+        warn: (sentence) => warnings.push(sentence),
+        text: (of) =>
+          of.keysIn === "buffer"
+            ? backwardProgram(of)
+            : backwardProgram(of).replaceAll("(task.first", `(${wrong}`),
+      });
+      assert.equal(warnings.length, 1, `${warnings}`);
+      assert.match(
+        warnings[0]!,
+        /^the backward pass with textures is not used for f32 and head dim \d+, but the backward pass with buffers: /,
+      );
+      assert.match(warnings[0]!, reason);
+    }
+  },
+);
+
+onAdapter(
+  "a choice that makes way in the middle of a pass ends it",
+  () =>
+    withBackward(async (backward) => {
+      const pass = backward.begin(queries, outcome);
+      await pass.absorb(block, [tile], causal);
+      const half = encode("f16", decode("f32", block.bytes));
+      await assert.rejects(
+        async () => await pass.absorb({ ...block, dtype: "f16", bytes: half }, [tile], causal),
+        /blocks of another number format would need other memory than those before/,
+      );
+      pass.close();
+    }, {
+      choices: (["texture", "buffer"] as const).map((keysIn) => ({
+        keysIn,
+        lanes: software ? adapter!.info.subgroupMaxSize : 64,
+        subgroups: false,
+      })),
+      warn: () => {},
+      text: (of) =>
+        of.keysIn === "texture" && of.dtype === "f16" ? "nonsense" : backwardProgram(of),
+    }),
+);
+
+onAdapter(
   "what has no gradient, a block of another size, and positions too far are refused",
   () =>
     withBackward(async (backward) => {
       const lse = outcome.lse.with(50, NaN);
-      await assert.rejects(
-        backward.begin(queries, { ...outcome, lse }),
+      assert.throws(
+        () => backward.begin(queries, { ...outcome, lse }),
         /needs the log-sum-exp of each row, and row 10 has NaN/,
       );
-      const pass = await backward.begin(queries, outcome);
+      const pass = backward.begin(queries, outcome);
       await assert.rejects(
         async () => await pass.absorb({ ...block, tokens: 39 }, [tile], causal),
         /a block of 19968 bytes was announced, 20480 came/,
@@ -239,7 +306,7 @@ onAdapter(
   () =>
     withBackward(async (backward, device) => {
       await backward.prepare("f32", headDim);
-      const pass = await backward.begin(queries, outcome);
+      const pass = backward.begin(queries, outcome);
       const createBuffer = device.createBuffer.bind(device);
       device.createBuffer = (descriptor) =>
         createBuffer({ ...descriptor, usage: descriptor.usage & ~GPUBufferUsage.COPY_DST });
@@ -249,7 +316,7 @@ onAdapter(
       device.createBuffer = createBuffer;
       await assert.rejects(async () => await pass.finish(), /usage/i);
       pass.close();
-      const lost = await backward.begin(queries, outcome);
+      const lost = backward.begin(queries, outcome);
       device.destroy();
       await assert.rejects(async () => await lost.absorb(block, [tile], causal), /lost/);
       lost.close();
