@@ -25,8 +25,13 @@ fn attend(
   @builtin(local_invocation_index) lane: u32,
 ) {
   let firstRow = stretchOf(group.x, groups.x) * LANES * ROWS;
-  let visit = visitOf(firstRow, min(firstRow + LANES * ROWS, task.rows) - 1u);
-  if (visit.total <= 0) { return; }
+  let lastRow = min(firstRow + LANES * ROWS, task.rows) - 1u;
+  var visited = 0;
+  //@ for $v < VISITS
+  let visit$v = visitOf($v == 1, firstRow, lastRow);
+  visited += visit$v.total;
+  //@ end
+  if (visited <= 0) { return; }
 
   let keyToken = group.z * task.keyTokens + task.column;
   let keyBase = keyToken * task.kvHeads + group.y * task.kvHeads / task.heads;
@@ -53,7 +58,7 @@ fn attend(
   //@ end
   for (var c = 0u; c < QUADS; c++) {
     //@ for $r < ROWS
-    let read$r = queries[query$r + c];
+    let read$r = queries[query$r + c] * task.scale;
     //@ for $c < QUADS
     q$r_$c = select(q$r_$c, read$r, c == $cu);
     //@ end
@@ -65,114 +70,118 @@ fn attend(
   //@ end
   //@ end
 
-  var chunk = 0;
-  loop {
-    let chunkEnd = min(chunk + CHUNK, visit.total);
-    //@ for $r < ROWS
-    var m$r = LOWEST;
-    var l$r = 0.0;
-    //@ for $c < QUADS
-    var o$r_$c = vec4f(0.0);
-    //@ end
-    //@ end
-
-    var k = chunk;
+  //@ for $v < VISITS
+  if (visit$v.total > 0) {
+    var chunk = 0;
     loop {
-      // Keys beyond the end are shadows of the tile's last one, which nobody sees.
-      //@ for $j < KEYS
-      let key$j = keyOf(visit, k + $j);
-      let at$j = placeOf(keyBase + u32(min(key$j, task.columns - 1)) * task.kvHeads);
-      //@ if BROADCAST
-      //@ for $p < PARTS
-      let keys$j_$p = key(at$j, quad$p);
-      let values$j_$p = value(at$j, quad$p);
-      //@ end
-      //@ end
+      let chunkEnd = min(chunk + CHUNK, visit$v.total);
       //@ for $r < ROWS
-      var score$r_$j = 0.0;
-      //@ end
-      //@ end
-
+      var m$r = LOWEST;
+      var l$r = 0.0;
       //@ for $c < QUADS
-      //@ for $j < KEYS
-      //@ if BROADCAST
-      let k$j_$c = subgroupBroadcast(keys$j_$[$c / LANES], $[$c % LANES]u);
-      //@ else
-      let k$j_$c = key(at$j, $cu);
-      //@ end
-      //@ for $r < ROWS
-      score$r_$j += dot(q$r_$c, k$j_$c);
-      //@ end
+      var o$r_$c = vec4f(0.0);
       //@ end
       //@ end
 
-      //@ for $r < ROWS
-      var highest$r = m$r;
-      //@ for $j < KEYS
-      //@ if MASKED
-      let seen$r_$j = u32(key$j - low$r) < count$r;
-      highest$r = max(highest$r, select(LOWEST, score$r_$j, seen$r_$j));
-      worst$r = max(worst$r, select(0u, size(score$r_$j), seen$r_$j));
-      //@ else
-      highest$r = max(highest$r, score$r_$j);
-      worst$r = max(worst$r, size(score$r_$j));
-      //@ end
-      //@ end
-      let keep$r = weight(m$r, highest$r);
-      var sum$r = 0.0;
-      //@ for $j < KEYS
-      //@ if MASKED
-      let p$r_$j = select(0.0, weight(score$r_$j, highest$r), seen$r_$j);
-      //@ else
-      let p$r_$j = weight(score$r_$j, highest$r);
-      //@ end
-      sum$r += p$r_$j;
-      //@ end
-      m$r = highest$r;
-      l$r = l$r * keep$r + sum$r;
-      //@ end
+      var k = chunk;
+      loop {
+        // Keys beyond the end are shadows of the tile's last one, which nobody sees.
+        //@ for $j < KEYS$v
+        let key$j = keyOf(visit$v, k + $j);
+        let at$j = placeOf(keyBase + u32(min(key$j, task.columns - 1)) * task.kvHeads);
+        //@ if BROADCAST
+        //@ for $p < PARTS
+        let keys$j_$p = key(at$j, quad$p);
+        let values$j_$p = value(at$j, quad$p);
+        //@ end
+        //@ end
+        //@ for $r < ROWS
+        var score$r_$j = 0.0;
+        //@ end
+        //@ end
 
+        //@ for $c < QUADS
+        //@ for $j < KEYS$v
+        //@ if BROADCAST
+        let k$j_$c = subgroupBroadcast(keys$j_$[$c / LANES], $[$c % LANES]u);
+        //@ else
+        let k$j_$c = key(at$j, $cu);
+        //@ end
+        //@ for $r < ROWS
+        score$r_$j += dot(q$r_$c, k$j_$c);
+        //@ end
+        //@ end
+        //@ end
+
+        //@ for $r < ROWS
+        var highest$r = m$r;
+        //@ for $j < KEYS$v
+        //@ if MASKED$v
+        let seen$r_$j = u32(key$j - low$r) < count$r;
+        highest$r = max(highest$r, select(LOWEST, score$r_$j, seen$r_$j));
+        worst$r = max(worst$r, select(0u, size(score$r_$j), seen$r_$j));
+        //@ else
+        highest$r = max(highest$r, score$r_$j);
+        worst$r = max(worst$r, size(score$r_$j));
+        //@ end
+        //@ end
+        let keep$r = weight(m$r, highest$r);
+        var sum$r = 0.0;
+        //@ for $j < KEYS$v
+        //@ if MASKED$v
+        let p$r_$j = select(0.0, weight(score$r_$j, highest$r), seen$r_$j);
+        //@ else
+        let p$r_$j = weight(score$r_$j, highest$r);
+        //@ end
+        sum$r += p$r_$j;
+        //@ end
+        m$r = highest$r;
+        l$r = l$r * keep$r + sum$r;
+        //@ end
+
+        //@ for $c < QUADS
+        //@ for $j < KEYS$v
+        //@ if BROADCAST
+        let v$j_$c = subgroupBroadcast(values$j_$[$c / LANES], $[$c % LANES]u);
+        //@ else
+        let v$j_$c = value(at$j, $cu);
+        //@ end
+        //@ end
+        //@ for $r < ROWS
+        var sum$r_$c = vec4f(0.0);
+        //@ end
+        //@ for $j < KEYS$v
+        //@ for $r < ROWS
+        sum$r_$c += p$r_$j * v$j_$c;
+        //@ end
+        //@ end
+        //@ for $r < ROWS
+        o$r_$c = o$r_$c * keep$r + sum$r_$c;
+        //@ end
+        //@ end
+        continuing {
+          k += KEYS$v;
+          break if k >= chunkEnd;
+        }
+      }
+
+      //@ for $r < ROWS
+      let higher$r = max(allM$r, m$r);
+      let keepAll$r = weight(allM$r, higher$r);
+      let addChunk$r = weight(m$r, higher$r);
+      allM$r = higher$r;
+      allL$r = allL$r * keepAll$r + l$r * addChunk$r;
       //@ for $c < QUADS
-      //@ for $j < KEYS
-      //@ if BROADCAST
-      let v$j_$c = subgroupBroadcast(values$j_$[$c / LANES], $[$c % LANES]u);
-      //@ else
-      let v$j_$c = value(at$j, $cu);
-      //@ end
-      //@ end
-      //@ for $r < ROWS
-      var sum$r_$c = vec4f(0.0);
-      //@ end
-      //@ for $j < KEYS
-      //@ for $r < ROWS
-      sum$r_$c += p$r_$j * v$j_$c;
-      //@ end
-      //@ end
-      //@ for $r < ROWS
-      o$r_$c = o$r_$c * keep$r + sum$r_$c;
+      allO$r_$c = allO$r_$c * keepAll$r + o$r_$c * addChunk$r;
       //@ end
       //@ end
       continuing {
-        k += KEYS;
-        break if k >= chunkEnd;
+        chunk += CHUNK;
+        break if chunk >= visit$v.total;
       }
     }
-
-    //@ for $r < ROWS
-    let higher$r = max(allM$r, m$r);
-    let keepAll$r = weight(allM$r, higher$r);
-    let addChunk$r = weight(m$r, higher$r);
-    allM$r = higher$r;
-    allL$r = allL$r * keepAll$r + l$r * addChunk$r;
-    //@ for $c < QUADS
-    allO$r_$c = allO$r_$c * keepAll$r + o$r_$c * addChunk$r;
-    //@ end
-    //@ end
-    continuing {
-      chunk += CHUNK;
-      break if chunk >= visit.total;
-    }
   }
+  //@ end
 
   //@ for $r < ROWS
   if (live$r) {

@@ -2,26 +2,26 @@
 //
 // | grid            | x: LANES · ROWS rows of the tile    y: query head    z: batch entry |
 // | task            | the tile and the shapes, one record per dispatch                    |
-// | queries         | [batch, queryTokens, heads, QUADS], times the scale of the scores   |
+// | queries         | [batch, queryTokens, heads, QUADS]                                  |
 // | keys, values    | [batch, keyTokens, kvHeads, QUADS], bindings 2 and 3                |
 // | outputs         | õ, as queries                                                       |
 // | tops            | (m, l): [batch, heads, queryTokens]; l = 0 is a row without keys,   |
 // |                 | l = −1 one with a score beyond the range of float32                 |
 //
-// õ = Σ exp(s − m)·v, m = max s and l = Σ exp(s − m), where s = q·k runs over the keys that a row has seen so far, in
+// õ = Σ exp(s − m)·v, m = max s and l = Σ exp(s − m), where s = scale · q·k runs over the keys that a row has seen so far, in
 // this tile and in every one before. Each chunk of CHUNK keys begins with an empty state and is then added to what was
 // before, so that no sum has many terms: that rounds less than key by key, and long sequences need it.
 //
 // The keys that a row may see are an interval of the tile's keys, for they ascend. A program is made in two variants:
-// one for the keys that all rows of a workgroup see, in whole groups of CLEAR, without a word of masks, and one for
-// the keys before and after those (MASKED), which tests each pair. A tile without a mask has none but clear keys, but
-// for a rest of less than CLEAR.
+// one visits only the keys that all rows of a workgroup see, in whole groups of CLEAR, without a word of masks; the
+// other one (MASKED) then visits the keys before and after those as well, and tests each pair of them. A tile without a
+// mask has none but clear keys, but for a rest of less than CLEAR.
 //
 // WGSL promises nothing about infinities and NaNs. So there are none: whether a pair counts is a flag of its own, since
 // a row may well have no score above the lowest float32, and no difference or exponent can leave the range. Only a
 // score itself can: its row is lost from then on, which l = −1 says.
 //
-// The program is completed in front of this text: ROWS, KEYS, LANES, QUADS (a quarter of the head dimension), CLEAR,
+// The program is completed in front of this text: ROWS, KEYS0 and KEYS1 (keys at once, clear and others), LANES, QUADS (a quarter of the head dimension), CLEAR,
 // and how keys and values are stored, in textures or buffers. `placeOf` says where a head of a token lies, counted
 // through [batch, keyTokens, kvHeads]; `key` and `value` give four components from such a place.
 
@@ -41,6 +41,7 @@ struct Task {
   keyTokens: u32,
   heads: u32,
   kvHeads: u32,
+  scale: f32,
 }
 
 @group(0) @binding(0) var<uniform> task: Task;
@@ -66,18 +67,16 @@ struct Visit {
   gap: i32,
 }
 
-fn visitOf(firstRow: u32, lastRow: u32) -> Visit {
+// The clear keys, or else (`others`) those before and after them that some row sees.
+fn visitOf(others: bool, firstRow: u32, lastRow: u32) -> Visit {
   let nearest = positionAt(task.querySpan, i32(firstRow));
   let farthest = positionAt(task.querySpan, i32(lastRow));
   let clearBegin = keysUpTo(farthest - task.back - 1);
   let clear = max(keysUpTo(nearest + task.ahead) - clearBegin, 0) / CLEAR * CLEAR;
-  //@ if MASKED
+  if (!others) { return Visit(clearBegin, clear, 0, 0); }
   let begin = keysUpTo(nearest - task.back - 1);
   let total = keysUpTo(farthest + task.ahead) - begin - clear;
   return Visit(begin, total, clearBegin, clear);
-  //@ else
-  return Visit(clearBegin, clear, 0, 0);
-  //@ end
 }
 
 // The key that is visited as the i-th one.

@@ -21,8 +21,10 @@ fn attend(
   @builtin(local_invocation_index) lane: u32,
 ) {
   let firstRow = stretchOf(group.x, groups.x) * LANES * ROWS;
-  let visit = visitOf(firstRow, min(firstRow + LANES * ROWS, task.rows) - 1u);
-  if (visit.total <= 0) { return; }
+  let lastRow = min(firstRow + LANES * ROWS, task.rows) - 1u;
+  //@ for $v < VISITS
+  let visit$v = visitOf($v == 1, firstRow, lastRow);
+  //@ end
 
   let keyToken = group.z * task.keyTokens + task.column;
   let keyBase = keyToken * task.kvHeads + group.y * task.kvHeads / task.heads;
@@ -40,12 +42,13 @@ fn attend(
   let count$r = u32(keysUpTo(position$r + task.ahead) - low$r);
   //@ end
   //@ for $c < QUADS
-  let q$r_$c = queries[query$r + $cu];
+  let q$r_$c = queries[query$r + $cu] * task.scale;
   //@ end
   //@ end
 
-  for (var chunk = 0; chunk < visit.total; chunk += CHUNK) {
-    let chunkEnd = min(chunk + CHUNK, visit.total);
+  //@ for $v < VISITS
+  for (var chunk = 0; chunk < visit$v.total; chunk += CHUNK) {
+    let chunkEnd = min(chunk + CHUNK, visit$v.total);
     //@ for $r < ROWS
     var m$r = LOWEST;
     var l$r = 0.0;
@@ -59,15 +62,15 @@ fn attend(
       workgroupBarrier();
       for (var i = lane; i < u32(TILE) * QUADS; i += LANES) {
         // Keys beyond the end are shadows of the tile's last one, which nobody sees.
-        let token = min(keyOf(visit, tile + i32(i / QUADS)), task.columns - 1);
+        let token = min(keyOf(visit$v, tile + i32(i / QUADS)), task.columns - 1);
         let place = placeOf(keyBase + u32(token) * task.kvHeads);
         tileKeys[i] = key(place, i % QUADS);
         tileValues[i] = value(place, i % QUADS);
       }
       workgroupBarrier();
 
-      for (var k = 0; k < TILE; k += KEYS) {
-        //@ for $j < KEYS
+      for (var k = 0; k < TILE; k += KEYS$v) {
+        //@ for $j < KEYS$v
         let at$j = u32(k + $j) * QUADS;
         //@ for $r < ROWS
         var score$r_$j = 0.0;
@@ -80,15 +83,15 @@ fn attend(
         //@ end
         //@ end
 
-        //@ if MASKED
-        //@ for $j < KEYS
-        let key$j = keyOf(visit, tile + k + $j);
+        //@ if MASKED$v
+        //@ for $j < KEYS$v
+        let key$j = keyOf(visit$v, tile + k + $j);
         //@ end
         //@ end
         //@ for $r < ROWS
         var highest$r = m$r;
-        //@ for $j < KEYS
-        //@ if MASKED
+        //@ for $j < KEYS$v
+        //@ if MASKED$v
         let seen$r_$j = u32(key$j - low$r) < count$r;
         highest$r = max(highest$r, select(LOWEST, score$r_$j, seen$r_$j));
         worst$r = max(worst$r, select(0u, size(score$r_$j), seen$r_$j));
@@ -99,8 +102,8 @@ fn attend(
         //@ end
         let keep$r = weight(m$r, highest$r);
         var sum$r = 0.0;
-        //@ for $j < KEYS
-        //@ if MASKED
+        //@ for $j < KEYS$v
+        //@ if MASKED$v
         let p$r_$j = select(0.0, weight(score$r_$j, highest$r), seen$r_$j);
         //@ else
         let p$r_$j = weight(score$r_$j, highest$r);
@@ -112,13 +115,13 @@ fn attend(
         //@ end
 
         //@ for $c < QUADS
-        //@ for $j < KEYS
+        //@ for $j < KEYS$v
         let v$j_$c = tileValues[at$j + $cu];
         //@ end
         //@ for $r < ROWS
         var sum$r_$c = vec4f(0.0);
         //@ end
-        //@ for $j < KEYS
+        //@ for $j < KEYS$v
         //@ for $r < ROWS
         sum$r_$c += p$r_$j * v$j_$c;
         //@ end
@@ -146,4 +149,5 @@ fn attend(
     }
     //@ end
   }
+  //@ end
 }

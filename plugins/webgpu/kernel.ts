@@ -3,15 +3,15 @@
  *
  * @module
  */
-import { decode, type DType, elementBytes } from "../../runtime/dtype.ts";
+import { bytesOf, decode, type DType, elementBytes } from "../../runtime/dtype.ts";
 import type { Accumulation, Attended, KeyValues, Queries, Tile } from "../../runtime/kernel.ts";
 import { asLse, lseOf } from "../../runtime/lse.ts";
 import { type Band, unbounded } from "../../runtime/mask.ts";
 import { positionAt } from "../../runtime/span.ts";
 import type { Gpu } from "./gpu.ts";
-import { bufferMemory, type KeyMemory, rowsWithin, textureMemory } from "./key_memory.ts";
+import { bufferMemory, type KeyMemory, rowsWithin, textureMemory, unshared } from "./key_memory.ts";
 import type { Choice, KeysIn } from "./ladder.ts";
-import { needsOf, type Part, partsOf, type Piece, piecesOf } from "./parts.ts";
+import { type Part, partsOf, type Piece, piecesOf, variantFor } from "./parts.ts";
 import { clearGroup, headsAcross, program, type VariantName, variants } from "./program.ts";
 import { type Compiled, type ProgramOptions, Programs, taskBytes } from "./programs.ts";
 import { selfCheck } from "./self_check.ts";
@@ -142,7 +142,7 @@ export class WebgpuAttention {
     find: Find,
     limits: Limits = this.#options,
   ): Promise<Accumulation> {
-    const { batch, heads, headDim, tokens, scale } = queries;
+    const { batch, heads, headDim, tokens } = queries;
     const width = heads * headDim;
     const grid = this.#device.limits.maxComputeWorkgroupsPerDimension;
     if (Math.max(heads, batch) > grid) {
@@ -152,8 +152,9 @@ export class WebgpuAttention {
       tokensThatFit(batch * width * 4, limits.largestBuffer),
       grid * this.#programs.leastRows(headDim),
     );
-    const q = decode(queries.dtype, queries.bytes);
-    for (let i = 0; i < q.length; i++) q[i]! *= scale;
+    const q = queries.dtype === "f32"
+      ? queries.bytes
+      : bytesOf(decode(queries.dtype, queries.bytes));
 
     const pieces: Array<Rows> = [];
     const close = () => {
@@ -175,12 +176,12 @@ export class WebgpuAttention {
           };
           pieces.push(piece);
           eachStretch(
-            new Uint8Array(q.buffer),
+            q,
             batch,
             tokens,
             piece,
             (b, bytes) =>
-              this.#device.queue.writeBuffer(piece.queries, b * count * width * 4, bytes),
+              this.#device.queue.writeBuffer(piece.queries, b * count * width * 4, unshared(bytes)),
           );
         }
       }, () => Promise.resolve()); // the queue has copied the bytes
@@ -247,12 +248,9 @@ export class WebgpuAttention {
       const group = choice.blocking.rows * choice.blocking.lanes;
       const clear = clearGroup({ ...choice, dtype, headDim });
       work = piecesOf(tokens, most).map((piece) => {
-        const parts = partsOf(rows, piece, tiles, band).map((part) => ({
-          part,
-          needs: needsOf(part, group, clear),
-        }));
+        const parts = partsOf(rows, piece, tiles, band);
         const of = (name: VariantName) =>
-          parts.filter(({ needs }) => needs[name]).map(({ part }) => part);
+          parts.filter((part) => variantFor(part, group, clear) === name);
         return { piece, parts: { clear: of("clear"), masked: of("masked") } };
       });
       return variants.filter((name) => work.some(({ parts }) => parts[name].length > 0));
@@ -293,7 +291,7 @@ export class WebgpuAttention {
 
   /** Submits the parts that read one piece of keys, in workgroups of `group` rows. */
   #dispatch(
-    { batch, heads, kvHeads }: Queries,
+    { batch, heads, kvHeads, scale }: Queries,
     keyTokens: number,
     group: number,
     work: ReadonlyArray<{ readonly program: Compiled; readonly part: Part<Rows> }>,
@@ -305,7 +303,9 @@ export class WebgpuAttention {
       const spans = [querySpan, keySpan].flatMap((s) => [s.start, s.run, s.stride, s.first]);
       const tile = [row, querySpan.count, column, keySpan.count, band.back, band.ahead];
       const shapes = [rows.count, keyTokens, heads, kvHeads];
-      data.set([...spans, ...tile, ...shapes], i * stride / 4);
+      const fields = [...spans, ...tile, ...shapes];
+      data.set(fields, i * stride / 4);
+      new Float32Array(data.buffer, i * stride)[fields.length] = scale;
     });
     if (this.#tasks === undefined || this.#tasks.size < data.byteLength) {
       this.#tasks?.destroy();
@@ -342,9 +342,10 @@ export class WebgpuAttention {
   }
 
   async #finish(
-    { batch, heads, headDim, tokens }: Queries,
+    queries: Queries,
     pieces: ReadonlyArray<Rows>,
   ): Promise<Attended> {
+    const { batch, heads, headDim, tokens } = queries;
     const o = new Float32Array(batch * tokens * heads * headDim);
     const lse = asLse(new Float32Array(batch * heads * tokens));
     // One piece at a time, because a large state twice may be more than the device has.
@@ -362,32 +363,20 @@ export class WebgpuAttention {
             encoder.copyBufferToBuffer(source, 0, copy, 0, source.size);
           }
           this.#device.queue.submit([encoder.finish()]);
-        }, () =>
-          Promise.all([
+        }, () => {
+          const over = Promise.all([
             ...copies.map((copy) => copy.mapAsync(GPUMapMode.READ)),
             this.#gpu.idle(),
-          ]));
+          ]);
+          // The device has done it all, but Deno lets the promise wait: time for the pages of new memory.
+          if (from === 0) o.fill(0);
+          return over;
+        });
         const [outputs, tops] = copies.map((copy) => new Float32Array(copy.getMappedRange())) as [
           Float32Array,
           Float32Array,
         ];
-        for (let b = 0; b < batch; b++) {
-          // In the order in which outputs lie.
-          for (let i = 0; i < count; i++) {
-            for (let h = 0; h < heads; h++) {
-              const top = ((b * heads + h) * count + i) * 2;
-              const [m, l] = [tops[top]!, tops[top + 1]!];
-              // A lost row becomes no number, so that nobody takes it for one.
-              const sum = l < 0 ? NaN : l;
-              lse[(b * heads + h) * tokens + from + i] = lseOf(m, sum);
-              if (sum === 0) continue; // it saw no key
-              const source = ((b * count + i) * heads + h) * headDim;
-              const target = ((b * tokens + from + i) * heads + h) * headDim;
-              const inverse = 1 / sum;
-              for (let c = 0; c < headDim; c++) o[target + c] = outputs[source + c]! * inverse;
-            }
-          }
-        }
+        normalise(queries, piece, outputs, tops, o, lse);
       } finally {
         for (const copy of copies) copy.destroy();
       }
@@ -399,3 +388,31 @@ export class WebgpuAttention {
     return this.#device.createBuffer({ label, size, usage: usage | GPUBufferUsage.STORAGE });
   }
 }
+
+/** Writes what a piece of rows has gathered to `o` and `lse`. A function of its own, which engines optimise at once. */
+const normalise = (
+  { batch, heads, headDim, tokens }: Queries,
+  { from, count }: Piece,
+  outputs: Float32Array,
+  tops: Float32Array,
+  o: Float32Array,
+  lse: Float32Array,
+): void => {
+  for (let b = 0; b < batch; b++) {
+    // In the order in which outputs lie.
+    for (let i = 0; i < count; i++) {
+      for (let h = 0; h < heads; h++) {
+        const top = ((b * heads + h) * count + i) * 2;
+        const [m, l] = [tops[top]!, tops[top + 1]!];
+        // A lost row becomes no number, so that nobody takes it for one.
+        const sum = l < 0 ? NaN : l;
+        lse[(b * heads + h) * tokens + from + i] = lseOf(m, sum);
+        if (sum === 0) continue; // it saw no key
+        const source = ((b * count + i) * heads + h) * headDim;
+        const target = ((b * tokens + from + i) * heads + h) * headDim;
+        const inverse = 1 / sum;
+        for (let c = 0; c < headDim; c++) o[target + c] = outputs[source + c]! * inverse;
+      }
+    }
+  }
+};

@@ -25,8 +25,8 @@ export interface Room {
 /** Gives room for a piece, whose content the next piece overwrites. */
 export type KeyMemory = (piece: Heads) => Room;
 
-// The types exclude shared memory as the standard once did; the queue copies the bytes before it returns.
-const unshared = (bytes: Uint8Array) => bytes as Uint8Array<ArrayBuffer>;
+/** The types exclude shared memory as the standard once did; the queue copies the bytes before it returns. */
+export const unshared = (bytes: Uint8Array) => bytes as Uint8Array<ArrayBuffer>;
 
 /** Heads one after the other in a buffer. */
 export const bufferMemory = (device: GPUDevice, label: string): KeyMemory => {

@@ -7,6 +7,7 @@
 import type { Tile } from "../../runtime/kernel.ts";
 import { type Band, unbounded } from "../../runtime/mask.ts";
 import { countUpTo, positionAt, slice, type Span } from "../../runtime/span.ts";
+import type { VariantName } from "./program.ts";
 
 /** Consecutive tokens that fit one buffer. */
 export interface Piece {
@@ -67,27 +68,24 @@ export const partsOf = <R extends Piece>(
     });
   });
 
-/** Whether a part has keys for the variant without masks, and for the one with them. */
-export interface Needs {
-  readonly clear: boolean;
-  readonly masked: boolean;
-}
-
-/** Counts as the program does, for workgroups of `group` rows and a program that takes `clear` keys at once. */
-export const needsOf = (
+/**
+ * The variant of the program that a part needs, if it has anything to compute. Counts as the program does, for workgroups
+ * of `group` rows and a program that takes `clear` keys at once.
+ */
+export const variantFor = (
   { querySpan, keySpan, band }: Part<Piece>,
   group: number,
   clear: number,
-): Needs => {
-  let needs: Needs = { clear: false, masked: false };
-  for (let row = 0; row < querySpan.count && !(needs.clear && needs.masked); row += group) {
+): VariantName | undefined => {
+  let found: VariantName | undefined;
+  for (let row = 0; row < querySpan.count; row += group) {
     const nearest = positionAt(querySpan, row);
     const farthest = positionAt(querySpan, Math.min(row + group, querySpan.count) - 1);
     const keysUpTo = (p: number) => countUpTo(keySpan, p);
     const all = keysUpTo(farthest + band.ahead) - keysUpTo(nearest - band.back - 1);
     const common = keysUpTo(nearest + band.ahead) - keysUpTo(farthest - band.back - 1);
-    const cleared = Math.floor(Math.max(common, 0) / clear) * clear;
-    needs = { clear: needs.clear || cleared > 0, masked: needs.masked || all > cleared };
+    if (all > Math.floor(Math.max(common, 0) / clear) * clear) return "masked";
+    if (all > 0) found = "clear";
   }
-  return needs;
+  return found;
 };

@@ -12,10 +12,7 @@ import type { DType } from "../../runtime/dtype.ts";
 import type { Blocking, KeysIn, Version } from "./ladder.ts";
 import { unroll } from "./unroll.ts";
 
-/**
- * The two variants of a program, in the order in which a tile goes through them: for keys that all rows of a workgroup
- * see, and for those that some do not.
- */
+/** The two variants of a program: for keys that all rows of a workgroup see, and for any. */
 export const variants = ["clear", "masked"] as const;
 export type VariantName = typeof variants[number];
 
@@ -117,17 +114,22 @@ export const program = (made: Variant): string => {
   const QUADS = headDim / 4;
   const tiled = version.file === "attend_tiles";
   const TILE = tileKeys(headDim);
-  const keys = masked ? Math.min(blocking.keys, mostMaskedKeys) : blocking.keys;
-  const KEYS = tiled ? Math.min(keys, TILE) : keys;
+  const KEYS0 = tiled ? Math.min(blocking.keys, TILE) : blocking.keys;
+  const KEYS1 = Math.min(KEYS0, mostMaskedKeys);
   const numbers = {
-    ...{ ROWS, KEYS, LANES, QUADS },
+    ...{ ROWS, KEYS0, KEYS1, LANES, QUADS },
     PARTS: Math.ceil(QUADS / LANES),
+    // The clear keys, then the others.
+    VISITS: masked ? 2 : 1,
     MASKED: Number(masked),
+    MASKED0: 0,
+    MASKED1: 1,
     BROADCAST: Number(version.subgroups),
   };
   return [
     `const ROWS = ${ROWS}u;`,
-    `const KEYS = ${KEYS};`,
+    `const KEYS0 = ${KEYS0};`,
+    `const KEYS1 = ${KEYS1};`,
     `const LANES = ${LANES}u;`,
     `const QUADS = ${QUADS}u;`,
     `const CLEAR = ${clearGroup(made)};`,

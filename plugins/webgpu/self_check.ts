@@ -11,20 +11,23 @@ import { contiguous, type Span } from "../../runtime/span.ts";
 import type { VariantName } from "./program.ts";
 
 const batch = 1, heads = 4, kvHeads = 2, tokens = 112;
-/** Query rows, and how far their positions are apart: no multiple of any workgroup. */
-const rows = 23, apart = 5;
+/** How far the positions of query rows are apart. */
+const apart = 5;
 
 /** A problem, with its keys in two tiles, so that the second finds a state. */
 interface Probe {
   readonly mask: Mask;
+  /** The first query row, and how many there are: no multiple of any workgroup. */
+  readonly from: number;
+  readonly rows: number;
   readonly lengths: readonly [number, number];
 }
 
 const probes: Readonly<Record<VariantName, Probe>> = {
   // Keys that every row sees, in whole groups of up to 16.
-  clear: { mask: { kind: "full" }, lengths: [64, 48] },
-  // So small a window that even three rows have no key in common.
-  masked: { mask: { kind: "window", window: 2 * apart }, lengths: [61, 51] },
+  clear: { mask: { kind: "full" }, from: 0, rows: 23, lengths: [64, 48] },
+  // In the first tile keys that every row sees, with others before and after them; in the second none.
+  masked: { mask: { kind: "window", window: 100 }, from: 10, rows: 13, lengths: [61, 51] },
 };
 
 /** Largest error of an output or a log-sum-exp; a wrong program is off by far more. */
@@ -44,7 +47,8 @@ export const selfCheck = async (
   headDim: number,
   variant: VariantName,
 ): Promise<void> => {
-  const { mask, lengths } = probes[variant];
+  const { mask, from, rows, lengths } = probes[variant];
+  const position = (row: number) => (from + row) * apart;
   const shape = { batch, heads, kvHeads, headDim, scale: Math.SQRT2 / Math.sqrt(headDim) };
   const width = heads * headDim;
   const q = numbers(0, tokens * width);
@@ -58,7 +62,7 @@ export const selfCheck = async (
 
   const mine = Float32Array.from(
     { length: rows * width },
-    (_, i) => q[Math.floor(i / width) * apart * width + i % width]!,
+    (_, i) => q[position(Math.floor(i / width)) * width + i % width]!,
   );
   const bytes = new Uint8Array(k!.length + v!.length);
   bytes.set(k!);
@@ -69,7 +73,7 @@ export const selfCheck = async (
     bytes: encode("f32", mine),
   });
   try {
-    const queries: Span = { start: 0, run: 1, stride: apart, first: 0, count: rows };
+    const queries: Span = { start: position(0), run: 1, stride: apart, first: 0, count: rows };
     const tiles = [contiguous(0, lengths[0]), contiguous(lengths[0], lengths[1])].map((
       keys,
     ): Tile => ({ row: 0, queries, column: keys.start, keys, full: variant === "clear" }));
@@ -86,12 +90,12 @@ export const selfCheck = async (
     compare(
       "an output",
       o,
-      (i) => expected.o[Math.floor(i / width) * apart * width + i % width]!,
+      (i) => expected.o[position(Math.floor(i / width)) * width + i % width]!,
     );
     compare(
       "a log-sum-exp",
       lse,
-      (i) => expected.lse[Math.floor(i / rows) * tokens + i % rows * apart]!,
+      (i) => expected.lse[Math.floor(i / rows) * tokens + position(i % rows)]!,
     );
   } finally {
     accumulation.close();

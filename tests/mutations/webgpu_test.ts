@@ -71,6 +71,10 @@ const wgslFaults: ReadonlyArray<Fault> = [
     "* task.queryTokens + task.row + row$r) * task.heads",
     "* task.queryTokens + row$r) * task.heads",
   ]),
+  wgsl("scores are not scaled", "attend", [
+    "let read$r = queries[query$r + c] * task.scale;",
+    "let read$r = queries[query$r + c];",
+  ]),
   wgsl("two workgroups take the same rows", "workgroups", ["count - 1u - x / 2u", "x / 2u"]),
   wgsl("positions are local indices", "span", [
     "return span.x + (j / span.y) * span.z + j % span.y;",
