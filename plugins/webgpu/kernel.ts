@@ -350,7 +350,7 @@ export class WebgpuAttention {
     const lse = asLse(new Float32Array(batch * heads * tokens));
     // One piece at a time, because a large state twice may be more than the device has.
     for (const piece of pieces) {
-      const { from, count } = piece;
+      const { from } = piece;
       const copies: Array<GPUBuffer> = [];
       try {
         await this.#gpu.run(() => {
