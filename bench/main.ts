@@ -94,7 +94,7 @@ const publish = Effect.fnUntraced(function* (
 const shapePattern = /^(\d+)x(\d+)x(\d+)$/;
 const kernelReading =
   "Medians with [least..most] over the rounds, of whole calls from inputs in memory to results in " +
-  "memory; contenders take turns in each round. Ratios are medians of the ratios of single rounds, " +
+  "memory; contenders take turns in each round, and wake up by a call that does not count. Ratios are medians of the ratios of single rounds, " +
   "to the fastest ceiling (by GFLOP/s) and to the fastest peer (by time) of the same field. The " +
   "error is the relative L2 distance to float64. GFLOP/s count the operations that the result " +
   "needs: 4 · headDim for each pair of query and key that counts, 14 · headDim with gradients.";
@@ -163,7 +163,7 @@ const ringReading =
   "Medians with [least..most] over the rounds. The bare kernel gets the whole sequence in one " +
   "block; the calls of a ring are what its ranks ask of the device, block by block, without the " +
   "ring. All ranks share one device in one process. Links at 50 % and 90 % are as slow as makes " +
-  "what the busiest rank sends take that share of the time of the calls. Hidden by timeline: the " +
+  "a block of the busiest rank travel for that share of the time of the calls of one step. Hidden by timeline: the " +
   "share of the time in which blocks were arriving during which no rank stood still for want of " +
   "one. Hidden by time: 1 − (time − time with a free link) / time on the link. The error is the " +
   "relative L2 distance to float64.";
@@ -175,9 +175,12 @@ const ring = Command.make(
     tokens: optional(
       Flag.Int("tokens").pipe(whole, Flag.withDescription("8192; 1024 on the reference device")),
     ),
+    heads: Flag.Int("heads").pipe(whole, Flag.withDefault(8), Flag.withDescription("Query heads")),
     rings: numbers("rings", 1, 64, "1,2,4").pipe(Flag.withDescription("Ring sizes")),
     shares: numbers("shares", 0.01, 10, "0.5,0.9").pipe(
-      Flag.withDescription("How long communication would take, as shares of the compute time"),
+      Flag.withDescription(
+        "How long a block would travel, as shares of the compute time of a step",
+      ),
     ),
     devices: Flag.String("devices").pipe(
       Flag.withDefault(devices.map(({ name }) => name).join(",")),
@@ -195,7 +198,7 @@ const ring = Command.make(
     const tables = yield* Effect.forEach(present, (plugin) => {
       const standard = plugin.name === "reference" ? 1024 : 8192;
       const tokens = given.quick ? 96 : given.tokens ?? standard;
-      const shape = { heads: given.quick ? 2 : 8, tokens, headDim: 64, causal: true };
+      const shape = { heads: given.quick ? 2 : given.heads, tokens, headDim: 64, causal: true };
       const { rings, shares } = given;
       return measureRings(plugin, { ...however(given.rounds, given.lock), rings, shares, shape });
     });

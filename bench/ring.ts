@@ -55,7 +55,7 @@ export interface RingTable {
 export interface RingOptions extends Pick<BenchOptions, "rounds" | "progress" | "exclusively"> {
   readonly shape: Shape;
   readonly rings: ReadonlyArray<number>;
-  /** How long communication would take, as shares of the time of the calls. */
+  /** How long a block would travel, as shares of the time of the calls of one step. */
   readonly shares: ReadonlyArray<number>;
 }
 
@@ -148,7 +148,8 @@ export const measureRings = (
         const sent = Math.max(...ring.plan.ranks.map(({ sentBytes }) => sentBytes));
         if (sent === 0) continue;
         for (const share of shares) {
-          const onLink = share * calls;
+          // A ring of N computes N steps, during N − 1 of which its blocks travel.
+          const onLink = share * calls * (ring.size - 1) / ring.size;
           const links = throttled(sent / onLink).pipe(Layer.provide(memoryLinks()));
           const slow = yield* turn(ring, links);
           const hiddenByTime = 1 - (slow.seconds - free.seconds) / onLink;
