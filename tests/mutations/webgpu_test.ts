@@ -75,7 +75,7 @@ const wgslFaults: ReadonlyArray<Fault> = [
     "let read$r = queries[query$r + c] * task.scale;",
     "let read$r = queries[query$r + c];",
   ]),
-  wgsl("two workgroups take the same rows", "workgroups", ["count - 1u - x / 2u", "x / 2u"]),
+  wgsl("two workgroups take the same rows", "workgroups", ["0x52614370u", "0x52614340u"]),
   wgsl("positions are local indices", "span", [
     "return span.x + (j / span.y) * span.z + j % span.y;",
     "return i;",
