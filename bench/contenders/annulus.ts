@@ -51,9 +51,12 @@ await contend(async (job, inputs): Promise<Contest> => {
   }
   const { beginBackward } = device;
   if (beginBackward === undefined) throw new Error("it has no backward pass");
+  // Where a rank receives it.
+  const cotangent = new Float32Array(new SharedArrayBuffer(inputs["dO"]!.byteLength));
+  cotangent.set(inputs["dO"]!);
   const sample = async () => {
     const first = await attend();
-    const outcome = { o: result["o"]!, lse: result["lse"]!, cotangent: inputs["dO"]! };
+    const outcome = { o: result["o"]!, lse: result["lse"]!, cotangent };
     const { value, seconds } = await Effect.runPromise(
       backward({ ...device, beginBackward }, share, outcome),
     );

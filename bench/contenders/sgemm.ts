@@ -21,6 +21,9 @@ const symbols = {
   openblas_get_corename: { parameters: [], result: "pointer" },
 } as const;
 
+/** Products of a sample, of which the fastest counts: a ceiling is what can be reached. */
+const tries = 5;
+
 /** CBLAS's names for row-major order and for a matrix as it is. */
 const rowMajor = 101, asItIs = 111;
 
@@ -40,7 +43,11 @@ await contend((job, { a, b }) => {
   const version = /OpenBLAS \S+/.exec(text(blas.openblas_get_config()))![0];
   return Promise.resolve({
     about: `${version}, core type ${text(blas.openblas_get_corename())}, threads: ${threads}`,
-    sample: async () => ({ seconds: (await timed(multiply))[1] }),
+    sample: async () => {
+      let seconds = Infinity;
+      for (let i = 0; i < tries; i++) seconds = Math.min(seconds, (await timed(multiply))[1]);
+      return { seconds };
+    },
     result: () => Promise.resolve({ c }),
   });
 });

@@ -13,7 +13,7 @@ import type {
   Queries,
   Tile,
 } from "../../runtime/kernel.ts";
-import { asLse } from "../../runtime/lse.ts";
+import { asLse, refuseLost } from "../../runtime/lse.ts";
 import type { Band } from "../../runtime/mask.ts";
 import { countUpTo, positionAt } from "../../runtime/span.ts";
 import {
@@ -214,6 +214,7 @@ export class CpuAttention {
       checkSize("a shard's o or dO", size * 4, tensor.byteLength);
     }
     checkSize("a shard's lse", batch * heads * tokens * 4, outcome.lse.byteLength);
+    refuseLost(outcome.lse, tokens);
     const loan = this.#memory.lend();
     const slopes: Slopes = {
       q: loan.take(size),

@@ -4,8 +4,9 @@
  *
  * @module
  */
-import { decode, type DType, elementBytes } from "../../runtime/dtype.ts";
+import { bytesOf, decode, type DType, elementBytes } from "../../runtime/dtype.ts";
 import type { BackwardPass, KeyValues, Outcome, Queries, Tile } from "../../runtime/kernel.ts";
+import { refuseLost } from "../../runtime/lse.ts";
 import { type Band, unbounded } from "../../runtime/mask.ts";
 import { positionAt } from "../../runtime/span.ts";
 import { selfCheckBackward } from "./backward_check.ts";
@@ -261,7 +262,7 @@ export class WebgpuBackward {
           pieces.push(piece);
           [q, dO].forEach((tensor, i) =>
             eachStretch(
-              new Uint8Array(tensor.buffer),
+              bytesOf(tensor),
               batch,
               tokens,
               piece,
@@ -537,8 +538,9 @@ type Prepared = ReturnType<typeof prepared>;
 /** q times scale, dO, and (lse, D, 0, 0) of each row; all of them 0 for a row that saw no key. */
 const prepared = (queries: Queries, { o, lse, cotangent }: Outcome) => {
   const { batch, heads, headDim, tokens, scale } = queries;
+  refuseLost(lse, tokens);
   const q = decode(queries.dtype, queries.bytes);
-  const dO = cotangent.slice();
+  const dO = cotangent.slice(); // the caller may overwrite it before the first block comes
   const outcomes = new Float32Array(batch * heads * tokens * 4);
   for (let i = 0; i < q.length; i++) q[i]! *= scale;
   for (let b = 0; b < batch; b++) {
@@ -551,9 +553,6 @@ const prepared = (queries: Queries, { o, lse, cotangent }: Outcome) => {
           q.fill(0, from, from + headDim);
           dO.fill(0, from, from + headDim);
           continue;
-        }
-        if (!Number.isFinite(top)) {
-          throw new Error(`a gradient needs the log-sum-exp of each row, and row ${i} has ${top}`);
         }
         let d = 0;
         for (let c = from; c < from + headDim; c++) d += cotangent[c]! * o[c]!;

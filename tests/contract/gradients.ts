@@ -6,6 +6,7 @@
  */
 import { Effect } from "effect";
 import assert from "node:assert/strict";
+import { Device } from "../../runtime/device.ts";
 import { decode, encode } from "../../runtime/dtype.ts";
 import type { Mask } from "../../runtime/mask.ts";
 import { relativeL2, sameNumbers } from "../support/closeness.ts";
@@ -179,6 +180,27 @@ const blindRows: DeviceCase = {
   }).pipe(Effect.scoped),
 };
 
+const lostRows: DeviceCase = {
+  name: "rows that have lost their log-sum-exp are refused",
+  run: Effect.gen(function* () {
+    const cut = whole(problem({ tokens: 31 }));
+    const { problem: { heads, headDim } } = cut;
+    for (const lost of [NaN, Infinity]) {
+      const device = yield* Device;
+      const zeros = new Float32Array(31 * heads * headDim);
+      const refusal = yield* device.beginBackward!(
+        { ...cut.problem, dtype: "f32", bytes: encode("f32", zeros) },
+        {
+          o: zeros,
+          lse: new Float32Array(31 * heads).with(31 + 10, lost),
+          cotangent: zeros,
+        },
+      ).pipe(Effect.flip, Effect.orDie);
+      assert.match(refusal.message, new RegExp(`log-sum-exp of each row, and row 10 has ${lost}`));
+    }
+  }).pipe(Effect.scoped),
+};
+
 const largeLogits: DeviceCase = {
   name: "inputs times 4",
   run: Effect.suspend(() => {
@@ -242,6 +264,7 @@ export const gradientCases: ReadonlyArray<DeviceCase> = [
   twoStretches,
   emptyShard,
   blindRows,
+  lostRows,
   largeLogits,
   queued,
   interleaved,
