@@ -195,6 +195,10 @@ export class WebgpuBackward {
   }
 
   #begin(queries: Queries, outcome: Outcome, find: Find): BackwardPass {
+    // What never fits is refused now, not with the first block.
+    for (const { keysIn } of this.#options.choices) {
+      this.#tokensAtOnce(keysIn, queries.batch * queries.heads, queries.headDim);
+    }
     let given: Prepared | undefined = prepared(queries, outcome);
     // With the first block, whose programs say in which kind of memory.
     let placed: Placed | undefined;

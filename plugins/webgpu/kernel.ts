@@ -15,6 +15,7 @@ import { type Part, partsOf, type Piece, piecesOf, variantFor } from "./parts.ts
 import { clearGroup, headsAcross, program, type VariantName, variants } from "./program.ts";
 import { type Compiled, type ProgramOptions, Programs, taskBytes } from "./programs.ts";
 import { selfCheck } from "./self_check.ts";
+import { SpareBuffers } from "./spare_buffers.ts";
 
 /** A stretch of query rows with its state, each array in a buffer of its own. */
 interface Rows extends Piece {
@@ -98,6 +99,7 @@ export class WebgpuAttention {
   readonly #memory: Readonly<
     Record<KeysIn, { readonly keys: KeyMemory; readonly values: KeyMemory }>
   >;
+  readonly #spare: SpareBuffers;
   /** The tasks of a submission: used again and again, and replaced when too small. */
   #tasks: GPUBuffer | undefined;
 
@@ -106,6 +108,7 @@ export class WebgpuAttention {
     this.#gpu = gpu;
     this.#device = gpu.device;
     this.#options = options;
+    this.#spare = new SpareBuffers(gpu.device);
     const alignment = gpu.device.limits.minUniformBufferOffsetAlignment;
     this.#taskStride = Math.ceil(taskBytes / alignment) * alignment;
     const memory = (make: (device: GPUDevice, label: string) => KeyMemory) => ({
@@ -157,13 +160,27 @@ export class WebgpuAttention {
       : bytesOf(decode(queries.dtype, queries.bytes));
 
     const pieces: Array<Rows> = [];
+    // What failed may be a buffer that is none, or one that was lost with the device.
+    let sound = true;
     const close = () => {
       for (const { queries, outputs, tops } of pieces.splice(0)) {
-        for (const buffer of [queries, outputs, tops]) buffer.destroy();
+        for (const buffer of [queries, outputs, tops]) {
+          if (sound) this.#spare.give(buffer);
+          else buffer.destroy();
+        }
+      }
+    };
+    const within = async <A>(work: Promise<A>): Promise<A> => {
+      try {
+        return await work;
+      } catch (cause) {
+        sound = false;
+        throw cause;
       }
     };
     try {
-      await this.#gpu.run(() => {
+      await within(this.#gpu.run(() => {
+        const encoder = this.#device.createCommandEncoder();
         for (const { from, count } of piecesOf(tokens, most)) {
           const size = batch * count * width * 4;
           const { COPY_DST, COPY_SRC } = GPUBufferUsage;
@@ -171,10 +188,11 @@ export class WebgpuAttention {
             from,
             count,
             queries: this.#buffer("queries", size, COPY_DST),
-            outputs: this.#buffer("outputs", size, COPY_SRC),
-            tops: this.#buffer("tops", batch * count * heads * 8, COPY_SRC),
+            outputs: this.#buffer("outputs", size, COPY_SRC | COPY_DST),
+            tops: this.#buffer("tops", batch * count * heads * 8, COPY_SRC | COPY_DST),
           };
           pieces.push(piece);
+          for (const state of [piece.outputs, piece.tops]) encoder.clearBuffer(state);
           eachStretch(
             q,
             batch,
@@ -184,7 +202,8 @@ export class WebgpuAttention {
               this.#device.queue.writeBuffer(piece.queries, b * count * width * 4, unshared(bytes)),
           );
         }
-      }, () => Promise.resolve()); // the queue has copied the bytes
+        this.#device.queue.submit([encoder.finish()]);
+      }, () => Promise.resolve())); // the queue has copied the bytes
     } catch (cause) {
       close();
       throw cause;
@@ -201,12 +220,9 @@ export class WebgpuAttention {
         );
         const done = bothDone(over, mine.then(({ done }) => done));
         [issued, over] = [mine, done];
-        await done;
+        await within(done);
       },
-      finish: async () => {
-        await over;
-        return this.#finish(queries, pieces);
-      },
+      finish: () => within(over.then(() => this.#finish(queries, pieces))),
       close,
     };
   }
@@ -358,7 +374,7 @@ export class WebgpuAttention {
           for (const source of [piece.outputs, piece.tops]) {
             const { MAP_READ, COPY_DST } = GPUBufferUsage;
             const usage = MAP_READ | COPY_DST;
-            const copy = this.#device.createBuffer({ label: "result", size: source.size, usage });
+            const copy = this.#spare.take("result", source.size, usage);
             copies.push(copy);
             encoder.copyBufferToBuffer(source, 0, copy, 0, source.size);
           }
@@ -377,15 +393,20 @@ export class WebgpuAttention {
           Float32Array,
         ];
         normalise(queries, piece, outputs, tops, o, lse);
-      } finally {
+      } catch (cause) {
         for (const copy of copies) copy.destroy();
+        throw cause;
+      }
+      for (const copy of copies) {
+        copy.unmap();
+        this.#spare.give(copy);
       }
     }
     return { o, lse };
   }
 
   #buffer(label: string, size: number, usage: number): GPUBuffer {
-    return this.#device.createBuffer({ label, size, usage: usage | GPUBufferUsage.STORAGE });
+    return this.#spare.take(label, size, usage | GPUBufferUsage.STORAGE);
   }
 }
 

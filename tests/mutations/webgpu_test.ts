@@ -71,6 +71,15 @@ const wgslFaults: ReadonlyArray<Fault> = [
     "* task.queryTokens + task.row + row$r) * task.heads",
     "* task.queryTokens + row$r) * task.heads",
   ]),
+  {
+    fault: "a shard begins with what the last one left",
+    changes: {
+      "plugins/webgpu/kernel.ts": [[
+        "for (const state of [piece.outputs, piece.tops]) encoder.clearBuffer(state);",
+        "",
+      ]],
+    },
+  },
   wgsl("scores are not scaled", "attend", [
     "let read$r = queries[query$r + c] * task.scale;",
     "let read$r = queries[query$r + c];",
