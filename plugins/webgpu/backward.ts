@@ -4,11 +4,9 @@
  *
  * @module
  */
-import { bytesOf, decode, type DType, elementBytes } from "../../runtime/dtype.ts";
+import type { DType } from "../../runtime/dtype.ts";
 import type { BackwardPass, KeyValues, Outcome, Queries, Tile } from "../../runtime/kernel.ts";
-import { refuseLost } from "../../runtime/lse.ts";
-import { type Band, unbounded } from "../../runtime/mask.ts";
-import { positionAt } from "../../runtime/span.ts";
+import type { Band } from "../../runtime/mask.ts";
 import { selfCheckBackward } from "./backward_check.ts";
 import {
   type BackwardAdapter,
@@ -18,6 +16,8 @@ import {
   passes,
   rowsOf,
 } from "./backward_program.ts";
+import { destroyRows, placeRows, type Prepared, prepared, type Rows } from "./backward_rows.ts";
+import { assertFits } from "./fits.ts";
 import { FirstThatWorks } from "./first_that_works.ts";
 import type { Gpu } from "./gpu.ts";
 import { eachStretch, tokensThatFit } from "./kernel.ts";
@@ -28,8 +28,8 @@ import {
   rowsWithin,
   textureMemory,
 } from "./key_memory.ts";
-import { type Part, partsOf, type Piece, piecesOf } from "./parts.ts";
 import type { KeysIn } from "./ladder.ts";
+import { type Part, partsOf, type Piece, piecesOf } from "./parts.ts";
 import { headsAcross, texelFormat } from "./program.ts";
 import { type Slab, slabsOf } from "./slabs.ts";
 
@@ -48,13 +48,6 @@ export interface BackwardOptions {
   readonly tallestTexture: number;
   /** What a program with subgroups begins with. */
   readonly directive: string;
-}
-
-/** A stretch of query rows with what is known of them, and their dq over scale. */
-interface Rows extends Piece {
-  readonly outcomes: Room;
-  readonly rows: Room;
-  readonly gradients: GPUBuffer;
 }
 
 interface Compiled {
@@ -204,7 +197,8 @@ export class WebgpuBackward {
     let placed: Placed | undefined;
     const place = async (keysIn: KeysIn): Promise<ReadonlyArray<Rows>> => {
       if (given !== undefined) {
-        placed = { keysIn, rows: await this.#place(queries, given, keysIn) };
+        const most = this.#tokensAtOnce(keysIn, queries.batch * queries.heads, queries.headDim);
+        placed = { keysIn, rows: await placeRows(this.#gpu, keysIn, most, queries, given) };
         given = undefined;
       }
       if (placed?.keysIn === keysIn) return placed.rows;
@@ -229,64 +223,8 @@ export class WebgpuBackward {
         return await done;
       },
       finish: () => over.then(() => this.#finish(queries, placed?.rows ?? [])),
-      close: () => destroy(placed?.rows ?? []),
+      close: () => destroyRows(placed?.rows ?? []),
     };
-  }
-
-  /** Uploads what is known of the rows. */
-  async #place(
-    { batch, heads, headDim, tokens }: Queries,
-    { q, dO, outcomes }: Prepared,
-    keysIn: KeysIn,
-  ): Promise<ReadonlyArray<Rows>> {
-    const pieces: Array<Rows> = [];
-    const most = this.#tokensAtOnce(keysIn, batch * heads, headDim);
-    try {
-      await this.#gpu.run(() => {
-        for (const { from, count } of piecesOf(tokens, most)) {
-          const piece: Rows = {
-            from,
-            count,
-            outcomes: this.#memory(keysIn, "outcomes")({
-              heads: batch * heads * count,
-              headDim: 4,
-              dtype: "f32",
-            }),
-            rows: this.#memory(keysIn, "rows")({
-              heads: 2 * batch * count * heads,
-              headDim,
-              dtype: "f32",
-            }),
-            gradients: this.#device.createBuffer({
-              label: "dq",
-              size: batch * count * heads * headDim * 4,
-              usage: GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC,
-            }),
-          };
-          pieces.push(piece);
-          [q, dO].forEach((tensor, i) =>
-            eachStretch(
-              bytesOf(tensor),
-              batch,
-              tokens,
-              piece,
-              (b, bytes) => piece.rows.write((i * batch + b) * count * heads, bytes),
-            )
-          );
-          eachStretch(
-            new Uint8Array(outcomes.buffer),
-            batch * heads,
-            tokens,
-            piece,
-            (row, bytes) => piece.outcomes.write(row * count, bytes),
-          );
-        }
-      }, () => Promise.resolve()); // the queue has copied the bytes
-    } catch (cause) {
-      destroy(pieces);
-      throw cause;
-    }
-    return pieces;
   }
 
   /** Uploads a block and queues its work. `done` resolves with its dk and dv. */
@@ -506,64 +444,4 @@ export class WebgpuBackward {
     buffer?.destroy();
     return this.#device.createBuffer({ label, size, usage });
   }
-
-  #memory(keysIn: KeysIn, label: string): KeyMemory {
-    const make = keysIn === "texture" ? textureMemory : bufferMemory;
-    return make(this.#device, label);
-  }
 }
-
-const destroy = (pieces: ReadonlyArray<Rows>): void => {
-  for (const { outcomes, rows, gradients } of pieces) {
-    for (const memory of [outcomes, rows, gradients]) memory.destroy();
-  }
-};
-
-const assertFits = (
-  { batch, kvHeads, headDim }: Queries,
-  block: KeyValues,
-  tiles: ReadonlyArray<Tile>,
-): void => {
-  const size = 2 * batch * block.tokens * kvHeads * headDim * elementBytes(block.dtype);
-  if (block.bytes.length !== size) {
-    throw new Error(`a block of ${size} bytes was announced, ${block.bytes.length} came`);
-  }
-  for (const { queries, keys } of tiles) {
-    for (const span of [queries, keys]) {
-      if (span.count > 0 && positionAt(span, span.count - 1) >= unbounded) {
-        throw new Error(`its positions end before ${unbounded}, and a tile goes beyond`);
-      }
-    }
-  }
-};
-
-type Prepared = ReturnType<typeof prepared>;
-
-/** q times scale, dO, and (lse, D, 0, 0) of each row; all of them 0 for a row that saw no key. */
-const prepared = (queries: Queries, { o, lse, cotangent }: Outcome) => {
-  const { batch, heads, headDim, tokens, scale } = queries;
-  refuseLost(lse, tokens);
-  const q = decode(queries.dtype, queries.bytes);
-  const dO = cotangent.slice(); // the caller may overwrite it before the first block comes
-  const outcomes = new Float32Array(batch * heads * tokens * 4);
-  for (let i = 0; i < q.length; i++) q[i]! *= scale;
-  for (let b = 0; b < batch; b++) {
-    for (let h = 0; h < heads; h++) {
-      for (let i = 0; i < tokens; i++) {
-        const at = (b * heads + h) * tokens + i;
-        const from = ((b * tokens + i) * heads + h) * headDim;
-        const top = lse[at]!;
-        if (top === -Infinity) {
-          q.fill(0, from, from + headDim);
-          dO.fill(0, from, from + headDim);
-          continue;
-        }
-        let d = 0;
-        for (let c = from; c < from + headDim; c++) d += cotangent[c]! * o[c]!;
-        outcomes[4 * at] = top;
-        outcomes[4 * at + 1] = d;
-      }
-    }
-  }
-  return { q, dO, outcomes };
-};

@@ -6,8 +6,8 @@
 import { bytesOf, decode, type DType, elementBytes } from "../../runtime/dtype.ts";
 import type { Accumulation, Attended, KeyValues, Queries, Tile } from "../../runtime/kernel.ts";
 import { asLse, lseOf } from "../../runtime/lse.ts";
-import { type Band, unbounded } from "../../runtime/mask.ts";
-import { positionAt } from "../../runtime/span.ts";
+import type { Band } from "../../runtime/mask.ts";
+import { assertFits } from "./fits.ts";
 import type { Gpu } from "./gpu.ts";
 import { bufferMemory, type KeyMemory, rowsWithin, textureMemory, unshared } from "./key_memory.ts";
 import type { Choice, KeysIn } from "./ladder.ts";
@@ -214,7 +214,7 @@ export class WebgpuAttention {
     let over: Promise<unknown> = Promise.resolve();
     return {
       absorb: async (block, tiles, band) => {
-        this.#assertFits(queries, block, tiles);
+        assertFits(queries, block, tiles);
         const mine = issued.then(() =>
           this.#issue(find, limits, queries, pieces, block, tiles, band)
         );
@@ -225,24 +225,6 @@ export class WebgpuAttention {
       finish: () => within(over.then(() => this.#finish(queries, pieces))),
       close,
     };
-  }
-
-  #assertFits(
-    { batch, kvHeads, headDim }: Queries,
-    block: KeyValues,
-    tiles: ReadonlyArray<Tile>,
-  ): void {
-    const size = 2 * batch * block.tokens * kvHeads * headDim * elementBytes(block.dtype);
-    if (block.bytes.length !== size) {
-      throw new Error(`a block of ${size} bytes was announced, ${block.bytes.length} came`);
-    }
-    for (const { queries, keys } of tiles) {
-      for (const span of [queries, keys]) {
-        if (span.count > 0 && positionAt(span, span.count - 1) >= unbounded) {
-          throw new Error(`its positions end before ${unbounded}, and a tile goes beyond`);
-        }
-      }
-    }
   }
 
   /** Uploads a block and queues its work. `done` resolves when the device is at most this block behind. */

@@ -1,0 +1,117 @@
+/**
+ * What a backward pass knows of its query rows, on the device.
+ *
+ * @module
+ */
+import { bytesOf, decode } from "../../runtime/dtype.ts";
+import type { Outcome, Queries } from "../../runtime/kernel.ts";
+import { refuseLost } from "../../runtime/lse.ts";
+import type { Gpu } from "./gpu.ts";
+import { eachStretch } from "./kernel.ts";
+import { bufferMemory, type Room, textureMemory } from "./key_memory.ts";
+import type { KeysIn } from "./ladder.ts";
+import { type Piece, piecesOf } from "./parts.ts";
+
+/** A stretch of query rows with what is known of them, and their dq over scale. */
+export interface Rows extends Piece {
+  readonly outcomes: Room;
+  readonly rows: Room;
+  readonly gradients: GPUBuffer;
+}
+
+/** What `prepared` gives. */
+export type Prepared = ReturnType<typeof prepared>;
+
+/** q times scale, dO, and (lse, D, 0, 0) of each row; all of them 0 for a row that saw no key. */
+export const prepared = (queries: Queries, { o, lse, cotangent }: Outcome) => {
+  const { batch, heads, headDim, tokens, scale } = queries;
+  refuseLost(lse, tokens);
+  const q = decode(queries.dtype, queries.bytes);
+  const dO = cotangent.slice(); // the caller may overwrite it before the first block comes
+  const outcomes = new Float32Array(batch * heads * tokens * 4);
+  for (let i = 0; i < q.length; i++) q[i]! *= scale;
+  for (let b = 0; b < batch; b++) {
+    for (let h = 0; h < heads; h++) {
+      for (let i = 0; i < tokens; i++) {
+        const at = (b * heads + h) * tokens + i;
+        const from = ((b * tokens + i) * heads + h) * headDim;
+        const top = lse[at]!;
+        if (top === -Infinity) {
+          q.fill(0, from, from + headDim);
+          dO.fill(0, from, from + headDim);
+          continue;
+        }
+        let d = 0;
+        for (let c = from; c < from + headDim; c++) d += cotangent[c]! * o[c]!;
+        outcomes[4 * at] = top;
+        outcomes[4 * at + 1] = d;
+      }
+    }
+  }
+  return { q, dO, outcomes };
+};
+
+/** Uploads what is known of query rows, in pieces of up to `most` tokens. */
+export const placeRows = async (
+  gpu: Gpu,
+  keysIn: KeysIn,
+  most: number,
+  { batch, heads, headDim, tokens }: Queries,
+  { q, dO, outcomes }: Prepared,
+): Promise<ReadonlyArray<Rows>> => {
+  const pieces: Array<Rows> = [];
+  const memory = (label: string) =>
+    (keysIn === "texture" ? textureMemory : bufferMemory)(gpu.device, label);
+  try {
+    await gpu.run(() => {
+      for (const { from, count } of piecesOf(tokens, most)) {
+        const piece: Rows = {
+          from,
+          count,
+          outcomes: memory("outcomes")({
+            heads: batch * heads * count,
+            headDim: 4,
+            dtype: "f32",
+          }),
+          rows: memory("rows")({
+            heads: 2 * batch * count * heads,
+            headDim,
+            dtype: "f32",
+          }),
+          gradients: gpu.device.createBuffer({
+            label: "dq",
+            size: batch * count * heads * headDim * 4,
+            usage: GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC,
+          }),
+        };
+        pieces.push(piece);
+        [q, dO].forEach((tensor, i) =>
+          eachStretch(
+            bytesOf(tensor),
+            batch,
+            tokens,
+            piece,
+            (b, bytes) => piece.rows.write((i * batch + b) * count * heads, bytes),
+          )
+        );
+        eachStretch(
+          new Uint8Array(outcomes.buffer),
+          batch * heads,
+          tokens,
+          piece,
+          (row, bytes) => piece.outcomes.write(row * count, bytes),
+        );
+      }
+    }, () => Promise.resolve()); // the queue has copied the bytes
+  } catch (cause) {
+    destroyRows(pieces);
+    throw cause;
+  }
+  return pieces;
+};
+
+export const destroyRows = (pieces: ReadonlyArray<Rows>): void => {
+  for (const { outcomes, rows, gradients } of pieces) {
+    for (const memory of [outcomes, rows, gradients]) memory.destroy();
+  }
+};
