@@ -9,10 +9,11 @@ import { chunk, partsOf, sightOf, writeMask } from "./sight.ts";
 import { rowsAtOnce, type Softmax } from "./softmax.ts";
 
 /**
- * Scores up to this size need no maximum: e^30 and its inverse leave float32 the room for the sums of any sequence, and
- * all its digits. Most scores are that small, and the product of the longest query and the longest key proves it.
+ * Scores up to this size need no maximum: e^20 and its inverse leave float32 the room for the sums of any sequence, and
+ * for values between 1e-29 and 1e+23 all its digits. Most scores are that small, and the product of the longest query and
+ * the longest key proves it.
  */
-const smallScore = 30;
+const smallScore = 20;
 
 /** The longest key of those from `first` to before `end`, squared. */
 const longestKey = (

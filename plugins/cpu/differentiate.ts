@@ -79,10 +79,12 @@ export const differentiate = (
         const turn = turns[index * ranges + range]!;
         if (turn < 0) continue;
         const word = (b * heads + h) * chunks + index;
-        addChunk(b, h, index, range, () => {
+        const mine = () => {
           if (control.wait(() => Atomics.load(added, word) >= turn)) return;
           throw new Error("another thread failed");
-        });
+        };
+        addChunk(b, h, index, range, mine);
+        mine(); // also where no row of the chunk sees any of these keys
         Atomics.store(added, word, turn + 1);
         control.wake();
       }

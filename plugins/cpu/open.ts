@@ -40,6 +40,9 @@ export const openCpu = async (
     lifeline = new Lifeline().words,
   }: WorkerOptions = {},
 ): Promise<AttentionKernel & { readonly close: () => void }> => {
+  if (!(Number.isInteger(count) && count >= 1)) {
+    throw new Unavailable({ needed: "at least one thread, a whole number", found: `${count}` });
+  }
   if (library === undefined) throw new Unavailable({ needed, found: `no ${libraryName}` });
   const { threads, description } = await Threads.open(count, { library, lifeline }).catch(
     (cause: Error) => {

@@ -127,7 +127,7 @@ export class WebgpuAttention {
       };
       // In one piece, since pieces may leave keys for the other variant.
       const checked = { begin: (queries: Queries) => this.#begin(queries, find, unlimited) };
-      return selfCheck(checked, dtype, headDim, variant);
+      return selfCheck(checked, dtype, headDim, variant, blocking.rows * blocking.lanes);
     }, text);
   }
 

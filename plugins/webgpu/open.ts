@@ -9,9 +9,16 @@ import { describe, findAdapter, isSoftware } from "./adapter.ts";
 import { WebgpuBackward } from "./backward.ts";
 import { Gpu } from "./gpu.ts";
 import { WebgpuAttention } from "./kernel.ts";
-import { bestFirst, type Blocking, ladder, type Version, versionNamed } from "./ladder.ts";
+import {
+  bestFirst,
+  type Blocking,
+  type Choice,
+  ladder,
+  type Version,
+  versionNamed,
+} from "./ladder.ts";
 import { checkSubgroups, type Subgroups } from "./subgroups.ts";
-import { readTuning, tuningPath } from "./tuning.ts";
+import { readTuning, type Task, tuningPath } from "./tuning.ts";
 
 /** What a caller may ask of the device. */
 export interface WebgpuOptions {
@@ -102,11 +109,21 @@ export const openWebgpu = async (options: WebgpuOptions = {}): Promise<Attention
     ? readTuning(path, adapter.info)
     : undefined;
   if (measured?.note !== undefined) warn(measured.note);
+  /** What was measured, where it can run: a file may say anything. */
+  const bestFor = (task: Task): ReadonlyArray<Choice> => {
+    const best = measured?.choice(task);
+    if (best === undefined || !versions.includes(best.version)) return [];
+    const { version: { name }, blocking: { lanes } } = best;
+    if (!best.version.subgroups || lanes === subgroups.size) return [best];
+    const sentence = `the tuning in ${path} is not used: it has ${lanes} lanes for kernel ` +
+      `"${name}", and a subgroup here ${subgroups.size}; annulus bench --kernel measures anew`;
+    if (!notes.includes(sentence)) warn(sentence);
+    return [];
+  };
   const attention = new WebgpuAttention(gpu, {
     choices: (dtype, headDim) => {
-      const best = measured?.choice({ dtype, headDim });
       return [
-        ...(best !== undefined && versions.includes(best.version) ? [best] : []),
+        ...bestFor({ dtype, headDim }),
         ...versions.map((version) => ({
           version,
           blocking: options.blocking ?? version.blocking({ headDim, vector }),
@@ -120,7 +137,10 @@ export const openWebgpu = async (options: WebgpuOptions = {}): Promise<Attention
   });
   const lanes = options.blocking?.lanes ?? (software ? vector : gpuLanes);
   const backward = new WebgpuBackward(gpu, {
-    choices: versions.map(({ keysIn, subgroups }) => ({ keysIn, subgroups, lanes })),
+    choices: versions.map(({ keysIn, subgroups }) => ({ keysIn, subgroups, lanes })).filter(
+      ({ keysIn, subgroups }, i, all) =>
+        i === all.findIndex((other) => other.keysIn === keysIn && other.subgroups === subgroups),
+    ),
     warn,
     directive: subgroups.directive,
     largestBuffer,

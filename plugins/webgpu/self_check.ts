@@ -7,28 +7,26 @@ import { denseAttention } from "../../kernels/oracle.ts";
 import { decode, type DType, encode } from "../../runtime/dtype.ts";
 import type { AttentionKernel, Tile } from "../../runtime/kernel.ts";
 import { bandOf, type Mask } from "../../runtime/mask.ts";
-import { contiguous, type Span } from "../../runtime/span.ts";
+import { contiguous } from "../../runtime/span.ts";
 import type { VariantName } from "./program.ts";
 
-const batch = 1, heads = 4, kvHeads = 2, tokens = 112;
-/** How far the positions of query rows are apart. */
-const apart = 5;
+const batch = 1, heads = 4, kvHeads = 2;
 
-/** A problem, with its keys in two tiles, so that the second finds a state. */
-interface Probe {
-  readonly mask: Mask;
-  /** The first query row, and how many there are: no multiple of any workgroup. */
-  readonly from: number;
-  readonly rows: number;
-  readonly lengths: readonly [number, number];
-}
-
-const probes: Readonly<Record<VariantName, Probe>> = {
-  // Keys that every row sees, in whole groups of up to 16.
-  clear: { mask: { kind: "full" }, from: 0, rows: 23, lengths: [64, 48] },
-  // In the first tile keys that every row sees, with others before and after them; in the second none.
-  masked: { mask: { kind: "window", window: 100 }, from: 10, rows: 13, lengths: [61, 51] },
+/** The masks that bring a variant's keys about. */
+const masks: Readonly<Record<VariantName, Mask>> = {
+  // Keys that every row sees.
+  clear: { kind: "full" },
+  // Keys that every row of a workgroup sees, with others before and after them.
+  masked: { kind: "window", window: 100 },
 };
+
+/**
+ * How many tokens it takes that `group` rows are a workgroup, and there are four: the last one with rows missing, and
+ * all in another order than that of the rows. Larger workgroups are fewer, or this would take seconds.
+ */
+const tokensFor = (group: number): number => 16 * Math.ceil(Math.min(3 * group + 12, 272) / 16);
+/** So many rows fewer than tokens, so that they are no multiple of anything. */
+const missing = 5;
 
 /** Largest error of an output or a log-sum-exp; a wrong program is off by far more. */
 const bound = 1e-4;
@@ -39,16 +37,18 @@ const numbers = (phase: number, count: number): Float32Array =>
 
 /**
  * Throws where K/V of this format and head dimension give something else than plain loops do, in one of the variants
- * of the program.
+ * of the program, for workgroups of `group` rows.
  */
 export const selfCheck = async (
   kernel: Pick<AttentionKernel, "begin">,
   dtype: DType,
   headDim: number,
   variant: VariantName,
+  group: number,
 ): Promise<void> => {
-  const { mask, from, rows, lengths } = probes[variant];
-  const position = (row: number) => (from + row) * apart;
+  const mask = masks[variant];
+  const tokens = tokensFor(group);
+  const rows = tokens - missing;
   const shape = { batch, heads, kvHeads, headDim, scale: Math.SQRT2 / Math.sqrt(headDim) };
   const width = heads * headDim;
   const q = numbers(0, tokens * width);
@@ -60,23 +60,24 @@ export const selfCheck = async (
     decode(dtype, v!),
   );
 
-  const mine = Float32Array.from(
-    { length: rows * width },
-    (_, i) => q[position(Math.floor(i / width)) * width + i % width]!,
-  );
   const bytes = new Uint8Array(k!.length + v!.length);
   bytes.set(k!);
   bytes.set(v!, k!.length);
   const accumulation = await kernel.begin({
     ...{ ...shape, tokens: rows },
     dtype: "f32",
-    bytes: encode("f32", mine),
+    bytes: encode("f32", q.subarray(0, rows * width)),
   });
   try {
-    const queries: Span = { start: position(0), run: 1, stride: apart, first: 0, count: rows };
-    const tiles = [contiguous(0, lengths[0]), contiguous(lengths[0], lengths[1])].map((
+    // In two tiles, so that the second finds a state; of clear keys each has whole groups of up to 16.
+    const first = variant === "clear" ? 64 : 61;
+    const tiles = [contiguous(0, first), contiguous(first, tokens - first)].map((keys): Tile => ({
+      row: 0,
+      queries: contiguous(0, rows),
+      column: keys.start,
       keys,
-    ): Tile => ({ row: 0, queries, column: keys.start, keys, full: variant === "clear" }));
+      full: variant === "clear",
+    }));
     await accumulation.absorb({ tokens, dtype, bytes }, tiles, bandOf(mask));
     const { o, lse } = await accumulation.finish();
     const compare = (what: string, found: Float32Array, wanted: (i: number) => number) => {
@@ -87,15 +88,11 @@ export const selfCheck = async (
           `not ${wanted(wrong)}`,
       );
     };
-    compare(
-      "an output",
-      o,
-      (i) => expected.o[position(Math.floor(i / width)) * width + i % width]!,
-    );
+    compare("an output", o, (i) => expected.o[i]!);
     compare(
       "a log-sum-exp",
       lse,
-      (i) => expected.lse[Math.floor(i / rows) * tokens + position(i % rows)]!,
+      (i) => expected.lse[Math.floor(i / rows) * tokens + i % rows]!,
     );
   } finally {
     accumulation.close();

@@ -36,7 +36,7 @@ const cpuFaults: ReadonlyArray<Fault> = [
     "[first, end]",
   ]),
   attendCpu("what was gathered is not rescaled", ["if (keep !== 1)", "if (keep > 1)"]),
-  attendCpu("all scores are taken for small ones", ["smallScore = 30", "smallScore = 1e30"]),
+  attendCpu("all scores are taken for small ones", ["smallScore = 20", "smallScore = 1e30"]),
   attendCpu("small scores may follow large ones without their maximum", [
     ".every((top) => top === 0)",
     ".every(() => true)",

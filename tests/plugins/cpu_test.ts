@@ -1,6 +1,7 @@
 import { Effect } from "effect";
 import assert from "node:assert/strict";
 import { fromFileUrl } from "../../cli/paths.ts";
+import { denseAttention } from "../../kernels/oracle.ts";
 import { cpu, cpuWith } from "../../plugins/cpu.ts";
 import { libraryName } from "../../plugins/cpu/blas.ts";
 import { Lifeline } from "../../plugins/cpu/lifeline.ts";
@@ -14,7 +15,7 @@ import type { Problem } from "../../runtime/plan.ts";
 import { contiguous } from "../../runtime/span.ts";
 import { inputsOf, problem, testDevice, whole } from "../contract/device.ts";
 import { testGradients } from "../contract/gradients.ts";
-import { sameNumbers } from "../support/closeness.ts";
+import { relativeL2, sameNumbers } from "../support/closeness.ts";
 import { attend, checkAgainstFloat32, shared } from "../support/cut.ts";
 import { checkGradients, gradientsOf } from "../support/cut_backward.ts";
 import { normals } from "../support/random.ts";
@@ -103,7 +104,52 @@ withLibrary(
   ).pipe(Effect.provide(cpu.layer)),
 );
 
+withLibrary(
+  "tiny values keep their digits, however small the scores",
+  Effect.gen(function* () {
+    const shape = problem({ tokens: 40, heads: 1, kvHeads: 1, headDim: 8, scale: 1 });
+    // Scores of about −29, which would leave e⁻²⁹ · 1e-36 of a value.
+    const side = Math.sqrt(29 / 8);
+    const [q, k] = [side, -side].map((x) => new Float32Array(40 * 8).fill(x));
+    const v = normals(3, 40 * 8).map((x) => 1e-36 * x);
+    const { o } = yield* attend(whole(shape, { inputs: { q: q!, k: k!, v } }));
+    const error = relativeL2(o, denseAttention(shape, q!, k!, v).o);
+    assert.ok(error <= 2e-6, `o is ${error} away`);
+  }).pipe(Effect.provide(cpu.layer)),
+);
+
+withLibrary(
+  "gradients of rows that are farther apart than a thread has keys at once",
+  Effect.gen(function* () {
+    const tokens = 1501;
+    const shape = problem({
+      ...{
+        tokens,
+        heads: 2,
+        kvHeads: 1,
+        headDim: 8,
+        mask: { kind: "window", window: 20 } as const,
+      },
+    });
+    const queries = [{ start: 5, run: 1, stride: 700, first: 0, count: 3 }];
+    yield* checkGradients(whole(shape, { queries }));
+  }).pipe(Effect.provide(cpu.layer)),
+);
+
 // --- Threads ------------------------------------------------------------------------------------
+
+withLibrary(
+  "a number of threads that is none is refused",
+  Effect.gen(function* () {
+    for (const threads of [0, -1, 1.5, NaN]) {
+      const error = yield* Effect.flip(Effect.provide(Device, cpuWith({ threads }).layer));
+      assert.match(
+        error.message,
+        /needs at least one thread, a whole number: found (0|-1|1.5|NaN)/,
+      );
+    }
+  }),
+);
 
 withLibrary(
   "any number of threads gives the same bits, every time",

@@ -214,6 +214,20 @@ onAdapter("a backward program that computes wrong results is refused, at every u
   }
 });
 
+onAdapter("a wrong backward program for any but the first workgroup is refused", async () => {
+  for (const pass of ["keys", "queries"]) {
+    await withBackward(
+      (backward) => assert.rejects(backward.prepare("f32", 8), /computes wrong results/),
+      {
+        text: (of) =>
+          of.pass === pass
+            ? backwardProgram(of).replace("stretchOf(group.x, groups.x)", "0u")
+            : backwardProgram(of),
+      },
+    );
+  }
+});
+
 onAdapter(
   "where there is a choice, a backward pass that does not work makes way, with a warning",
   async () => {

@@ -337,6 +337,12 @@ onAdapter("a wrong program in one of its variants alone is refused", async () =>
   }
 });
 
+onAdapter("a wrong program for any but the first workgroup is refused", () =>
+  withAttention(
+    (attention) => assert.rejects(attention.prepare("f32", 8), /its driver computes wrong results/),
+    { text: (of) => program(of).replace("stretchOf(group.x, groups.x)", "0u") },
+  ));
+
 // --- Choosing a version -------------------------------------------------------------------------
 
 onAdapter(

@@ -138,3 +138,30 @@ Deno.test({
       }
     }),
 });
+
+const software = adapter !== undefined && isSoftware(adapter.info);
+
+Deno.test({
+  name: "a tuning with other lanes than a subgroup has is ignored with a note" +
+    (software ? "" : " (not here: there is no software adapter)"),
+  ignore: !software,
+  fn: () =>
+    withPath(async (path) => {
+      const lanes = 2 * adapter!.info.subgroupMaxSize;
+      keepTuning(path, adapter!.info, { dtype: "f32", headDim: 4 }, {
+        version: versionNamed("broadcast")!,
+        blocking: { rows: 2, keys: 4, lanes },
+      });
+      const { warn } = console;
+      console.warn = () => {};
+      try {
+        const { info } = await openWebgpu({ tuning: path });
+        assert.match(
+          info.notes!.join(),
+          RegExp(`it has ${lanes} lanes for kernel "broadcast", and a subgroup here ${lanes / 2}`),
+        );
+      } finally {
+        console.warn = warn;
+      }
+    }),
+});
