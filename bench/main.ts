@@ -38,7 +38,7 @@ const numbers = (name: string, least: number, most: number, standard: string) =>
   Flag.String(name).pipe(
     Flag.map((text) => listOf(text).map(Number)),
     Flag.filter(
-      (values) => values.every((value) => value >= least && value <= most),
+      (values) => values.length > 0 && values.every((value) => value >= least && value <= most),
       () => `numbers from ${least} to ${most} with commas between`,
     ),
     Flag.withDefault(listOf(standard).map(Number)),
@@ -145,6 +145,10 @@ const kernels = Command.make(
     const contenders = contendersWith(given.versions).filter(({ name, role }) =>
       role === "ceiling" || parts.length === 0 || parts.some((part) => name.includes(part))
     );
+    if (contenders.every(({ role }) => role === "ceiling")) {
+      const message = `--only needs parts of the names of contenders: found "${given.only}"`;
+      return yield* new BenchFailed({ message });
+    }
     const options = { ...however(given.rounds, given.lock), matmul: given.quick ? 256 : 1024 };
     const machine = thisMachine();
     const tables = yield* Effect.forEach(jobs, (job) => measure(job, contenders, options));
@@ -231,6 +235,19 @@ prepareDriver();
 const run = Command.runWith(bench, { version });
 const [verb = ""] = Deno.args;
 const named = !verb.startsWith("-") && verb !== "" || /^(-h|--help|--version)$/.test(verb);
+// Both benches get the same, and a flag that the second does not know would be found out when the first is over.
+const unknown = named
+  ? undefined
+  : Deno.args.find((arg) =>
+    arg.startsWith("-") && !Object.keys(common).some((name) => arg.split("=")[0] === `--${name}`)
+  );
+if (unknown !== undefined) {
+  console.error(
+    `bench: ${unknown} is no flag of both benches, which are run without a verb; ` +
+      "put kernels or ring before it",
+  );
+  Deno.exit(2);
+}
 const program = (named ? run(Deno.args) : Effect.andThen(
   run(["kernels", ...Deno.args]),
   run(["ring", ...Deno.args]),

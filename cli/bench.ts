@@ -13,7 +13,7 @@ import { keepTuning, tuningPath } from "../plugins/webgpu/tuning.ts";
 import { attendZeros } from "../runtime/calibrate.ts";
 import { Device } from "../runtime/device.ts";
 import type { DType } from "../runtime/dtype.ts";
-import { DeviceUnavailable } from "../runtime/errors.ts";
+import { DeviceUnavailable, FileInvalid } from "../runtime/errors.ts";
 import type { Mask } from "../runtime/mask.ts";
 import { note, print, printJson, table } from "./output.ts";
 
@@ -110,15 +110,27 @@ export const runBench = Effect.fn("runBench")(function* (flags: BenchFlags) {
   const work = ({ row: { rows, keys } }: typeof fast[number]) => rows * keys;
   const best = fast.reduce((least, each) => work(each) < work(least) ? each : least);
   const path = tuningPath();
-  if (path !== undefined) keepTuning(path, adapter.info, { dtype, headDim }, best.choice);
+  // What was measured is shown also where it cannot be kept.
+  const keeping = path === undefined ? Effect.void : Effect.try({
+    try: () => keepTuning(path, adapter.info, { dtype, headDim }, best.choice),
+    catch: (cause) =>
+      new FileInvalid({
+        attempted: "keep what was measured in",
+        file: path,
+        needed: "it needs a file that can be written",
+        found: cause instanceof Error ? cause.message : String(cause),
+      }),
+  });
+  const kept = yield* Effect.exit(keeping);
   if (flags.json) {
-    return yield* printJson({
+    yield* printJson({
       adapter: adapter.info.description,
       ...{ headDim, dtype, tokens, heads },
       kernels: measured.map(({ row }) => row),
       best: best.row,
-      kept: path,
+      ...(Exit.isSuccess(kept) ? { kept: path } : {}),
     });
+    return yield* kept;
   }
   yield* print(
     `${adapter.info.description}: ${dtype}, head dim ${headDim}, ${heads} heads, ${tokens} tokens; ` +
@@ -134,6 +146,7 @@ export const runBench = Effect.fn("runBench")(function* (flags: BenchFlags) {
       `${row.first.toFixed(1)} s`,
     ]),
   ]));
+  yield* kept;
   yield* print(path === undefined ? "\nnothing says where to keep the best" : `\nkept in ${path}`);
 }, Effect.scoped);
 

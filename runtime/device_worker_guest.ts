@@ -82,6 +82,8 @@ const refusalOf = (cause: unknown): Refusal => {
 interface Open {
   readonly of: Accumulation | BackwardPass;
   readonly absorbing: Set<Promise<unknown>>;
+  /** Its result was given, after which nothing promises that it still holds it. */
+  finished: boolean;
 }
 
 /** Memory of the arrays in an answer that can be given away instead of copied. */
@@ -129,13 +131,13 @@ export const serveDevice = (open: (options: unknown) => Promise<AttentionKernel>
         return kernel.info;
       case "begin": {
         const of = await kernel!.begin(request.queries);
-        accumulations.set(request.key, { of, absorbing: new Set() });
+        accumulations.set(request.key, { of, absorbing: new Set(), finished: false });
         return;
       }
       case "beginBackward": {
         const of = await kernel!.beginBackward?.(request.queries, request.outcome);
         if (of === undefined) throw new Error("it has no backward pass");
-        accumulations.set(request.key, { of, absorbing: new Set() });
+        accumulations.set(request.key, { of, absorbing: new Set(), finished: false });
         return;
       }
       case "absorb": {
@@ -144,9 +146,13 @@ export const serveDevice = (open: (options: unknown) => Promise<AttentionKernel>
         open.absorbing.add(absorbing);
         return await absorbing.finally(() => open.absorbing.delete(absorbing));
       }
-      case "finish":
+      case "finish": {
         await settled(request.key);
-        return await openOf(request.key).of.finish();
+        const open = openOf(request.key);
+        if (open.finished) throw new Error("it was given before");
+        open.finished = true;
+        return await open.of.finish();
+      }
       case "close":
         // An accumulator that never began, because that failed, is closed as well.
         await settled(request.key);

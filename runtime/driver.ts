@@ -67,6 +67,16 @@ const shapes = ({ problem: { batch, tokens, heads, kvHeads, headDim } }: Job) =>
   lse: { outer: batch * heads, tokens, inner: 1 },
 });
 
+/** Which element of the whole tensor is the `index`-th of some regions. */
+const elementAt = (where: ReadonlyArray<Region>, index: number): number => {
+  let before = 0;
+  for (const { offset, length } of where) {
+    if (index < before + length) return offset + index - before;
+    before += length;
+  }
+  throw new Error(`element ${index} is in none of ${where.length} regions`);
+};
+
 /** Reads elements of a shard from the source, refuses what is not finite, and gives them in the format to travel in. */
 const reader = (source: Source["Service"], job: Job) =>
   Effect.fnUntraced(function* (
@@ -87,7 +97,7 @@ const reader = (source: Source["Service"], job: Job) =>
         file: source.name,
         tensor,
         needed,
-        found: `${found} near element ${where[0]!.offset}`,
+        found: `${found} at element ${elementAt(where, index)}`,
       });
     };
     const bad = firstNonFinite(own, bytes);

@@ -65,6 +65,7 @@ export interface Accumulation {
     tiles: ReadonlyArray<Tile>,
     band: Band,
   ) => void | Promise<void>;
+  /** Called once, after the last block. */
   readonly finish: () => Attended | Promise<Attended>;
   /** Frees the device memory; harmless when repeated. */
   readonly close: () => void;

@@ -129,5 +129,10 @@ export const keepTuning = (
   const draft = `${path}.${Deno.pid}`;
   Deno.mkdirSync(path.replace(/\/[^/]*$/, "") || "/", { recursive: true });
   Deno.writeTextFileSync(draft, `${JSON.stringify(tuning, null, 2)}\n`);
-  Deno.renameSync(draft, path);
+  try {
+    Deno.renameSync(draft, path);
+  } catch (cause) {
+    Deno.removeSync(draft);
+    throw cause;
+  }
 };

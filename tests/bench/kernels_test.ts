@@ -105,6 +105,28 @@ Deno.test("deno task bench kernels --quick writes its table as Markdown and JSON
   }
 });
 
+Deno.test("deno task bench says at once what it cannot do", async () => {
+  for (
+    const [flags, code, sentence] of [
+      [["--quick", "--only", "cpu"], 2, /^bench: --only is no flag of both benches/],
+      [["ring", "--quick", "--rings", ""], 2, /numbers from 1 to 64 with commas between/],
+      [
+        ["kernels", "--quick", "--only", "nobody"],
+        1,
+        /^bench: --only needs parts .*: found "nobody"/,
+      ],
+    ] as const
+  ) {
+    const bench = await new Deno.Command(Deno.execPath(), {
+      args: ["run", "-A", "bench/main.ts", ...flags],
+      cwd: fileURLToPath(new URL("../..", import.meta.url)),
+    }).output();
+    const said = new TextDecoder().decode(bench.stderr);
+    assert.equal(bench.code, code, said);
+    assert.match(said, sentence);
+  }
+});
+
 Deno.test("a comparison gives for each row that two files share how many times as fast it is", () => {
   const results = (...milliseconds: ReadonlyArray<number>): Results => ({
     bench: "kernels",

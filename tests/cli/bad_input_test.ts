@@ -204,7 +204,9 @@ Deno.test("attend refuses values that are not finite, or would not be", (t) =>
       name: `${value} in ${name}`,
       input: withChange({ [name]: spoiled(good[name === "do" ? "q" : name], 37, value) }),
       flags: ["--json", "--ring", "2"],
-      says: RegExp(`${cannotUse(name)}it must be finite everywhere: found ${value} near`),
+      says: RegExp(
+        `${cannotUse(name)}it must be finite everywhere: found ${value} at element 37\\b`,
+      ),
     })),
     {
       name: "values beyond the range of the wire's format",

@@ -48,6 +48,29 @@ Deno.test({
   },
 });
 
+Deno.test({
+  name: `bench --kernel shows what it measured where that cannot be kept${suffix}`,
+  ignore: adapter === undefined,
+  fn: async () => {
+    const file = await Deno.makeTempFile({ prefix: "annulus-bench-" });
+    const env = { XDG_CACHE_HOME: file, DENO_DIR: Deno.env.get("DENO_DIR") ?? denoFolder };
+    try {
+      const args = ["bench", "--kernel", "--head-dim", "4", "--tokens", "64", "--json"];
+      const { code, stdout, stderr } = await annulus(args, { env });
+      assert.equal(code, 1, stderr);
+      const said = JSON.parse(stdout);
+      assert.ok(said.kernels.length > 5);
+      assert.equal(said.kept, undefined);
+      assert.match(
+        stderr,
+        /annulus: Cannot keep what was measured in ".*": it needs a file that can be written: found /,
+      );
+    } finally {
+      await Deno.remove(file);
+    }
+  },
+});
+
 Deno.test("bench wants to know what to measure, and sizes that a kernel can have", async () => {
   const none = await annulus(["bench"]);
   assert.equal(none.code, 2);

@@ -242,6 +242,16 @@ it(
 );
 
 it(
+  "a result is given once",
+  Effect.gen(function* () {
+    const device = yield* open("works");
+    const accumulator = yield* device.begin(queries);
+    yield* accumulator.finish;
+    assertFailed(yield* Effect.flip(accumulator.finish), /it was given before/);
+  }),
+);
+
+it(
   "the Worker is stopped with the device's scope, and when it crashes",
   Effect.gen(function* () {
     let stopped = 0;

@@ -52,6 +52,14 @@ Deno.test("a tuning of another adapter, driver or version is ignored with a note
     assert.deepEqual(readTuning(path, here).choice({ ...task, headDim: 8 }), choice);
   }));
 
+Deno.test("a tuning that cannot be kept leaves nothing behind", () =>
+  withPath(async (path) => {
+    await Deno.mkdir(path, { recursive: true });
+    assert.throws(() => keepTuning(path, here, task, choice));
+    const folder = path.replace(/\/[^/]*$/, "");
+    assert.deepEqual(Array.from(Deno.readDirSync(folder), ({ name }) => name), ["tuning.json"]);
+  }));
+
 Deno.test("a tuning that is no tuning is ignored with a note", () =>
   withPath((path) => {
     keepTuning(path, here, task, choice);
