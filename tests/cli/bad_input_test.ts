@@ -212,7 +212,7 @@ Deno.test("attend refuses values that are not finite, or would not be", (t) =>
       name: "values beyond the range of the wire's format",
       input: withChange({ k: spoiled(good.k, 5, 1e5) }),
       flags: ["--wire", "f16", "--json"],
-      says: RegExp(`${cannotUse("k")}.*within the range of f16.*: found 100000 near`),
+      says: RegExp(`${cannotUse("k")}.*within the range of f16.*: found 100000 at element 5\\b`),
     },
     ...devices.flatMap(({ name: device }) =>
       ["memory", "nats"].filter((link) => link === "memory" || !noNatsServer).map((
