@@ -16,18 +16,32 @@ import { type ErrorFigures, pickRows } from "./judge.ts";
 /** Tokens read at once. */
 const chunkTokens = 128;
 
+/**
+ * A gradient whose terms cancel, as those of a row that sees one key do, cannot be closer than its terms are rounded:
+ * it counts as this share of them at least. Where signs are random it is most of them.
+ */
+const leastShare = 0.1;
+
 /** ‖a − b‖ and ‖b‖, squared and summed up piece by piece. */
 class Distance {
   #apart = 0;
   #norm = 0;
-  add(actual: ArrayLike<number>, expected: ArrayLike<number>): void {
+  #terms = 0;
+  /** @param squares Of the terms of which each expected number is the sum. */
+  add(
+    actual: ArrayLike<number>,
+    expected: ArrayLike<number>,
+    squares: ArrayLike<number> = [],
+  ): void {
     for (let i = 0; i < expected.length; i++) {
       this.#apart += (actual[i]! - expected[i]!) ** 2;
       this.#norm += expected[i]! ** 2;
+      this.#terms += squares[i] ?? 0;
     }
   }
   get relative(): number {
-    return this.#norm === 0 ? Math.sqrt(this.#apart) : Math.sqrt(this.#apart / this.#norm);
+    const size = Math.max(this.#norm, leastShare ** 2 * this.#terms);
+    return Math.sqrt(size === 0 ? this.#apart : this.#apart / size);
   }
 }
 
@@ -95,7 +109,7 @@ export const judgeGradients = Effect.fn("judgeGradients")(function* (
         yield* Effect.sleep(1); // a turn of the event loop, for signals
       }
     }
-    dq.add(yield* gather("dq", b, positions), ofQueries.finish());
+    dq.add(yield* gather("dq", b, positions), ofQueries.finish(), ofQueries.squares);
 
     const [k, v] = [yield* gather("k", b, positions), yield* gather("v", b, positions)];
     const ofKeys = new KeyGradientOracle({ ...shape, k, v });
@@ -116,7 +130,7 @@ export const judgeGradients = Effect.fn("judgeGradients")(function* (
       yield* Effect.sleep(1);
     }
     const expected = ofKeys.finish();
-    dk.add(yield* gather("dk", b, positions), expected.dk);
+    dk.add(yield* gather("dk", b, positions), expected.dk, expected.squares);
     dv.add(yield* gather("dv", b, positions), expected.dv);
   }
   return { dq: dq.relative, dk: dk.relative, dv: dv.relative };

@@ -18,6 +18,7 @@ export class QueryGradientOracle {
   readonly #cotangent: Float32Array;
   readonly #outputs: StreamingOracle;
   readonly #dq: Float64Array<ArrayBuffer>;
+  readonly #squares: Float64Array<ArrayBuffer>;
   /** lse and D = Σ dO·o, [rows, heads]. */
   #known: { readonly lse: Float64Array; readonly d: Float64Array } | undefined;
 
@@ -27,6 +28,7 @@ export class QueryGradientOracle {
     this.#cotangent = cotangent;
     this.#outputs = new StreamingOracle(rows);
     this.#dq = new Float64Array(cotangent.length);
+    this.#squares = new Float64Array(cotangent.length);
   }
 
   /** The first pass: consecutive keys from global position `first` on, `k` and `v` [tokens, kvHeads, headDim]. */
@@ -48,7 +50,11 @@ export class QueryGradientOracle {
           const p = Math.exp(dot(q, row, k, key, headDim) * scale - lse[r * heads + h]!);
           const dp = dot(this.#cotangent, row, v, key, headDim);
           const ds = p * (dp - d[r * heads + h]!) * scale;
-          for (let c = 0; c < headDim; c++) this.#dq[row + c]! += ds * k[key + c]!;
+          const size = p * (Math.abs(dp) + Math.abs(d[r * heads + h]!)) * scale;
+          for (let c = 0; c < headDim; c++) {
+            this.#dq[row + c]! += ds * k[key + c]!;
+            this.#squares[row + c]! += (size * k[key + c]!) ** 2;
+          }
         }
       }
     }
@@ -57,6 +63,11 @@ export class QueryGradientOracle {
   /** dq [rows, heads, headDim]. */
   finish(): Float64Array<ArrayBuffer> {
     return this.#dq;
+  }
+
+  /** The squares of the terms of which each element of dq is the sum, as they are before dP − D. */
+  get squares(): Float64Array<ArrayBuffer> {
+    return this.#squares;
   }
 
   #finishOutputs() {
@@ -98,11 +109,13 @@ export class KeyGradientOracle {
   readonly #keys: PickedKeys;
   readonly #dk: Float64Array<ArrayBuffer>;
   readonly #dv: Float64Array<ArrayBuffer>;
+  readonly #squares: Float64Array<ArrayBuffer>;
 
   constructor(keys: PickedKeys) {
     this.#keys = keys;
     this.#dk = new Float64Array(keys.k.length);
     this.#dv = new Float64Array(keys.k.length);
+    this.#squares = new Float64Array(keys.k.length);
   }
 
   /** Adds consecutive query rows from global position `first` on. */
@@ -117,18 +130,21 @@ export class KeyGradientOracle {
           if (!sees(mask, first + i, position)) continue;
           const key = (n * kvHeads + Math.floor(h * kvHeads / heads)) * headDim;
           const p = Math.exp(dot(q, row, k, key, headDim) * scale - lse[h * tokens + i]!);
-          const ds = p * (dot(cotangent, row, v, key, headDim) - d) * scale;
+          const dp = dot(cotangent, row, v, key, headDim);
+          const ds = p * (dp - d) * scale;
+          const size = p * (Math.abs(dp) + Math.abs(d)) * scale;
           for (let c = 0; c < headDim; c++) {
             this.#dv[key + c]! += p * cotangent[row + c]!;
             this.#dk[key + c]! += ds * q[row + c]!;
+            this.#squares[key + c]! += (size * q[row + c]!) ** 2;
           }
         }
       }
     }
   }
 
-  /** dk and dv, [keys, kvHeads, headDim]. */
+  /** dk and dv, [keys, kvHeads, headDim], and the squares of the terms of dk as they are before dP − D. */
   finish() {
-    return { dk: this.#dk, dv: this.#dv };
+    return { dk: this.#dk, dv: this.#dv, squares: this.#squares };
   }
 }

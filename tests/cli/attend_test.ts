@@ -7,14 +7,17 @@ import assert from "node:assert/strict";
 import { devices } from "../../cli/devices.ts";
 import type { Report } from "../../cli/report.ts";
 import { denseAttention, denseGradients } from "../../kernels/oracle.ts";
-import type { Problem } from "../../runtime/plan.ts";
+import { libraryName } from "../../plugins/cpu/blas.ts";
 import { decode, encode } from "../../runtime/dtype.ts";
+import { findLibrary } from "../../runtime/library.ts";
 import type { Mask } from "../../runtime/mask.ts";
+import type { Problem } from "../../runtime/plan.ts";
 import { annulus, scratch, twoAtOnce } from "../support/cli.ts";
 import { maxAbs, relativeL2 } from "../support/closeness.ts";
 import { noNatsServer } from "../support/nats.ts";
 import { tensorsOf } from "../support/tensors.ts";
 
+const noLibrary = findLibrary(libraryName) === undefined;
 const maker = new URL("../support/make_safetensors.py", import.meta.url);
 const noPython = await new Deno.Command("python3", { args: ["--version"], stdout: "null" })
   .output().then(({ success }) => !success, () => true);
@@ -156,6 +159,33 @@ it("attend computes gradients where the file has a cotangent, and verifies them"
     return await Deno.readFile(out);
   });
   for (const other of bytes) assert.deepEqual(other, bytes[0]);
+});
+
+it("attend --verify passes gradients whose terms cancel, which are never exactly 0", async (folder) => {
+  const cases: ReadonlyArray<readonly [number, ReadonlyArray<string>]> = [
+    [1, []],
+    [97, ["--window", "1"]],
+  ];
+  for (const [tokens, flags] of cases) {
+    for (const device of noLibrary ? ["reference"] : ["reference", "cpu"]) {
+      const input = `${folder}/${tokens}.safetensors`;
+      await make(input, { ...usual, tokens }, ["--cotangent"]);
+      const { code, stderr } = await annulus(
+        [
+          "attend",
+          input,
+          "--out",
+          `${folder}/out`,
+          "--verify",
+          "--json",
+          "--device",
+          device,
+          ...flags,
+        ],
+      );
+      assert.equal(code, 0, stderr);
+    }
+  }
 });
 
 it("attend is exact for every shape and format", async (folder) => {

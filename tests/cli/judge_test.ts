@@ -10,6 +10,7 @@ import { boundsFor, judge, mustBeExact } from "../../cli/judge.ts";
 import { judgeGradients } from "../../cli/judge_gradients.ts";
 import { denseAttention, denseGradients } from "../../kernels/oracle.ts";
 import { openSafetensors } from "../../plugins/safetensors.ts";
+import type { Mask } from "../../runtime/mask.ts";
 import { planOf } from "../../runtime/plan.ts";
 import { scratch } from "../support/cli.ts";
 import { normals } from "../support/random.ts";
@@ -18,29 +19,24 @@ import { fileOfTensors } from "../support/tensors.ts";
 const [batch, tokens, heads, kvHeads, headDim] = [2, 120, 4, 2, 16];
 const q = normals(1, batch * tokens * heads * headDim);
 const [k, v] = [2, 3].map((seed) => normals(seed, batch * tokens * kvHeads * headDim));
-const mask = { kind: "causal" } as const;
-const exact = denseAttention(
-  { batch, tokens, heads, kvHeads, headDim, scale: 1 / Math.sqrt(headDim), mask },
-  q,
-  k!,
-  v!,
-);
-
 const cotangent = normals(4, q.length);
-const gradients = denseGradients(
-  { batch, tokens, heads, kvHeads, headDim, scale: 1 / Math.sqrt(headDim), mask },
-  q,
-  k!,
-  v!,
-  cotangent,
-);
+const causal: Mask = { kind: "causal" };
+
+/** What is right. */
+const resultsOf = (mask: Mask) => {
+  const shape = { batch, tokens, heads, kvHeads, headDim, scale: 1 / Math.sqrt(headDim), mask };
+  return {
+    ...denseAttention(shape, q, k!, v!),
+    ...denseGradients(shape, q, k!, v!, cotangent),
+  };
+};
 
 type Results = Record<"o" | "lse" | "dq" | "dk" | "dv", Float32Array>;
 
 /** What `--verify` says of a result that is right but for what `spoil` does to it. */
-const verdict = async (spoil: (results: Results) => void) => {
+const verdict = async (spoil: (results: Results) => void, mask = causal) => {
   const results = Object.fromEntries(
-    Object.entries({ ...exact, ...gradients }).map(([name, x]) => [name, Float32Array.from(x)]),
+    Object.entries(resultsOf(mask)).map(([name, x]) => [name, Float32Array.from(x)]),
   ) as Results;
   spoil(results);
   await using folder = await scratch();
@@ -86,6 +82,18 @@ Deno.test("--verify passes a result that is rounded to float32, whose every row 
   assert.equal(figures.rows, batch * tokens);
   assert.ok(figures.o < 1e-7 && figures.lse < 1e-6);
   assert.ok(Math.max(figures.dq, figures.dk, figures.dv) < 5e-7);
+});
+
+Deno.test("--verify finds what is wrong with gradients whose terms cancel", async () => {
+  const alone: Mask = { kind: "window", window: 1 };
+  const tiny = (x: Float32Array, error: number) => x.forEach((_, i) => x[i] = error * (-1) ** i);
+  const right = await verdict(({ dq, dk }) => [dq, dk].forEach((x) => tiny(x, 2e-8)), alone);
+  assert.ok(Result.isSuccess(right.result), `${JSON.stringify(right.figures)}`);
+  for (const name of ["dq", "dk"] as const) {
+    const { result } = await verdict((results) => tiny(results[name], 1e-4), alone);
+    assert.ok(Result.isFailure(result));
+    assert.equal(result.failure.what, name);
+  }
 });
 
 const middle = Math.floor(0.7 * batch * tokens) * heads * headDim;
