@@ -34,7 +34,7 @@ const resultsOf = (mask: Mask) => {
 type Results = Record<"o" | "lse" | "dq" | "dk" | "dv", Float32Array>;
 
 /** What `--verify` says of a result that is right but for what `spoil` does to it. */
-const verdict = async (spoil: (results: Results) => void, mask = causal) => {
+const verdict = async (spoil: (results: Results) => void, mask: Mask = causal) => {
   const results = Object.fromEntries(
     Object.entries(resultsOf(mask)).map(([name, x]) => [name, Float32Array.from(x)]),
   ) as Results;
