@@ -94,7 +94,8 @@ const publish = Effect.fnUntraced(function* (
 const shapePattern = /^(\d+)x(\d+)x(\d+)$/;
 const kernelReading =
   "Medians with [least..most] over the rounds, of whole calls from inputs in memory to results in " +
-  "memory; contenders take turns in each round, and wake up by a call that does not count. Ratios are medians of the ratios of single rounds, " +
+  "memory; contenders take turns in each round, and wake up by a call that does not count. " +
+  "Ratios are medians of the ratios of single rounds, " +
   "to the fastest ceiling (by GFLOP/s) and to the fastest peer (by time) of the same field. The " +
   "error is the relative L2 distance to float64. GFLOP/s count the operations that the result " +
   "needs: 4 · headDim for each pair of query and key that counts, 14 · headDim with gradients.";
@@ -167,7 +168,8 @@ const ringReading =
   "Medians with [least..most] over the rounds. The bare kernel gets the whole sequence in one " +
   "block; the calls of a ring are what its ranks ask of the device, block by block, without the " +
   "ring. All ranks share one device in one process. Links at 50 % and 90 % are as slow as makes " +
-  "a block of the busiest rank travel for that share of the time of the calls of one step. Hidden by timeline: the " +
+  "a block of the busiest rank travel for that share of the time of the calls of one step. " +
+  "Hidden by timeline: the " +
   "share of the time in which blocks were arriving during which no rank stood still for want of " +
   "one. Hidden by time: 1 − (time − time with a free link) / time on the link. The error is the " +
   "relative L2 distance to float64.";

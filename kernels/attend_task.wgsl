@@ -8,9 +8,9 @@
 // | tops            | (m, l): [batch, heads, queryTokens]; l = 0 is a row without keys,   |
 // |                 | l = −1 one with a score beyond the range of float32                 |
 //
-// õ = Σ exp(s − m)·v, m = max s and l = Σ exp(s − m), where s = scale · q·k runs over the keys that a row has seen so far, in
-// this tile and in every one before. Each chunk of CHUNK keys begins with an empty state and is then added to what was
-// before, so that no sum has many terms: that rounds less than key by key, and long sequences need it.
+// õ = Σ exp(s − m)·v, m = max s and l = Σ exp(s − m), where s = scale · q·k runs over the keys that a row has seen so
+// far, in this tile and in every one before. Each chunk of CHUNK keys begins with an empty state and is then added to
+// what was before, so that no sum has many terms: that rounds less than key by key, and long sequences need it.
 //
 // The keys that a row may see are an interval of the tile's keys, for they ascend. A program is made in two variants:
 // one visits only the keys that all rows of a workgroup see, in whole groups of CLEAR, without a word of masks; the
@@ -21,9 +21,10 @@
 // a row may well have no score above the lowest float32, and no difference or exponent can leave the range. Only a
 // score itself can: its row is lost from then on, which l = −1 says.
 //
-// The program is completed in front of this text: ROWS, KEYS0 and KEYS1 (keys at once, clear and others), LANES, QUADS (a quarter of the head dimension), CLEAR,
-// and how keys and values are stored, in textures or buffers. `placeOf` says where a head of a token lies, counted
-// through [batch, keyTokens, kvHeads]; `key` and `value` give four components from such a place.
+// The program is completed in front of this text: ROWS, KEYS0 and KEYS1 (keys at once, clear and others), LANES, QUADS
+// (a quarter of the head dimension), CLEAR, and how keys and values are stored, in textures or buffers. `placeOf` says
+// where a head of a token lies, counted through [batch, keyTokens, kvHeads]; `key` and `value` give four components
+// from such a place.
 
 struct Task {
   // start, run, stride, first: a span of token positions.

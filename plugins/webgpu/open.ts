@@ -121,15 +121,13 @@ export const openWebgpu = async (options: WebgpuOptions = {}): Promise<Attention
     return [];
   };
   const attention = new WebgpuAttention(gpu, {
-    choices: (dtype, headDim) => {
-      return [
-        ...bestFor({ dtype, headDim }),
-        ...versions.map((version) => ({
-          version,
-          blocking: options.blocking ?? version.blocking({ headDim, vector }),
-        })),
-      ];
-    },
+    choices: (dtype, headDim) => [
+      ...bestFor({ dtype, headDim }),
+      ...versions.map((version) => ({
+        version,
+        blocking: options.blocking ?? version.blocking({ headDim, vector }),
+      })),
+    ],
     directive: subgroups.directive,
     warn,
     largestBuffer,

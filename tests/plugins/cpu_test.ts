@@ -215,7 +215,7 @@ onThisThread("the device's own thread is free while the others compute", async (
   let done = false;
   const absorbing = Promise.resolve(accumulation.absorb(block, [tile], full))
     .then(() => void (done = true));
-  await new Promise((resume) => setTimeout(resume));
+  await new Promise((resume) => setTimeout(resume)); // comes at once only where this thread is free
   assert.equal(done, false);
   await absorbing;
 });
@@ -255,7 +255,7 @@ withLibrary(
       async () => await accumulation.absorb(block, [tile], full),
       /the device was closed/,
     );
-    await new Promise((resume) => setTimeout(resume));
+    await new Promise((resume) => setTimeout(resume)); // one turn, in which the block is handed to the threads
     await lifeline.end();
     await refused;
     kernel.close();
