@@ -10,7 +10,7 @@ import type { Contender } from "./contenders.ts";
 import { flopsOf, inputsOf, type Job, readTensors, titleOf, writeTensors } from "./job.ts";
 import { judge, type Reference, referenceOf, type Verdict } from "./judge.ts";
 import { watchOthers } from "./cpu_time.ts";
-import { type Absent, type Running, start } from "./process.ts";
+import { Absent, type Running, start } from "./process.ts";
 
 /** What a contender showed. */
 export interface Score {
@@ -103,7 +103,11 @@ const warm = Effect.fnUntraced(function* (
 ): Effect.fn.Return<Ready, Absent, Scope.Scope> {
   const running = yield* start(contender.command);
   const about = yield* running.ask({ op: "open", job: task.job, inputs: task.inputs });
-  const { seconds } = yield* running.ask({ op: "sample" });
+  const { seconds } = yield* Effect.mapError(
+    running.ask({ op: "sample" }),
+    // A device of ours that opens and does not compute is not merely absent.
+    ({ reason }) => new Absent({ reason, failed: contender.role === "annulus" }),
+  );
   const fewer = seconds > slow ? Math.min(rounds, roundsWhenSlow) : rounds;
   return { contender, task, running, about, rounds: fewer, wakes: seconds <= brief, samples: [] };
 });
@@ -149,7 +153,7 @@ export const measure = (
       yield* options.progress(`  ${contender.name}`);
       yield* warm(contender, task, options.rounds).pipe(
         Effect.map((entered) => void ready.add(entered)),
-        Effect.catch(without(contender, false)),
+        Effect.catch(({ reason, failed = false }) => without(contender, failed)({ reason })),
       );
     });
     const sample = (entered: Ready) =>

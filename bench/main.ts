@@ -1,18 +1,17 @@
 /**
  * `deno task bench`: kernels against ceilings and peers, then rings against the bare kernel; with a verb, one of the
- * two, or the comparison of two result files. Exit codes: 0 when every result was right, 1 when one was wrong, 2 for
- * wrong usage.
+ * two, or the comparison of two result files. It ends with 1 when a result was wrong.
  *
  * @module
  */
 import { fileURLToPath } from "node:url";
-import { Cause, Data, Effect, Option } from "effect";
-import { Argument, CliError, Command, Flag } from "effect/cli";
+import { Data, Effect, Option } from "effect";
+import { Argument, Command, Flag } from "effect/cli";
+import { misuse, runCommandLine } from "../cli/command_line.ts";
 import { devices } from "../cli/devices.ts";
 import { note, print } from "../cli/output.ts";
-import { platform, runMain } from "../cli/platform.ts";
+import { runMain } from "../cli/platform.ts";
 import { prepareDriver } from "../plugins/webgpu/environment.ts";
-import { version } from "../runtime/version.ts";
 import { compare } from "./compare.ts";
 import { contendersWith } from "./contenders.ts";
 import type { Job } from "./job.ts";
@@ -92,6 +91,10 @@ const publish = Effect.fnUntraced(function* (
 });
 
 const shapePattern = /^(\d+)x(\d+)x(\d+)$/;
+const isShape = (text: string): boolean => {
+  const [heads = 0, tokens = 0, headDim = 0] = shapePattern.exec(text)?.slice(1).map(Number) ?? [];
+  return heads > 0 && tokens > 0 && headDim > 0 && headDim <= 256 && headDim % 4 === 0;
+};
 const kernelReading =
   "Medians with [least..most] over the rounds, of whole calls from inputs in memory to results in " +
   "memory; contenders take turns in each round, and wake up by a call that does not count. " +
@@ -106,8 +109,10 @@ const kernels = Command.make(
     ...common,
     shapes: Flag.String("shapes").pipe(
       Flag.filter(
-        (text) => listOf(text).every((shape) => shapePattern.test(shape)),
-        () => "heads x tokens x head dim, with commas between: 8x2048x64,4x4096x128",
+        (text) => listOf(text).length > 0 && listOf(text).every(isShape),
+        () =>
+          "heads x tokens x head dim (a multiple of 4 up to 256), with commas between: " +
+          "8x2048x64,4x4096x128",
       ),
       Flag.withDefault("8x2048x64"),
       Flag.withDescription("Heads x tokens x head dim, with commas between"),
@@ -147,8 +152,7 @@ const kernels = Command.make(
       role === "ceiling" || parts.length === 0 || parts.some((part) => name.includes(part))
     );
     if (contenders.every(({ role }) => role === "ceiling")) {
-      const message = `--only needs parts of the names of contenders: found "${given.only}"`;
-      return yield* new BenchFailed({ message });
+      return yield* misuse(`--only needs parts of contenders' names: found "${given.only}"`);
     }
     const options = { ...however(given.rounds, given.lock), matmul: given.quick ? 256 : 1024 };
     const machine = thisMachine();
@@ -234,7 +238,6 @@ const bench = Command.make("bench").pipe(
 
 // Every contender inherits it, so that none has a better driver than another.
 prepareDriver();
-const run = Command.runWith(bench, { version });
 const [verb = ""] = Deno.args;
 const named = !verb.startsWith("-") && verb !== "" || /^(-h|--help|--version)$/.test(verb);
 // Both benches get the same, and a flag that the second does not know would be found out when the first is over.
@@ -250,21 +253,5 @@ if (unknown !== undefined) {
   );
   Deno.exit(2);
 }
-const program = (named ? run(Deno.args) : Effect.andThen(
-  run(["kernels", ...Deno.args]),
-  run(["ring", ...Deno.args]),
-)).pipe(
-  Effect.catchCause((cause) => {
-    if (Cause.hasInterruptsOnly(cause)) return Effect.interrupt;
-    const error = Cause.squash(cause);
-    // The parser has said what was wrong.
-    if (CliError.isCliError(error)) return Effect.sync(() => void (Deno.exitCode = 2));
-    return Effect.andThen(
-      note(`bench: ${error instanceof Error ? error.message : String(error)}`),
-      Effect.sync(() => void (Deno.exitCode = 1)),
-    );
-  }),
-  Effect.provide(platform),
-);
-
-runMain(program);
+const lines = named ? [Deno.args] : ["kernels", "ring"].map((verb) => [verb, ...Deno.args]);
+runMain(runCommandLine("bench", bench, ...lines));

@@ -9,7 +9,11 @@ import { Data, Effect, type Scope } from "effect";
 import { type Answers, mark, type Reply, type Request } from "./contender.ts";
 
 /** A contender does not install or run here, or stopped to. */
-export class Absent extends Data.TaggedError("Absent")<{ readonly reason: string }> {}
+export class Absent extends Data.TaggedError("Absent")<{
+  readonly reason: string;
+  /** That is a fault, and no mere absence. */
+  readonly failed?: boolean;
+}> {}
 
 /** A contender's process. */
 export interface Running {

@@ -9,7 +9,7 @@ import { webgpuWith } from "../plugins/webgpu.ts";
 import { findAdapter, isSoftware } from "../plugins/webgpu/adapter.ts";
 import { candidates, type Choice } from "../plugins/webgpu/ladder.ts";
 import { vectorOf } from "../plugins/webgpu/open.ts";
-import { keepTuning, tuningPath } from "../plugins/webgpu/tuning.ts";
+import { keepTuning, keptIn, tuningPath } from "../plugins/webgpu/tuning.ts";
 import { attendZeros } from "../runtime/calibrate.ts";
 import { Device } from "../runtime/device.ts";
 import type { DType } from "../runtime/dtype.ts";
@@ -149,6 +149,34 @@ export const runBench = Effect.fn("runBench")(function* (flags: BenchFlags) {
   yield* kept;
   yield* print(path === undefined ? "\nnothing says where to keep the best" : `\nkept in ${path}`);
 }, Effect.scoped);
+
+/** Prints what was kept before. */
+export const showKept = Effect.fn("showKept")(function* (json: boolean) {
+  const path = tuningPath();
+  const kept = yield* Effect.try({
+    try: () => path === undefined ? [] : keptIn(path),
+    catch: (cause) =>
+      new FileInvalid({
+        attempted: "show what was measured in",
+        file: path!,
+        needed: "it needs what annulus bench --kernel wrote",
+        found: cause instanceof Error ? cause.message : String(cause),
+      }),
+  });
+  if (json) return yield* printJson({ path, kept });
+  if (kept.length === 0) return yield* print("nothing was kept: nothing says where");
+  yield* print(table([
+    ["annulus", "format and head dim", "kernel", "rows", "keys", "lanes", "adapter"],
+    ...kept.map(({ annulus, task, kernel, rows, keys, lanes, adapter }) => [
+      annulus,
+      task,
+      kernel,
+      ...[rows, keys, lanes].map(String),
+      adapter,
+    ]),
+  ]));
+  yield* print(`\nkept in ${path}`);
+});
 
 /** One figure of both masks: work over time. */
 const both = ({ full, causal }: Row): number => 1.5 / (1 / full + 0.5 / causal);

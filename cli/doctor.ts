@@ -47,7 +47,7 @@ const deviceFinding = (plugin: typeof devices[number]): Effect.Effect<Finding> =
         check: `device ${plugin.name}`,
         ok: false,
         found: error.found,
-        fix: `install ${error.needed}`,
+        fix: `provide ${error.needed}`,
       })
     ),
   );

@@ -1,25 +1,24 @@
 /**
- * The `annulus` command: verbs, flags and exit codes. Every verb's work is in the file of its name.
- *
- * Exit codes: 0 when the answer is right, 1 when there is none, 2 for wrong usage, 130 for Ctrl-C.
+ * The `annulus` command: verbs and flags. Every verb's work is in the file of its name, and `command_line.ts` says how
+ * it ends.
  *
  * @module
  */
 import { resolve } from "node:path";
-import { Cause, Data, Effect, Option } from "effect";
-import { Argument, CliConfig, CliError, CliOutput, Command, Flag, GlobalFlag } from "effect/cli";
+import { Effect, Option } from "effect";
+import { Argument, Command, Flag } from "effect/cli";
 import { layouts } from "../runtime/layout.ts";
 import { dtypes } from "../runtime/dtype.ts";
-import { version } from "../runtime/version.ts";
 import { attendFiles } from "./attend.ts";
-import { runBench } from "./bench.ts";
+import { runBench, showKept } from "./bench.ts";
+import { misuse, runCommandLine } from "./command_line.ts";
 import { runDemo } from "./demo.ts";
 import { devices } from "./devices.ts";
 import { runDoctor } from "./doctor.ts";
 import { runNode } from "./node.ts";
 import { listNodes } from "./nodes.ts";
-import { note, print, printJson } from "./output.ts";
-import { platform, runMain } from "./platform.ts";
+import { print, printJson } from "./output.ts";
+import { runMain } from "./platform.ts";
 import { reportInWords } from "./report.ts";
 import { runUp } from "./up.ts";
 import { runVerify } from "./verify.ts";
@@ -44,10 +43,6 @@ const atLeast = (least: number) => (flag: Flag.Flag<number>) =>
 const mostRanks = 1024;
 const ringSize = (flag: Flag.Flag<number>) =>
   Flag.filter(flag, (n) => n >= 1 && n <= mostRanks, () => `a number from 1 to ${mostRanks}`);
-
-/** Wrong usage that no single flag shows. */
-class Misuse extends Data.TaggedError("Misuse")<{ readonly message: string }> {}
-const misuse = (message: string) => new Misuse({ message });
 
 const attend = Command.make(
   "attend",
@@ -203,6 +198,9 @@ const bench = Command.make(
     kernel: boolean("kernel").pipe(
       Flag.withDescription("Measure the versions of the WebGPU kernel, and keep the best"),
     ),
+    kept: boolean("kept").pipe(
+      Flag.withDescription("Show what was kept, adapter by adapter, and measure nothing"),
+    ),
     headDim: Flag.Int("head-dim").pipe(
       Flag.filter((d) => d % 4 === 0 && d >= 4 && d <= 256, () => "a multiple of 4 from 4 to 256"),
       Flag.withDefault(64),
@@ -215,7 +213,10 @@ const bench = Command.make(
     json,
   },
   Effect.fn(function* (flags) {
-    if (!flags.kernel) return yield* misuse("bench needs to know what to measure: --kernel");
+    if (flags.kernel === flags.kept) {
+      return yield* misuse("bench needs to know what to do: either --kernel or --kept");
+    }
+    if (flags.kept) return yield* showKept(flags.json);
     yield* runBench(flags);
   }),
 ).pipe(Command.withDescription("How fast this machine's kernels are"));
@@ -229,48 +230,8 @@ const annulus = Command.make("annulus").pipe(
   Command.withSubcommands([attend, up, node, nodes, doctor, verify, bench, demo]),
 );
 
-/** One sentence on standard error, and the exit code. */
-const refuse = (sentence: string, code: number): Effect.Effect<void> =>
-  Effect.andThen(
-    note(`annulus: ${sentence.replaceAll(/\s*\n\s*/g, " ")}`),
-    Effect.sync(() => void (Deno.exitCode = code)),
-  );
-
-/** Help is for who asks for it; wrong usage gets a sentence, from `refuse`. */
-const presenter = CliOutput.layerPresenter({
-  present: (event) =>
-    event._tag === "InvalidInvocation" ? Effect.void : CliOutput.defaultPresenter.present(event),
-});
-
-const usage = (error: CliError.CliError): Effect.Effect<void> => {
-  const sentences = error._tag === "ShowHelp"
-    ? error.errors.map(({ message }) => message)
-    : [error.message];
-  return sentences.length === 0
-    ? Effect.void
-    : refuse(`${sentences.join("; ")}; see annulus --help`, 2);
-};
-
-/** Nothing here prompts, and the wizard would. */
-const config = CliConfig.layer({
-  builtIns: GlobalFlag.BuiltIns.filter((flag) => flag !== GlobalFlag.Wizard),
-});
-
 /** Runs the command with these arguments; never fails, but sets the exit code. */
 export const run = (args: ReadonlyArray<string>): Effect.Effect<void> =>
-  Command.runWith(annulus, { version })(args).pipe(
-    Effect.catchCause((cause) => {
-      if (Cause.hasInterruptsOnly(cause)) return Effect.interrupt;
-      const error = Cause.squash(cause);
-      if (CliError.isCliError(error)) return usage(error);
-      if (error instanceof Misuse) return refuse(`${error.message}; see annulus --help`, 2);
-      const sentence = error instanceof Error ? error.message : String(error);
-      return refuse(
-        Cause.hasDies(cause) ? `internal error, please report it: ${sentence}` : sentence,
-        1,
-      );
-    }),
-    Effect.provide([platform, presenter, config]),
-  );
+  runCommandLine("annulus", annulus, args);
 
 if (import.meta.main) runMain(run(Deno.args));

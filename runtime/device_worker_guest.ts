@@ -5,6 +5,7 @@
  * @module
  */
 import type { BlockGradients } from "./device.ts";
+import { assertBlock, assertOutcome, assertQueries, type Shape } from "./fits.ts";
 import type {
   Accumulation,
   Attended,
@@ -80,6 +81,7 @@ const refusalOf = (cause: unknown): Refusal => {
 
 /** An accumulation and its calls of `absorb` that are not over. */
 interface Open {
+  readonly shape: Shape;
   readonly of: Accumulation | BackwardPass;
   readonly absorbing: Set<Promise<unknown>>;
   /** Its result was given, after which nothing promises that it still holds it. */
@@ -104,6 +106,10 @@ export const serveDevice = (open: (options: unknown) => Promise<AttentionKernel>
   const accumulations = new Map<number, Open>();
   let kernel: AttentionKernel | undefined; // there is one before the host asks for anything else
 
+  const add = (key: number, queries: Queries, of: Open["of"]): void => {
+    const { bytes: _, ...shape } = queries; // the device has them
+    accumulations.set(key, { shape, of, absorbing: new Set(), finished: false });
+  };
   const openOf = (key: number): Open => {
     const found = accumulations.get(key);
     if (found === undefined) throw new Error("its accumulator was closed before");
@@ -113,9 +119,10 @@ export const serveDevice = (open: (options: unknown) => Promise<AttentionKernel>
 
   let lastEnd = 0;
   const absorb = async (
-    { of }: Open,
+    { shape, of }: Open,
     { block, tiles, band }: Extract<Request, { readonly op: "absorb" }>,
   ): Promise<number | BlockGradients> => {
+    assertBlock(shape, block, tiles);
     const began = performance.now();
     const gradients = await of.absorb(block, tiles, band);
     // Two calls at once share the device: what the other one kept it busy with is not ours.
@@ -130,14 +137,18 @@ export const serveDevice = (open: (options: unknown) => Promise<AttentionKernel>
         kernel = await open(request.options);
         return kernel.info;
       case "begin": {
-        const of = await kernel!.begin(request.queries);
-        accumulations.set(request.key, { of, absorbing: new Set(), finished: false });
+        const { key, queries } = request;
+        assertQueries(queries);
+        add(key, queries, await kernel!.begin(queries));
         return;
       }
       case "beginBackward": {
-        const of = await kernel!.beginBackward?.(request.queries, request.outcome);
+        const { key, queries, outcome } = request;
+        assertQueries(queries);
+        assertOutcome(queries, outcome);
+        const of = await kernel!.beginBackward?.(queries, outcome);
         if (of === undefined) throw new Error("it has no backward pass");
-        accumulations.set(request.key, { of, absorbing: new Set(), finished: false });
+        add(key, queries, of);
         return;
       }
       case "absorb": {

@@ -14,15 +14,3 @@ export const lseOf = (m: number, l: number): number => l === 0 ? -Infinity : m +
 
 /** Names an array as log-sum-exps. The caller vouches for base and meaning. */
 export const asLse = (values: Float32Array<ArrayBuffer>): Lse => values as Lse;
-
-/**
- * Throws where a row of [batch, heads, tokens] has lost its log-sum-exp: its gradient would be zero or no number, and
- * look like any other zero. A row that saw no key has −∞.
- */
-export const refuseLost = (lse: ArrayLike<number>, tokens: number): void => {
-  for (let i = 0; i < lse.length; i++) {
-    if (lse[i]! < Infinity) continue;
-    const found = `row ${i % tokens} has ${lse[i]}`;
-    throw new Error(`a gradient needs the log-sum-exp of each row, and ${found}`);
-  }
-};

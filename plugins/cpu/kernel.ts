@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { bytesOf, elementBytes } from "../../runtime/dtype.ts";
+import { bytesOf } from "../../runtime/dtype.ts";
 import type {
   Accumulation,
   Attended,
@@ -13,7 +13,7 @@ import type {
   Queries,
   Tile,
 } from "../../runtime/kernel.ts";
-import { asLse, refuseLost } from "../../runtime/lse.ts";
+import { asLse } from "../../runtime/lse.ts";
 import type { Band } from "../../runtime/mask.ts";
 import { countUpTo, positionAt } from "../../runtime/span.ts";
 import {
@@ -40,27 +40,18 @@ const shared = (bytes: Uint8Array): Uint8Array => {
 };
 
 /** A tile of the plan, with what each row sees of it. */
-const rectangleOf =
-  (band: Band, tokens: number, blockTokens: number) =>
-  ({ row, queries, column, keys, full }: Tile): Rectangle => {
-    // Products do not look where a tensor ends.
-    if (row + queries.count > tokens || column + keys.count > blockTokens) {
-      throw new Error(
-        `a tile of rows ${row} … ${row + queries.count - 1} and keys ${column} … ` +
-          `${column + keys.count - 1} is not in ${tokens} rows and ${blockTokens} keys`,
-      );
-    }
-    const rectangle = { row, rows: queries.count, column, columns: keys.count };
-    if (full) return rectangle;
-    const bounds = new Int32Array(new SharedArrayBuffer(queries.count * 8));
-    for (let i = 0; i < queries.count; i++) {
-      // Keys ascend, so that those which the band allows are neighbours.
-      const position = positionAt(queries, i);
-      bounds[2 * i] = countUpTo(keys, position - band.back - 1);
-      bounds[2 * i + 1] = countUpTo(keys, position + band.ahead);
-    }
-    return { ...rectangle, bounds };
-  };
+const rectangleOf = (band: Band) => ({ row, queries, column, keys, full }: Tile): Rectangle => {
+  const rectangle = { row, rows: queries.count, column, columns: keys.count };
+  if (full) return rectangle;
+  const bounds = new Int32Array(new SharedArrayBuffer(queries.count * 8));
+  for (let i = 0; i < queries.count; i++) {
+    // Keys ascend, so that those which the band allows are neighbours.
+    const position = positionAt(queries, i);
+    bounds[2 * i] = countUpTo(keys, position - band.back - 1);
+    bounds[2 * i + 1] = countUpTo(keys, position + band.ahead);
+  }
+  return { ...rectangle, bounds };
+};
 
 /** `turns` of a job: which ranges of keys see which chunks of rows, and in which order they add to dq. */
 const turnsOf = (
@@ -93,11 +84,6 @@ const lengthsFor = (batch: number, tokens: number, heads: number): Float32Array 
 const sizeOf = ({ batch, heads, headDim }: Queries, tokens: number): number =>
   batch * tokens * heads * headDim;
 
-const checkSize = (what: string, announced: number, found: number): void => {
-  if (announced === found) return;
-  throw new Error(`${what} of ${announced} bytes was announced, ${found} came`);
-};
-
 /** Without the bytes, which a message would copy. */
 const shapeOf = ({ batch, tokens, heads, kvHeads, headDim, scale }: Queries) => ({
   batch,
@@ -122,7 +108,6 @@ export class CpuAttention {
   async begin(queries: Queries): Promise<Accumulation> {
     const { batch, tokens, heads, headDim, dtype, bytes } = queries;
     const size = sizeOf(queries, tokens);
-    checkSize("a shard", size * elementBytes(dtype), bytes.length);
     const rows = batch * heads * tokens;
     const loan = this.#memory.lend();
     const state: State = {
@@ -154,7 +139,6 @@ export class CpuAttention {
     longest?: Float32Array,
   ): { readonly keys: Keys; readonly jobs: ReadonlyArray<Prepare> } {
     const size = batch * tokens * kvHeads * headDim;
-    checkSize("a block", 2 * size * elementBytes(dtype), bytes.length);
     const both = shared(bytes);
     const [k, v] = [both.subarray(0, both.length / 2), both.subarray(both.length / 2)];
     const shape = { kind: "prepare", dtype, batch, tokens, heads: kvHeads, headDim } as const;
@@ -185,7 +169,7 @@ export class CpuAttention {
     tiles: ReadonlyArray<Tile>,
     band: Band,
   ): Promise<void> {
-    const rectangles = tiles.map(rectangleOf(band, queries.tokens, block.tokens));
+    const rectangles = tiles.map(rectangleOf(band));
     const longest = lengthsFor(queries.batch, block.tokens, queries.kvHeads);
     const { keys, jobs } = this.#keys(queries, block, longest);
     await Promise.all([
@@ -209,12 +193,6 @@ export class CpuAttention {
   async beginBackward(queries: Queries, outcome: Outcome): Promise<BackwardPass> {
     const { batch, tokens, heads, headDim, dtype, bytes } = queries;
     const size = sizeOf(queries, tokens);
-    checkSize("a shard", size * elementBytes(dtype), bytes.length);
-    for (const tensor of [outcome.o, outcome.cotangent]) {
-      checkSize("a shard's o or dO", size * 4, tensor.byteLength);
-    }
-    checkSize("a shard's lse", batch * heads * tokens * 4, outcome.lse.byteLength);
-    refuseLost(outcome.lse, tokens);
     const loan = this.#memory.lend();
     const slopes: Slopes = {
       q: loan.take(size),
@@ -256,7 +234,7 @@ export class CpuAttention {
     const { keys, jobs } = this.#keys(queries, block);
     const loan = this.#memory.lend();
     const gradients = loan.take(2 * batch * block.tokens * kvHeads * headDim);
-    const rectangles = tiles.map(rectangleOf(band, tokens, block.tokens));
+    const rectangles = tiles.map(rectangleOf(band));
     await loan.within(Promise.all([
       ...jobs.map((job) => this.#threads.run(job)),
       this.#threads.run({

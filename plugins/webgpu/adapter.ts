@@ -4,7 +4,7 @@
  * @module
  */
 
-import { prepareDriver } from "./environment.ts";
+import { prepareDriver, unusableWidth } from "./environment.ts";
 
 /** What an adapter says of itself; Deno gives more than the standard's four names. */
 export type AdapterInfo =
@@ -26,9 +26,10 @@ export const describe = (info: AdapterInfo): string => {
   return `WebGPU on ${name}`;
 };
 
-/** Looks for the best adapter, with the driver told how to run; undefined where there is none. Never fails. */
+/** Looks for the best adapter, with the driver told how to run; undefined where there is none that can be opened. Never fails. */
 export const findAdapter = async (): Promise<GPUAdapter | undefined> => {
   prepareDriver();
+  if (unusableWidth() !== undefined) return undefined;
   // Without this folder the drivers' loader prints an error on hosts that have no screen.
   const name = "XDG_RUNTIME_DIR";
   const quiet = Deno.build.os === "linux" &&

@@ -17,7 +17,6 @@ import {
   rowsOf,
 } from "./backward_program.ts";
 import { destroyRows, placeRows, type Prepared, prepared, type Rows } from "./backward_rows.ts";
-import { assertFits } from "./fits.ts";
 import { FirstThatWorks } from "./first_that_works.ts";
 import type { Gpu } from "./gpu.ts";
 import { eachStretch, tokensThatFit } from "./kernel.ts";
@@ -210,7 +209,6 @@ export class WebgpuBackward {
     let over: Promise<unknown> = Promise.resolve();
     return {
       absorb: async (block, tiles, band) => {
-        assertFits(queries, block, tiles);
         const mine = issued.then(async () => {
           const programs = await find(block.dtype, queries.headDim);
           const rows = await place(programs.choice.keysIn);

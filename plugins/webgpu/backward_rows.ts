@@ -5,7 +5,6 @@
  */
 import { bytesOf, decode } from "../../runtime/dtype.ts";
 import type { Outcome, Queries } from "../../runtime/kernel.ts";
-import { refuseLost } from "../../runtime/lse.ts";
 import type { Gpu } from "./gpu.ts";
 import { eachStretch } from "./kernel.ts";
 import { bufferMemory, type Room, textureMemory } from "./key_memory.ts";
@@ -25,7 +24,6 @@ export type Prepared = ReturnType<typeof prepared>;
 /** q times scale, dO, and (lse, D, 0, 0) of each row; all of them 0 for a row that saw no key. */
 export const prepared = (queries: Queries, { o, lse, cotangent }: Outcome) => {
   const { batch, heads, headDim, tokens, scale } = queries;
-  refuseLost(lse, tokens);
   const q = decode(queries.dtype, queries.bytes);
   const dO = cotangent.slice(); // the caller may overwrite it before the first block comes
   const outcomes = new Float32Array(batch * heads * tokens * 4);

@@ -40,6 +40,18 @@ const driverStamp = (): string | undefined => {
   }
 };
 
+/** The widths at which llvmpipe runs; at others the process ends with a signal. */
+const widths = ["128", "256", "512", "1024"];
+
+/** What the driver must not be opened with: a width that ends the process, as a sentence's two halves. */
+export const unusableWidth = ():
+  | { readonly needed: string; readonly found: string }
+  | undefined => {
+  const set = valueOf(width);
+  if (set === undefined || widths.includes(set)) return undefined;
+  return { needed: `${width} of ${widths.join(", ")}, or none`, found: `"${set}"` };
+};
+
 /** The folder in which a user's programs keep what they can make again. */
 export const cacheHome = (): string | undefined => {
   const home = valueOf("HOME");

@@ -7,7 +7,6 @@ import { bytesOf, decode, type DType, elementBytes } from "../../runtime/dtype.t
 import type { Accumulation, Attended, KeyValues, Queries, Tile } from "../../runtime/kernel.ts";
 import { asLse, lseOf } from "../../runtime/lse.ts";
 import type { Band } from "../../runtime/mask.ts";
-import { assertFits } from "./fits.ts";
 import type { Gpu } from "./gpu.ts";
 import { bufferMemory, type KeyMemory, rowsWithin, textureMemory, unshared } from "./key_memory.ts";
 import type { Choice, KeysIn } from "./ladder.ts";
@@ -214,7 +213,6 @@ export class WebgpuAttention {
     let over: Promise<unknown> = Promise.resolve();
     return {
       absorb: async (block, tiles, band) => {
-        assertFits(queries, block, tiles);
         const mine = issued.then(() =>
           this.#issue(find, limits, queries, pieces, block, tiles, band)
         );

@@ -114,6 +114,19 @@ export const bestFirst = (software: boolean): ReadonlyArray<Version> =>
 /** Rows times keys whose scores are worth holding at once: with more a program compiles for a minute. */
 const mostScores = 64;
 
+/** What a blocking must be, in words. */
+export const blockingNeeded =
+  `rows from 1 to 16, keys 1, 2, 4, 8 or 16, at most ${mostScores} of rows times keys, and lanes from 1 to 256`;
+
+/** Whether a program can have these sizes, wherever they come from. */
+export const isBlocking = (blocking: object): blocking is Blocking => {
+  const { rows, keys, lanes } = blocking as Readonly<Record<string, unknown>>;
+  const within = (x: unknown, most: number): x is number =>
+    Number.isInteger(x) && (x as number) >= 1 && (x as number) <= most;
+  return within(rows, 16) && within(keys, 16) && within(lanes, 256) && 16 % keys === 0 &&
+    rows * keys <= mostScores;
+};
+
 /** What a person may measure to find the best: all that `auto` tries, the best of it in sizes around its own. */
 export const candidates = (software: boolean, setting: Setting): ReadonlyArray<Choice> => {
   const [best, ...others] = bestFirst(software);

@@ -6,13 +6,16 @@
 import { Unavailable } from "../../runtime/device_worker_guest.ts";
 import type { AttentionKernel } from "../../runtime/kernel.ts";
 import { describe, findAdapter, isSoftware } from "./adapter.ts";
+import { unusableWidth } from "./environment.ts";
 import { WebgpuBackward } from "./backward.ts";
 import { Gpu } from "./gpu.ts";
 import { WebgpuAttention } from "./kernel.ts";
 import {
   bestFirst,
   type Blocking,
+  blockingNeeded,
   type Choice,
+  isBlocking,
   ladder,
   type Version,
   versionNamed,
@@ -63,15 +66,23 @@ const wantedVersions = (
 export const openWebgpu = async (options: WebgpuOptions = {}): Promise<AttentionKernel> => {
   const adapter = await findAdapter();
   if (adapter === undefined) {
-    throw new Unavailable({
-      needed: "a GPU or software adapter, with the Vulkan loader and a driver on Linux " +
-        "(`deno task setup` installs them)",
-      found: "no adapter",
-    });
+    throw new Unavailable(
+      unusableWidth() ?? {
+        needed: "a GPU or software adapter, with the Vulkan loader and a driver on Linux " +
+          "(`deno task setup` installs them)",
+        found: "no adapter",
+      },
+    );
   }
   const software = isSoftware(adapter.info);
   const { kernel = "auto" } = options;
   let versions = wantedVersions(kernel, software);
+  if (options.blocking !== undefined && !isBlocking(options.blocking)) {
+    throw new Unavailable({
+      needed: `the blocking to have ${blockingNeeded}`,
+      found: JSON.stringify(options.blocking),
+    });
+  }
   const notes: Array<string> = [];
   const warn = (sentence: string) => {
     notes.push(sentence);
@@ -90,6 +101,8 @@ export const openWebgpu = async (options: WebgpuOptions = {}): Promise<Attention
       subgroups = await checkSubgroups(gpu, options.blocking?.lanes ?? vector);
     } catch (cause) {
       const found = cause instanceof Error ? cause.message : String(cause);
+      gpu?.device.destroy(); // whatever such a program did to it
+      gpu = undefined;
       versions = versions.filter((version) => !version.subgroups);
       if (versions.length === 0) {
         throw new Unavailable({ needed: `subgroups for the kernel "${kernel}"`, found });
@@ -97,7 +110,8 @@ export const openWebgpu = async (options: WebgpuOptions = {}): Promise<Attention
       warn(`kernel "broadcast" is not used, since it needs subgroups: ${found}`);
     }
   }
-  gpu ??= new Gpu(await adapter.requestDevice({ requiredLimits }));
+  // An adapter may give one device only.
+  gpu ??= new Gpu(await (await findAdapter() ?? adapter).requestDevice({ requiredLimits }));
 
   const largestBuffer = Math.min(
     maxBufferSize,

@@ -8,7 +8,7 @@ import type { DType } from "../../runtime/dtype.ts";
 import { version } from "../../runtime/version.ts";
 import type { AdapterInfo } from "./adapter.ts";
 import { cacheHome } from "./environment.ts";
-import { type Choice, versionNamed } from "./ladder.ts";
+import { type Choice, isBlocking, versionNamed } from "./ladder.ts";
 
 /** What is asked of a kernel. */
 export interface Task {
@@ -24,11 +24,18 @@ interface Kept {
   readonly lanes: number;
 }
 
-/** What the file holds. */
+/** What the file holds: of each adapter the best by number format and head dimension. */
 interface Tuning {
   readonly annulus: string;
+  readonly adapters: Readonly<Record<string, Readonly<Record<string, Kept>>>>;
+}
+
+/** One line of the file. */
+export interface KeptChoice extends Kept {
+  readonly annulus: string;
   readonly adapter: string;
-  readonly best: Readonly<Record<string, Kept>>;
+  /** Number format and head dimension. */
+  readonly task: string;
 }
 
 /** What was read, and why it is less than the file has. */
@@ -52,79 +59,81 @@ const keyOf = ({ dtype, headDim }: Task): string => `${dtype} ${headDim}`;
 const isRecord = (value: unknown): value is Record<string, unknown> =>
   typeof value === "object" && value !== null;
 
-/** A file may hold anything: whatever its numbers are, a program must be able to have them. */
+/** A file may hold anything: whatever its numbers are, a program must be able to have them, and compile in time. */
 const choiceOf = (kept: unknown): Choice | undefined => {
   if (!isRecord(kept)) return undefined;
   const { kernel, rows, keys, lanes } = kept;
   const version = typeof kernel === "string" ? versionNamed(kernel) : undefined;
-  const within = (x: unknown, most: number): x is number =>
-    Number.isInteger(x) && (x as number) >= 1 && (x as number) <= most;
-  if (version === undefined || !within(rows, 16) || !within(keys, 16) || !within(lanes, 256)) {
-    return undefined;
-  }
-  return 16 % keys === 0 ? { version, blocking: { rows, keys, lanes } } : undefined;
+  const blocking = { rows, keys, lanes };
+  return version !== undefined && isBlocking(blocking) ? { version, blocking } : undefined;
 };
 
 const parse = (text: string): Tuning => {
   const found: unknown = JSON.parse(text);
   if (
-    !isRecord(found) || typeof found["annulus"] !== "string" ||
-    typeof found["adapter"] !== "string" || !isRecord(found["best"]) ||
-    !Object.values(found["best"]).every((kept) => choiceOf(kept) !== undefined)
+    !isRecord(found) || typeof found["annulus"] !== "string" || !isRecord(found["adapters"]) ||
+    !Object.values(found["adapters"]).every((best) =>
+      isRecord(best) && Object.values(best).every((kept) => choiceOf(kept) !== undefined)
+    )
   ) {
     throw new Error("it does not have the form of one");
   }
   return found as unknown as Tuning;
 };
 
-const nothing = (note?: string): Measured => ({
-  choice: () => undefined,
-  ...(note === undefined ? {} : { note }),
-});
-
 /** What the file says about an adapter. Never fails: with a note of why, there is nothing instead. */
 export const readTuning = (path: string, info: AdapterInfo): Measured => {
+  const nothing: Measured = { choice: () => undefined };
+  const unused = (reason: string): Measured => ({
+    ...nothing,
+    note: `the tuning in ${path} is not used: ${reason}`,
+  });
   // Nodes may read little, and nothing here may prompt.
-  if (Deno.permissions.querySync({ name: "read", path }).state !== "granted") return nothing();
+  if (Deno.permissions.querySync({ name: "read", path }).state !== "granted") return nothing;
   let tuning: Tuning;
   try {
     tuning = parse(Deno.readTextFileSync(path));
   } catch (cause) {
-    if (cause instanceof Deno.errors.NotFound) return nothing();
-    const reason = cause instanceof Error ? cause.message : String(cause);
-    return nothing(`the tuning in ${path} is not used: ${reason}`);
+    if (cause instanceof Deno.errors.NotFound) return nothing;
+    return unused(cause instanceof Error ? cause.message : String(cause));
   }
-  const measured = [`annulus ${tuning.annulus}`, tuning.adapter];
-  const here = [`annulus ${version}`, nameOf(info)];
-  const other = measured.findIndex((name, i) => name !== here[i]);
-  if (other >= 0) {
-    return nothing(
-      `the tuning in ${path} is not used: it is of ${measured[other]}, and this is ${
-        here[other]
-      }; ` +
-        "annulus bench --kernel measures anew",
-    );
+  const anew = "annulus bench --kernel measures anew";
+  if (tuning.annulus !== version) {
+    return unused(`it is of annulus ${tuning.annulus}, and this is annulus ${version}; ${anew}`);
   }
-  return { choice: (task) => choiceOf(tuning.best[keyOf(task)]) };
+  const best = tuning.adapters[nameOf(info)];
+  if (best === undefined) {
+    const others = Object.keys(tuning.adapters).join("; ");
+    return unused(`it is of ${others}, and this is ${nameOf(info)}; ${anew}`);
+  }
+  return { choice: (task) => choiceOf(best[keyOf(task)]) };
 };
 
-/** Keeps a choice for an adapter, with those that were measured before on the same. Throws where it may not write. */
+/** All that a file holds, for people. Throws where it cannot be read or is none. */
+export const keptIn = (path: string): ReadonlyArray<KeptChoice> => {
+  const { annulus, adapters } = parse(Deno.readTextFileSync(path));
+  return Object.entries(adapters).flatMap(([adapter, best]) =>
+    Object.entries(best).map(([task, kept]) => ({ annulus, adapter, task, ...kept }))
+  );
+};
+
+/** Keeps a choice for an adapter, with all that this version measured before. Throws where it may not write. */
 export const keepTuning = (
   path: string,
   info: AdapterInfo,
   task: Task,
   { version: { name: kernel }, blocking: { rows, keys, lanes } }: Choice,
 ): void => {
-  const adapter = nameOf(info);
-  let best: Tuning["best"] = {};
+  let before: Tuning = { annulus: version, adapters: {} };
   try {
-    const before = parse(Deno.readTextFileSync(path));
-    if (before.annulus === version && before.adapter === adapter) best = before.best;
+    const found = parse(Deno.readTextFileSync(path));
+    if (found.annulus === version) before = found;
   } catch {
     // There is none, or none of use.
   }
-  const kept: Kept = { kernel, rows, keys, lanes };
-  const tuning: Tuning = { annulus: version, adapter, best: { ...best, [keyOf(task)]: kept } };
+  const adapter = nameOf(info);
+  const best = { ...before.adapters[adapter], [keyOf(task)]: { kernel, rows, keys, lanes } };
+  const tuning: Tuning = { ...before, adapters: { ...before.adapters, [adapter]: best } };
   // In one step, since devices may be reading it.
   const draft = `${path}.${Deno.pid}`;
   Deno.mkdirSync(path.replace(/\/[^/]*$/, "") || "/", { recursive: true });

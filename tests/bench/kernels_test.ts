@@ -66,6 +66,14 @@ Deno.test("a contender that dies while it is measured makes the bench fail", asy
   assert.match(faultsOf([table]).join(), /did not end: .* exit code 7/);
 });
 
+Deno.test("a device that opens and computes nothing makes the bench fail, a peer does not", async () => {
+  const mute: Contender = { ...odd("mute"), role: "annulus" };
+  const table = await Effect.runPromise(measure(job, [mute, odd("mute")], options));
+  assert.deepEqual(table.rows, []);
+  assert.equal(table.missing.length, 2);
+  assert.match(faultsOf([table]).join(), /^[^;]*: mute did not end: it computes nothing$/);
+});
+
 Deno.test("a contender that does not start is left out with its reason", async () => {
   const absent: Contender = { ...odd("absent"), command: ["no-such-program"] };
   const closed = odd("closed");
@@ -112,9 +120,20 @@ Deno.test("deno task bench says at once what it cannot do", async () => {
       [["ring", "--quick", "--rings", ""], 2, /numbers from 1 to 64 with commas between/],
       [
         ["kernels", "--quick", "--only", "nobody"],
-        1,
-        /^bench: --only needs parts .*: found "nobody"/,
+        2,
+        /^bench: --only needs parts .*: found "nobody"; see bench --help\n$/,
       ],
+      [
+        ["kernels", "--shapes", "2x64x6"],
+        2,
+        /^bench: .*head dim \(a multiple of 4 up to 256\).*\n$/,
+      ],
+      [
+        ["kernels", "--shapes", "0x64x8"],
+        2,
+        /^bench: .*head dim \(a multiple of 4 up to 256\).*\n$/,
+      ],
+      [["kernels", "--rounds", "0"], 2, /^bench: .*a number of at least 1.*; see bench --help\n$/],
     ] as const
   ) {
     const bench = await new Deno.Command(Deno.execPath(), {

@@ -34,9 +34,16 @@ Deno.test({
       assert.ok(kernels.some(({ kernel }) => kernel === said.best.kernel));
       assert.equal(said.kept, `${folder}/annulus-webgpu-tuning.json`);
       const kept = JSON.parse(await Deno.readTextFile(said.kept));
-      assert.equal(kept.best["f32 4"].kernel, said.best.kernel);
+      assert.equal(kept.adapters[Object.keys(kept.adapters)[0]!]["f32 4"].kernel, said.best.kernel);
+      const shown = await annulus(["bench", "--kept"], { env });
+      const { rows, keys, lanes } = said.best;
+      const line = `f32 4 +${said.best.kernel} +${rows} +${keys} +${lanes} .*${said.adapter}`;
+      assert.match(shown.stdout, new RegExp(line.replaceAll(/[()]/g, ".")));
 
       await Deno.writeTextFile(said.kept, "nonsense");
+      const refused = await annulus(["bench", "--kept"], { env });
+      assert.equal(refused.code, 1);
+      assert.match(refused.stderr, /Cannot show what was measured in ".*": it needs what annulus/);
       const doctor = await annulus(["doctor", "--json"], { env });
       const device = JSON.parse(doctor.stdout).findings
         .find(({ check }: { check: string }) => check === "device webgpu");
@@ -74,7 +81,7 @@ Deno.test({
 Deno.test("bench wants to know what to measure, and sizes that a kernel can have", async () => {
   const none = await annulus(["bench"]);
   assert.equal(none.code, 2);
-  assert.match(none.stderr, /bench needs to know what to measure: --kernel; see annulus --help/);
+  assert.match(none.stderr, /bench needs to know what to do: either --kernel or --kept; see/);
   const odd = await annulus(["bench", "--kernel", "--head-dim", "6"]);
   assert.equal(odd.code, 2);
   assert.match(odd.stderr, /a multiple of 4 from 4 to 256/);

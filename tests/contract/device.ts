@@ -13,7 +13,7 @@ import { Device } from "../../runtime/device.ts";
 import { decode, type DType, encode } from "../../runtime/dtype.ts";
 import type { DeviceFailed } from "../../runtime/errors.ts";
 import type { Attended } from "../../runtime/kernel.ts";
-import type { Mask } from "../../runtime/mask.ts";
+import { bandOf, type Mask } from "../../runtime/mask.ts";
 import type { DevicePlugin } from "../../runtime/plugin.ts";
 import { maxAbs, relativeL2, sameNumbers } from "../support/closeness.ts";
 import {
@@ -403,6 +403,65 @@ const beyondRange: ReadonlyArray<DeviceCase> = (["+∞", "−∞", "no number"] 
   }),
 }));
 
+// --- What no device computes ---------------------------------------------------------------------
+
+const misfits: DeviceCase = {
+  name: "what does not fit is refused, in the same words by every device",
+  run: Effect.gen(function* () {
+    const cut = whole(problem());
+    const { problem: { batch, tokens, heads, kvHeads, headDim, scale } } = cut;
+    const device = yield* Device;
+    const bytes = new Uint8Array(batch * tokens * heads * headDim * 4);
+    const queries = { batch, tokens, heads, kvHeads, headDim, scale, dtype: "f32", bytes } as const;
+    const refused: ReadonlyArray<readonly [Partial<typeof queries>, RegExp]> = [
+      [{ headDim: 6 }, /head dim must be a multiple of 4 from 4 to 256: found 6/],
+      [{ headDim: 260 }, /head dim must be a multiple of 4 from 4 to 256: found 260/],
+      [{ headDim: 0 }, /head dim must be a multiple of 4 from 4 to 256: found 0/],
+      [{ kvHeads: 3 }, /query heads must be a multiple of the 3 KV heads: found 4/],
+      [{ kvHeads: 0 }, /number of KV heads must be a whole number from 1 on: found 0/],
+      [{ heads: 0 }, /number of query heads must be a whole number from 1 on: found 0/],
+      [{ batch: 0.5 }, /batch size must be a whole number from 1 on: found 0.5/],
+      [{ tokens: -1 }, /number of query tokens must be a whole number from 0 on: found -1/],
+      [{ scale: NaN }, /score scale must be a finite number: found NaN/],
+      [{ tokens: 61 }, /a shard of 62464 bytes was announced, 63488 came/],
+    ];
+    for (const [changes, sentence] of refused) {
+      const { message } = yield* Effect.flip(device.begin({ ...queries, ...changes }))
+        .pipe(Effect.orDie);
+      assert.match(message, sentence);
+    }
+
+    const block = { tokens: 20, dtype: "f32", bytes: new Uint8Array(20 * kvHeads * headDim * 8) };
+    const tile = {
+      row: 0,
+      queries: stretch(0, tokens),
+      column: 0,
+      keys: stretch(0, 20),
+      full: false,
+    };
+    const absorbed: ReadonlyArray<
+      readonly [Partial<typeof block>, Partial<typeof tile>, RegExp]
+    > = [
+      [{ tokens: 19 }, {}, /a block of 19456 bytes was announced, 20480 came/],
+      [{}, { row: 1 }, /in the 62 query rows that there are: found 1 … 62/],
+      [{}, { column: 1 }, /in the 20 keys that there are: found 1 … 20/],
+      [{}, { keys: stretch(0, 21) }, /in the 20 keys that there are: found 0 … 20/],
+      [{}, { row: -1 }, /first of a tile's query rows must be a whole number from 0 on: found -1/],
+      [{}, { keys: stretch(2 ** 30 - 19, 2 ** 30 + 1) }, /its positions end before 1073741824/],
+    ];
+    for (const [blockChanges, tileChanges, sentence] of absorbed) {
+      const accumulator = yield* device.begin(queries);
+      const { message } = yield* Effect.flip(accumulator.absorb(
+        { ...block, dtype: "f32", ...blockChanges } as Parameters<typeof accumulator.absorb>[0],
+        [{ ...tile, ...tileChanges }],
+        bandOf(causal),
+      )).pipe(Effect.orDie);
+      assert.match(message, sentence);
+    }
+    yield* check(cut); // and it goes on serving
+  }).pipe(Effect.scoped),
+};
+
 // --- One device, many uses ----------------------------------------------------------------------
 
 const repeatable: DeviceCase = {
@@ -471,6 +530,7 @@ export const deviceCases: ReadonlyArray<DeviceCase> = [
   zeroQueries,
   ...largeInputs,
   ...beyondRange,
+  misfits,
   repeatable,
   interleaved,
   reopened,

@@ -201,6 +201,27 @@ const lostRows: DeviceCase = {
   }).pipe(Effect.scoped),
 };
 
+const misfits: DeviceCase = {
+  name: "an outcome of another size than the queries is refused",
+  run: Effect.gen(function* () {
+    const { problem: { heads, headDim }, problem: shape } = whole(problem({ tokens: 31 }));
+    const device = yield* Device;
+    const zeros = new Float32Array(31 * heads * headDim);
+    const outcome = { o: zeros, lse: new Float32Array(31 * heads), cotangent: zeros };
+    for (const [name, words] of [["o", "o"], ["lse", "lse"], ["cotangent", "dO"]] as const) {
+      const refusal = yield* device.beginBackward!(
+        { ...shape, dtype: "f32", bytes: encode("f32", zeros) },
+        { ...outcome, [name]: outcome[name].subarray(1) },
+      ).pipe(Effect.flip, Effect.orDie);
+      const size = outcome[name].byteLength;
+      assert.match(
+        refusal.message,
+        new RegExp(`a shard's ${words} of ${size} bytes was announced, ${size - 4} came`),
+      );
+    }
+  }).pipe(Effect.scoped),
+};
+
 const largeLogits: DeviceCase = {
   name: "inputs times 4",
   run: Effect.suspend(() => {
@@ -265,6 +286,7 @@ export const gradientCases: ReadonlyArray<DeviceCase> = [
   emptyShard,
   blindRows,
   lostRows,
+  misfits,
   largeLogits,
   queued,
   interleaved,

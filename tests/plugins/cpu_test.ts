@@ -220,23 +220,6 @@ onThisThread("the device's own thread is free while the others compute", async (
   await absorbing;
 });
 
-onThisThread("what is not of the announced size, or beyond it, is refused", async (kernel) => {
-  const accumulation = await kernel.begin(queries);
-  const absorb = async (block: KeyValues, tile: Tile) =>
-    await accumulation.absorb(block, [tile], full);
-  await assert.rejects(
-    absorb({ ...block, tokens: 1025 }, tile),
-    /a block of 4198400 bytes was announced, 4194304 came/,
-  );
-  const outside = /rows \d+ … \d+ and keys \d+ … \d+ is not in 1024 rows and 1024 keys/;
-  await assert.rejects(absorb(block, { ...tile, row: 1 }), outside);
-  await assert.rejects(absorb(block, { ...tile, column: 1 }), outside);
-  await assert.rejects(
-    async () => await kernel.begin({ ...queries, tokens: 1023 }),
-    /a shard of 2095104 bytes was announced, 2097152 came/,
-  );
-});
-
 onThisThread("nothing waits for threads that were ended", async (kernel) => {
   const accumulation = await kernel.begin(queries);
   const absorbing = accumulation.absorb(block, [tile], full);

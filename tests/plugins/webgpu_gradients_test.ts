@@ -293,29 +293,6 @@ onAdapter(
 );
 
 onAdapter(
-  "what has no gradient, a block of another size, and positions too far are refused",
-  () =>
-    withBackward(async (backward) => {
-      const lse = outcome.lse.with(50, NaN);
-      assert.throws(
-        () => backward.begin(queries, { ...outcome, lse }),
-        /needs the log-sum-exp of each row, and row 10 has NaN/,
-      );
-      const pass = backward.begin(queries, outcome);
-      await assert.rejects(
-        async () => await pass.absorb({ ...block, tokens: 39 }, [tile], causal),
-        /a block of 19968 bytes was announced, 20480 came/,
-      );
-      const keys = contiguous(2 ** 30 - 39, tokens);
-      await assert.rejects(
-        async () => await pass.absorb(block, [{ ...tile, keys }], causal),
-        /its positions end before 1073741824/,
-      );
-      pass.close();
-    }),
-);
-
-onAdapter(
   "nothing goes on after a block that failed, or after the device is lost",
   () =>
     withBackward(async (backward, device) => {

@@ -394,6 +394,21 @@ onAdapter("a kernel that nobody knows is refused, with those that are known", as
   assert.equal(versionNamed(4)!.name, "broadcast");
 });
 
+onAdapter("a blocking that no program can have is refused, with what it may be", async () => {
+  for (
+    const changes of [{ rows: 0 }, { rows: 2.5 }, { keys: 3 }, { rows: 16, keys: 8 }, {
+      lanes: 257,
+    }]
+  ) {
+    const blocking = { rows: 2, keys: 4, lanes: vector, ...changes };
+    await assert.rejects(openedWith({ blocking }), ({ message }) => {
+      assert.match(message, /needs the blocking to have rows from 1 to 16, keys 1, 2, 4, 8 or 16/);
+      assert.ok(message.endsWith(`: found ${JSON.stringify(blocking)}`), message);
+      return true;
+    });
+  }
+});
+
 onAdapter("a workgroup that is not one subgroup is noticed", async () => {
   const blocking = { rows: 2, keys: 4, lanes: 2 * vector };
   await assert.rejects(
@@ -555,20 +570,9 @@ onAdapter(
 );
 
 onAdapter(
-  "a block of another size, and positions too far, are refused",
+  "more heads than a dispatch has room for are refused",
   () =>
     withAttention(async (attention) => {
-      const accumulation = await attention.begin(queries);
-      await assert.rejects(
-        async () => await accumulation.absorb({ ...block, tokens: 39 }, [tile], causal),
-        /a block of 19968 bytes was announced, 20480 came/,
-      );
-      const keys = contiguous(2 ** 30 - 39, 40);
-      await assert.rejects(
-        async () => await accumulation.absorb(block, [{ ...tile, keys }], causal),
-        /its positions end before 1073741824/,
-      );
-      accumulation.close();
       await assert.rejects(
         attention.begin({ ...queries, heads: 65536, tokens: 0, bytes: new Uint8Array() }),
         /65536 heads in 1 batch entries are more than its 65535/,

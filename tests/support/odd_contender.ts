@@ -27,6 +27,7 @@ await contend((job, { q, k, v, dO }) => {
   return Promise.resolve({
     about: "an odd one",
     sample: () => {
+      if (oddity === "mute") throw new Error("it computes nothing");
       if (oddity === "dying" && ++samples > 1) Deno.exit(7);
       return Promise.resolve({ seconds: 0.001 });
     },

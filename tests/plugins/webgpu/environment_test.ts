@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { fromFileUrl } from "../../../cli/paths.ts";
 import { findAdapter, isSoftware } from "../../../plugins/webgpu/adapter.ts";
+import { annulus } from "../../support/cli.ts";
 
 const code = `
 import { findAdapter } from "./plugins/webgpu/adapter.ts";
@@ -78,3 +79,19 @@ onLlvmpipe("without permissions the driver is left alone, and nothing prompts", 
   assert.equal(node.width, undefined);
   assert.equal(node.cache, "/tmp/nobody/.cache/annulus-mesa-own-width");
 });
+
+onLlvmpipe(
+  "a width at which the driver would end the process is no adapter, and said",
+  async () => {
+    for (const width of ["77", "0", "abc"]) {
+      const { code, stdout } = await annulus(["doctor", "--json"], {
+        env: { LP_NATIVE_VECTOR_WIDTH: width },
+      });
+      assert.equal(code, 1);
+      const { ok, found, fix } = JSON.parse(stdout).findings
+        .find(({ check }: { check: string }) => check === "device webgpu");
+      assert.deepEqual([ok, found], [false, `"${width}"`]);
+      assert.equal(fix, "provide LP_NATIVE_VECTOR_WIDTH of 128, 256, 512, 1024, or none");
+    }
+  },
+);

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { type AdapterInfo, findAdapter, isSoftware } from "../../../plugins/webgpu/adapter.ts";
 import { candidates, versionNamed } from "../../../plugins/webgpu/ladder.ts";
 import { openWebgpu } from "../../../plugins/webgpu/open.ts";
-import { keepTuning, readTuning } from "../../../plugins/webgpu/tuning.ts";
+import { keepTuning, keptIn, readTuning } from "../../../plugins/webgpu/tuning.ts";
 import { version } from "../../../runtime/version.ts";
 
 const here: AdapterInfo = { vendor: "a", architecture: "b", device: "c", description: "driver 1" };
@@ -52,6 +52,20 @@ Deno.test("a tuning of another adapter, driver or version is ignored with a note
     assert.deepEqual(readTuning(path, here).choice({ ...task, headDim: 8 }), choice);
   }));
 
+Deno.test("adapters do not disturb each other, and all of them are shown", () =>
+  withPath((path) => {
+    const other = { ...here, device: "another" };
+    keepTuning(path, here, task, choice);
+    keepTuning(path, other, { dtype: "f16", headDim: 128 }, choice);
+    assert.deepEqual(readTuning(path, here).choice(task), choice);
+    assert.equal(readTuning(path, other).choice(task), undefined);
+    const kept = { kernel: "textures", ...choice.blocking, annulus: version };
+    assert.deepEqual(keptIn(path), [
+      { ...kept, adapter: "a / b / c / driver 1", task: "f32 64" },
+      { ...kept, adapter: "a / b / another / driver 1", task: "f16 128" },
+    ]);
+  }));
+
 Deno.test("a tuning that cannot be kept leaves nothing behind", () =>
   withPath(async (path) => {
     await Deno.mkdir(path, { recursive: true });
@@ -76,7 +90,8 @@ Deno.test("a tuning that is no tuning is ignored with a note", () =>
         good.replace('"rows": 2', '"rows": 1000'),
         good.replace('"keys": 4', '"keys": 3'),
         good.replace('"lanes": 16', '"lanes": "16"'),
-        good.replace('"best"', '"worst"'),
+        good.replace('"rows": 2', '"rows": 16').replace('"keys": 4', '"keys": 8'),
+        good.replace('"adapters"', '"adepts"'),
       ]
     ) {
       Deno.writeTextFileSync(path, bad);
@@ -137,8 +152,9 @@ Deno.test({
         // A named kernel is that kernel.
         assert.match((await opened({ tuning: path, kernel: "rows" })).kernels[0]!, /attend rows/);
 
-        keepTuning(path, here, tiny, { version: versionNamed("rows")!, blocking: choice.blocking });
-        const { kernels, notes } = await opened({ tuning: path });
+        const foreign = `${path}.foreign`;
+        keepTuning(foreign, here, tiny, choice);
+        const { kernels, notes } = await opened({ tuning: foreign });
         assert.match(kernels[0]!, usual);
         assert.match(notes[0]!, /is not used: it is of a \/ b \/ c/);
       } finally {

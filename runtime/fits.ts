@@ -1,0 +1,92 @@
+/**
+ * What a request to a kernel must be, whatever the device. Kernels do not look again: one that reads or writes beyond a
+ * tensor is no error on any of them.
+ *
+ * @module
+ */
+import { elementBytes } from "./dtype.ts";
+import type { KeyValues, Outcome, Queries, Tile } from "./kernel.ts";
+import { unbounded } from "./mask.ts";
+import { positionAt, type Span } from "./span.ts";
+
+/** What remains of queries when they are on the device. */
+export type Shape = Omit<Queries, "bytes">;
+
+const assertSize = (what: string, announced: number, found: number): void => {
+  if (announced === found) return;
+  throw new Error(`${what} of ${announced} bytes was announced, ${found} came`);
+};
+
+const assertWhole = (what: string, least: number, found: number): void => {
+  if (Number.isInteger(found) && found >= least) return;
+  throw new Error(`${what} must be a whole number from ${least} on: found ${found}`);
+};
+
+/** Throws where a shard cannot be computed, or has another size than its shape says. */
+export const assertQueries = (queries: Queries): void => {
+  const { batch, heads, kvHeads, headDim, scale, tokens, dtype, bytes } = queries;
+  assertWhole("the batch size", 1, batch);
+  assertWhole("the number of query heads", 1, heads);
+  assertWhole("the number of KV heads", 1, kvHeads);
+  assertWhole("the number of query tokens", 0, tokens);
+  if (heads % kvHeads !== 0) {
+    throw new Error(
+      `the query heads must be a multiple of the ${kvHeads} KV heads: found ${heads}`,
+    );
+  }
+  if (!(headDim >= 4 && headDim <= 256 && headDim % 4 === 0)) {
+    throw new Error(`the head dim must be a multiple of 4 from 4 to 256: found ${headDim}`);
+  }
+  if (!Number.isFinite(scale)) {
+    throw new Error(`the score scale must be a finite number: found ${scale}`);
+  }
+  assertSize("a shard", batch * tokens * heads * headDim * elementBytes(dtype), bytes.length);
+};
+
+/**
+ * Throws where what a backward pass starts from has another size than its queries say, or a row has lost its
+ * log-sum-exp: its gradient would be zero or no number, and look like any other zero. A row that saw no key has −∞.
+ */
+export const assertOutcome = (
+  { batch, heads, headDim, tokens }: Shape,
+  { o, lse, cotangent }: Outcome,
+): void => {
+  const size = batch * tokens * heads * headDim * 4;
+  assertSize("a shard's o", size, o.byteLength);
+  assertSize("a shard's dO", size, cotangent.byteLength);
+  assertSize("a shard's lse", batch * heads * tokens * 4, lse.byteLength);
+  for (let i = 0; i < lse.length; i++) {
+    if (lse[i]! < Infinity) continue;
+    const found = `row ${i % tokens} has ${lse[i]}`;
+    throw new Error(`a gradient needs the log-sum-exp of each row, and ${found}`);
+  }
+};
+
+/** Throws where a block has another size than its tokens say, or a tile is not in the shard or the block. */
+export const assertBlock = (
+  { batch, kvHeads, headDim, tokens }: Shape,
+  block: KeyValues,
+  tiles: ReadonlyArray<Tile>,
+): void => {
+  assertWhole("the number of a block's tokens", 0, block.tokens);
+  const size = 2 * batch * block.tokens * kvHeads * headDim * elementBytes(block.dtype);
+  assertSize("a block", size, block.bytes.length);
+  const assertSpan = (what: string, from: number, span: Span, most: number): void => {
+    assertWhole(`the first of a tile's ${what}`, 0, from);
+    assertWhole(`the number of a tile's ${what}`, 0, span.count);
+    if (from + span.count > most) {
+      throw new Error(
+        `a tile must lie in the ${most} ${what} that there are: found ${from} … ${
+          from + span.count - 1
+        }`,
+      );
+    }
+    if (span.count > 0 && positionAt(span, span.count - 1) >= unbounded) {
+      throw new Error(`its positions end before ${unbounded}, and a tile goes beyond`);
+    }
+  };
+  for (const { row, queries, column, keys } of tiles) {
+    assertSpan("query rows", row, queries, tokens);
+    assertSpan("keys", column, keys, block.tokens);
+  }
+};
