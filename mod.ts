@@ -7,7 +7,7 @@
  * @example Four ranks agree with one
  * ```ts
  * import { Effect } from "effect";
- * import { attend, inProcess, reference } from "./mod.ts";
+ * import { attend, causal, inProcess, reference } from "./mod.ts";
  *
  * const [tokens, heads, headDim] = [50, 2, 8];
  * const noise = (seed: number) =>
@@ -15,7 +15,7 @@
  * const input = { tokens, heads, headDim, q: noise(1), k: noise(2), v: noise(3) };
  *
  * const over = (ring: number) =>
- *   attend({ ...input, ring, mask: { kind: "causal" } }).pipe(
+ *   attend({ ...input, ring, attention: [causal()] }).pipe(
  *     Effect.provide(inProcess(reference)),
  *     Effect.runPromise,
  *   );
@@ -32,6 +32,24 @@ export {
   type AttendResult,
   type RunOptions,
 } from "./runtime/attend.ts";
+export {
+  alibi,
+  alibiSlopes,
+  bidirectional,
+  blocks,
+  causal,
+  chunked,
+  dilated,
+  documents,
+  logN,
+  prefix,
+  sinks,
+  sinkWindow,
+  softcap,
+  strided,
+  temperature,
+  window,
+} from "./plugins/attention.ts";
 export { cpu, cpuWith } from "./plugins/cpu.ts";
 export { inProcess, memoryLinks, type MemoryLinksOptions } from "./plugins/memory.ts";
 export { type ClusterOptions, onCluster } from "./plugins/nats_cluster.ts";
@@ -40,6 +58,7 @@ export { natsLinks, type NatsLinksOptions } from "./plugins/nats_links.ts";
 export { reference } from "./plugins/reference.ts";
 export { webgpu, type WebgpuOptions, webgpuWith } from "./plugins/webgpu.ts";
 
+export { type Attention, resolveAttention } from "./runtime/attention.ts";
 export * from "./runtime/errors.ts";
 export {
   type Accumulator,
@@ -63,10 +82,11 @@ export type {
   Queries,
   Tile,
 } from "./runtime/kernel.ts";
-export { type Layout, layouts, shardsOf } from "./runtime/layout.ts";
+export { type FixedLayout, type Layout, layouts, shardsOf } from "./runtime/layout.ts";
+export { cheapest, costOf, type LayoutCost, layoutCosts } from "./runtime/layout_choice.ts";
 export { type Ends, type Link, Links, type Slot } from "./runtime/link.ts";
 export { asLse, type Lse, lseOf } from "./runtime/lse.ts";
-export { allows, type Band, bandOf, type Mask } from "./runtime/mask.ts";
+export { allows, type Band, unbounded } from "./runtime/mask.ts";
 export {
   balanceOf,
   type BlockPlan,
@@ -82,4 +102,24 @@ export { chooseDevice, type DevicePlugin } from "./runtime/plugin.ts";
 export { type RankSummary } from "./runtime/rank.ts";
 export { countUpTo, positionAt, type Span } from "./runtime/span.ts";
 export { chromeTrace, hiddenFraction, type Interval } from "./runtime/timeline.ts";
+export {
+  contract,
+  defineAttention,
+  type Definition,
+  float,
+  floats,
+  int,
+  ints,
+  type Overlap,
+  type PairMask,
+  type PairScore,
+  type Param,
+  type Params,
+  type Range,
+  type Shape,
+  type Values,
+  type Variant,
+  type VariantMaker,
+  type WgslForms,
+} from "./runtime/variant.ts";
 export { version } from "./runtime/version.ts";

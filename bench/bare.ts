@@ -3,10 +3,12 @@
  *
  * @module
  */
-import { Effect } from "effect";
+import { Effect, Result } from "effect";
 import type { Device } from "../runtime/device.ts";
 import type { Attended, KeyValues, Outcome, Queries, Tile } from "../runtime/kernel.ts";
-import { type Band, bandOf } from "../runtime/mask.ts";
+import { resolveAttention } from "../runtime/attention.ts";
+import type { Band } from "../runtime/mask.ts";
+import { Asking, tilesOf } from "../runtime/tiles.ts";
 import type { Plan, Problem } from "../runtime/plan.ts";
 import { contiguous, positionAt, type Span } from "../runtime/span.ts";
 
@@ -40,25 +42,35 @@ const rowsAt = (spans: ReadonlyArray<Span>, width: number, ...tensors: Array<Flo
   return { tokens, dtype: "f32" as const, bytes: new Uint8Array(rows.buffer) };
 };
 
+/** What queries have of a problem. */
+const shapeOf = ({ batch, heads, kvHeads, headDim, scale }: Problem) => ({
+  batch,
+  heads,
+  kvHeads,
+  headDim,
+  scale,
+});
+
 /** The whole problem in one call of `absorb`. */
 export const wholeOf = (problem: Problem, { q, k, v }: Inputs): Share => {
-  const { heads, kvHeads, headDim, tokens, mask } = problem;
+  const { heads, kvHeads, headDim, tokens } = problem;
+  const attention = Result.getOrThrow(resolveAttention(problem.attention, problem));
   const all = contiguous(0, tokens);
   return {
-    queries: { ...problem, ...rowsAt([all], heads * headDim, q) },
-    band: bandOf(mask),
+    queries: { ...shapeOf(problem), ...rowsAt([all], heads * headDim, q) },
+    band: attention.band,
     steps: [{
       block: rowsAt([all], kvHeads * headDim, k, v),
-      tiles: [{ row: 0, queries: all, column: 0, keys: all, full: mask.kind === "full" }],
+      tiles: tilesOf(attention, new Asking(), [all], all).tiles,
     }],
   };
 };
 
 /** The calls that the ranks of a plan make, rank by rank, with the same blocks. */
-export const sharesOf = ({ problem, band, ranks }: Plan, { q, k, v }: Inputs): Array<Share> =>
+export const sharesOf = ({ problem, attention, ranks }: Plan, { q, k, v }: Inputs): Array<Share> =>
   ranks.map(({ shard, steps }) => ({
-    queries: { ...problem, ...rowsAt(shard, problem.heads * problem.headDim, q) },
-    band,
+    queries: { ...shapeOf(problem), ...rowsAt(shard, problem.heads * problem.headDim, q) },
+    band: attention.band,
     steps: steps.filter(({ state }) => state !== "skip").map(({ block, tiles }) => ({
       block: rowsAt([block.span], problem.kvHeads * problem.headDim, k, v),
       tiles,

@@ -64,7 +64,7 @@ const problemOf = ({ tokens, headDim, causal }: Shape, heads: number) => ({
   kvHeads: heads,
   headDim,
   scale: 1 / Math.sqrt(headDim),
-  mask: { kind: causal ? "causal" : "full" } as const,
+  rules: { sees: causal ? (_b: number, _h: number, q: number, k: number) => k <= q : () => true },
 });
 
 const attention = (shape: Shape, { q, k, v }: Tensors): ReadonlyArray<Expected> => {
@@ -75,7 +75,7 @@ const attention = (shape: Shape, { q, k, v }: Tensors): ReadonlyArray<Expected> 
   positions.forEach((position, r) =>
     rows.set(q!.subarray(position * width, (position + 1) * width), r * width)
   );
-  const oracle = new StreamingOracle({ ...problemOf(shape, heads), positions, q: rows });
+  const oracle = new StreamingOracle({ ...problemOf(shape, heads), entry: 0, positions, q: rows });
   oracle.absorb(0, k!, v!);
   const { o, lse } = oracle.finish();
   const count = positions.length;

@@ -1,6 +1,6 @@
 /**
  * `deno task bench`: kernels against ceilings and peers, then rings against the bare kernel; with a verb, one of the
- * two, or the comparison of two result files. It ends with 1 when a result was wrong.
+ * two, attention variants, or the comparison of two result files. It ends with 1 when a result was wrong.
  *
  * @module
  */
@@ -11,6 +11,7 @@ import { misuse, runCommandLine } from "../cli/command_line.ts";
 import { devices } from "../cli/devices.ts";
 import { note, print } from "../cli/output.ts";
 import { runMain } from "../cli/platform.ts";
+import { ladder } from "../plugins/webgpu/ladder.ts";
 import { prepareDriver } from "../plugins/webgpu/environment.ts";
 import { compare } from "./compare.ts";
 import { contendersWith } from "./contenders.ts";
@@ -21,6 +22,7 @@ import { exclusivelyWith } from "./lock.ts";
 import { thisMachine } from "./machine.ts";
 import { page, readResults, type Results, write } from "./results.ts";
 import { measureRings } from "./ring.ts";
+import { measureVariants, variantFaults, variantMarkdown } from "./variants.ts";
 import { ringFaults, ringMarkdown } from "./ring_report.ts";
 
 /** A result is wrong, or a contender that had begun did not end. */
@@ -32,13 +34,17 @@ const optional = <A>(flag: Flag.Flag<A>) =>
   flag.pipe(Flag.optional, Flag.map((value) => Option.getOrUndefined(value)));
 const whole = (flag: Flag.Flag<number>) =>
   Flag.filter(flag, (value) => value >= 1, () => "a number of at least 1");
-/** Numbers with commas between them, within these bounds. */
-const numbers = (name: string, least: number, most: number, standard: string) =>
+/** Numbers with commas between them, within these bounds; whole ones unless told. */
+const numbers = (name: string, least: number, most: number, standard: string, any = false) =>
   Flag.String(name).pipe(
     Flag.map((text) => listOf(text).map(Number)),
     Flag.filter(
-      (values) => values.length > 0 && values.every((value) => value >= least && value <= most),
-      () => `numbers from ${least} to ${most} with commas between`,
+      (values) =>
+        values.length > 0 &&
+        values.every((value) =>
+          value >= least && value <= most && (any || Number.isInteger(value))
+        ),
+      () => `${any ? "" : "whole "}numbers from ${least} to ${most} with commas between`,
     ),
     Flag.withDefault(listOf(standard).map(Number)),
   );
@@ -64,12 +70,41 @@ const common = {
   ),
 };
 
+/** Names of devices, and those of them that can run here. */
+const deviceList = (standard: string) =>
+  Flag.String("devices").pipe(
+    Flag.withDefault(standard),
+    Flag.filter(
+      (text) =>
+        listOf(text).length > 0 &&
+        listOf(text).every((name) => devices.some((device) => device.name === name)),
+      () => `${devices.map(({ name }) => name).join(", ")}, with commas between`,
+    ),
+  );
+const presentOf = Effect.fnUntraced(function* (names: string) {
+  const named = devices.filter(({ name }) => listOf(names).includes(name));
+  const scores = yield* Effect.forEach(named, ({ score }) => score);
+  const present = named.filter((_, i) => scores[i]! > 0);
+  if (present.length > 0) return present;
+  return yield* new BenchFailed({ message: `none of the devices ${names} can run here` });
+});
+
 /** How everything is measured. */
 const however = (rounds: number, lock: string | undefined) => ({
   rounds,
   progress: note,
   exclusively: exclusivelyWith(lock),
 });
+
+/** Makes the folder for the results, before minutes of measuring. */
+const reserve = (folder: string) =>
+  Effect.tryPromise({
+    try: () => Deno.mkdir(folder, { recursive: true }),
+    catch: (cause) =>
+      new BenchFailed({
+        message: `cannot write results to "${folder}": ${(cause as Error).message}`,
+      }),
+  });
 
 /** Prints and writes the results, and fails where one was wrong. */
 const publish = Effect.fnUntraced(function* (
@@ -121,7 +156,7 @@ const kernels = Command.make(
       Flag.withDefault(""),
       Flag.withDescription("Contenders whose name has one of these parts; ceilings stay"),
     ),
-    versions: numbers("versions", 1, 99, "3").pipe(
+    versions: numbers("versions", 1, ladder.length, "3").pipe(
       Flag.withDescription("Versions of the WebGPU kernel to measure besides the chosen one"),
     ),
     jobs: Flag.Literals("jobs", ["all", "attention", "gradients"]).pipe(Flag.withDefault("all")),
@@ -154,6 +189,7 @@ const kernels = Command.make(
     if (contenders.every(({ role }) => role === "ceiling")) {
       return yield* misuse(`--only needs parts of contenders' names: found "${given.only}"`);
     }
+    yield* reserve(given.out);
     const options = { ...however(given.rounds, given.lock), matmul: given.quick ? 256 : 1024 };
     const machine = thisMachine();
     const tables = yield* Effect.forEach(jobs, (job) => measure(job, contenders, options));
@@ -187,24 +223,17 @@ const ring = Command.make(
     ),
     heads: Flag.Int("heads").pipe(whole, Flag.withDefault(8), Flag.withDescription("Query heads")),
     rings: numbers("rings", 1, 64, "1,2,4").pipe(Flag.withDescription("Ring sizes")),
-    shares: numbers("shares", 0.01, 10, "0.5,0.9").pipe(
+    shares: numbers("shares", 0.01, 10, "0.5,0.9", true).pipe(
       Flag.withDescription(
         "How long a block would travel, as shares of the compute time of a step",
       ),
     ),
-    devices: Flag.String("devices").pipe(
-      Flag.withDefault(devices.map(({ name }) => name).join(",")),
-      Flag.filter(
-        (text) => listOf(text).every((name) => devices.some((device) => device.name === name)),
-        () => `${devices.map(({ name }) => name).join(", ")}, with commas between`,
-      ),
-    ),
+    devices: deviceList(devices.map(({ name }) => name).join(",")),
   },
   Effect.fn(function* (given) {
     const machine = thisMachine();
-    const named = devices.filter(({ name }) => listOf(given.devices).includes(name));
-    const scores = yield* Effect.forEach(named, ({ score }) => score);
-    const present = named.filter((_, i) => scores[i]! > 0);
+    const present = yield* presentOf(given.devices);
+    yield* reserve(given.out);
     const tables = yield* Effect.forEach(present, (plugin) => {
       const standard = plugin.name === "reference" ? 1024 : 8192;
       const tokens = given.quick ? 96 : given.tokens ?? standard;
@@ -223,6 +252,41 @@ const ring = Command.make(
   }),
 ).pipe(Command.withDescription("Rings against the bare kernel, with free and with slow links"));
 
+const variantReading =
+  "Medians with [least..most] over the rounds, of whole runs over a ring in one process. Ratios are to " +
+  "causal attention: time to that of the same round, pairs to those that it counts. The layout is the " +
+  "one that `auto` takes. A window of w over contiguous shards moves w − 1 tokens to each rank but the " +
+  "first. The error is the relative L2 distance of o to float64, of 32 rows.";
+
+const variants = Command.make(
+  "variants",
+  {
+    ...common,
+    tokens: Flag.Int("tokens").pipe(whole, Flag.withDefault(32_768)),
+    ring: Flag.Int("ring").pipe(whole, Flag.withDefault(8), Flag.withDescription("Ranks")),
+    devices: deviceList("webgpu,cpu"),
+  },
+  Effect.fn(function* (given) {
+    const machine = thisMachine();
+    const present = yield* presentOf(given.devices);
+    yield* reserve(given.out);
+    const tokens = given.quick ? 520 : given.tokens;
+    const tables = yield* Effect.forEach(
+      present,
+      (plugin) =>
+        measureVariants(plugin, { ...however(given.rounds, given.lock), tokens, ring: given.ring }),
+    );
+    yield* publish(
+      given.out,
+      "Attention variants",
+      variantReading,
+      { bench: "variants", machine, tables },
+      tables.map(variantMarkdown),
+      variantFaults(tables),
+    );
+  }),
+).pipe(Command.withDescription("Attention variants against plain causal attention"));
+
 const comparison = Command.make(
   "compare",
   { before: Argument.String("BEFORE.json"), after: Argument.String("AFTER.json") },
@@ -233,7 +297,7 @@ const comparison = Command.make(
 
 const bench = Command.make("bench").pipe(
   Command.withDescription("Kernels and rings against their ceilings"),
-  Command.withSubcommands([kernels, ring, comparison]),
+  Command.withSubcommands([kernels, ring, variants, comparison]),
 );
 
 // Every contender inherits it, so that none has a better driver than another.

@@ -6,6 +6,7 @@
  * @module
  */
 import { Context, Effect, Layer, Result } from "effect";
+import { causal as causalAttention } from "../plugins/attention.ts";
 import { memoryLinks } from "../plugins/memory.ts";
 import { attend } from "../runtime/attend.ts";
 import { Crew } from "../runtime/crew.ts";
@@ -95,7 +96,7 @@ export const measureRings = (
       kvHeads: heads,
       headDim,
       scale: 1 / Math.sqrt(headDim),
-      mask: { kind: causal ? "causal" : "full" },
+      attention: causal ? [causalAttention()] : [],
     };
     const device = Context.get(yield* Layer.build(plugin.layer), Device);
     const reference = referenceOf(job, tensors);
@@ -176,4 +177,4 @@ export const measureRings = (
     return { title, device: device.info, flops, rows };
   }));
 
-type AttendError = Effect.Error<ReturnType<typeof attend>>;
+export type AttendError = Effect.Error<ReturnType<typeof attend>>;

@@ -9,7 +9,7 @@ import { jobFor } from "../runtime/attend.ts";
 import { drive, Sink, Source } from "../runtime/driver.ts";
 import type { DType } from "../runtime/dtype.ts";
 import type { Layout } from "../runtime/layout.ts";
-import type { Mask } from "../runtime/mask.ts";
+import type { Variant } from "../runtime/variant.ts";
 import { DeviceUnavailable } from "../runtime/errors.ts";
 import { planOfJob } from "../runtime/job.ts";
 import { refusalFor } from "../runtime/plan.ts";
@@ -28,7 +28,7 @@ export interface AttendFlags {
   readonly input: string;
   readonly out: string;
   readonly ring: number | undefined;
-  readonly mask: Mask;
+  readonly attention: ReadonlyArray<Variant>;
   readonly layout: Layout | undefined;
   readonly weights: ReadonlyArray<number> | undefined;
   readonly device: string;
@@ -36,6 +36,8 @@ export interface AttendFlags {
   readonly nats: string | undefined;
   readonly cluster: string | undefined;
   readonly wire: DType | undefined;
+  /** Files of variants that nodes started for the run load as well. */
+  readonly plugin: ReadonlyArray<string>;
   readonly trace: string | undefined;
   /** Rows of every rank that are compared with the float64 reference. */
   readonly verifyRows: number;
@@ -51,7 +53,7 @@ const common = (a: DType, b: DType): DType => a === b ? a : "f32";
 
 /** Runs the command and gives its report. Nothing is left at `out` unless all went well. */
 export const attendFiles = Effect.fn("attendFiles")(function* (flags: AttendFlags) {
-  const input = yield* openInput(flags.input, flags.mask);
+  const input = yield* openInput(flags.input, flags.attention);
   if (input.ignored.length > 0 && flags.progress) {
     yield* note(`annulus: ignoring tensors ${input.ignored.map((name) => `"${name}"`).join(", ")}`);
   }

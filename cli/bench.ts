@@ -6,6 +6,7 @@
  */
 import { Cause, Context, Effect, Exit, Layer } from "effect";
 import { webgpuWith } from "../plugins/webgpu.ts";
+import { unusableWidth } from "../plugins/webgpu/environment.ts";
 import { findAdapter, isSoftware } from "../plugins/webgpu/adapter.ts";
 import { candidates, type Choice } from "../plugins/webgpu/ladder.ts";
 import { vectorOf } from "../plugins/webgpu/open.ts";
@@ -14,7 +15,6 @@ import { attendZeros } from "../runtime/calibrate.ts";
 import { Device } from "../runtime/device.ts";
 import type { DType } from "../runtime/dtype.ts";
 import { DeviceUnavailable, FileInvalid } from "../runtime/errors.ts";
-import type { Mask } from "../runtime/mask.ts";
 import { note, print, printJson, table } from "./output.ts";
 
 /** All that `bench` can be told. */
@@ -29,7 +29,8 @@ const heads = 8;
 const rounds = 5;
 /** Machines drift by more than what is between such figures. */
 const closeEnough = 0.95;
-const masks: ReadonlyArray<Mask> = [{ kind: "full" }, { kind: "causal" }];
+/** Without a mask, and with a causal one. */
+const masks = [false, true];
 
 /** How fast a choice is; GFLOP/s are medians. */
 interface Row {
@@ -53,13 +54,13 @@ export const runBench = Effect.fn("runBench")(function* (flags: BenchFlags) {
   if (adapter === undefined) {
     return yield* new DeviceUnavailable({
       device: "webgpu",
-      needed: "an adapter whose kernels can be measured",
-      found: "no adapter",
+      ...unusableWidth() ??
+        { needed: "an adapter whose kernels can be measured", found: "no adapter" },
     });
   }
   const setting = { headDim, vector: vectorOf(adapter.info) };
-  const pass = (device: Device["Service"], mask: Mask, length = tokens) =>
-    attendZeros({ tokens: length, heads, headDim, dtype, mask }).pipe(
+  const pass = (device: Device["Service"], causal: boolean, length = tokens) =>
+    attendZeros({ tokens: length, heads, headDim, dtype, causal }).pipe(
       Effect.provideService(Device, device),
     );
 
@@ -74,7 +75,7 @@ export const runBench = Effect.fn("runBench")(function* (flags: BenchFlags) {
       const plugin = webgpuWith({ kernel: name, blocking });
       const device = Context.get(yield* Layer.build(plugin.layer), Device);
       const began = performance.now();
-      for (const mask of masks) yield* pass(device, mask, 128);
+      for (const causal of masks) yield* pass(device, causal, 128);
       return { device, first: (performance.now() - began) / 1000 };
     }));
     if (Exit.isSuccess(tried)) open.push({ choice, ...tried.value, busy: masks.map(() => []) });
@@ -83,7 +84,7 @@ export const runBench = Effect.fn("runBench")(function* (flags: BenchFlags) {
   // Round by round, so that a machine that slows down does so for all.
   for (let round = 0; round < rounds; round++) {
     for (const { device, busy } of open) {
-      for (const [i, mask] of masks.entries()) busy[i]!.push(yield* pass(device, mask));
+      for (const [i, causal] of masks.entries()) busy[i]!.push(yield* pass(device, causal));
     }
   }
 
@@ -154,7 +155,14 @@ export const runBench = Effect.fn("runBench")(function* (flags: BenchFlags) {
 export const showKept = Effect.fn("showKept")(function* (json: boolean) {
   const path = tuningPath();
   const kept = yield* Effect.try({
-    try: () => path === undefined ? [] : keptIn(path),
+    try: () => {
+      try {
+        return path === undefined ? [] : keptIn(path);
+      } catch (cause) {
+        if (cause instanceof Deno.errors.NotFound) return [];
+        throw cause;
+      }
+    },
     catch: (cause) =>
       new FileInvalid({
         attempted: "show what was measured in",
@@ -164,7 +172,11 @@ export const showKept = Effect.fn("showKept")(function* (json: boolean) {
       }),
   });
   if (json) return yield* printJson({ path, kept });
-  if (kept.length === 0) return yield* print("nothing was kept: nothing says where");
+  if (kept.length === 0) {
+    return yield* print(
+      path === undefined ? "nothing says where to keep the best" : `nothing is kept in ${path}`,
+    );
+  }
   yield* print(table([
     ["annulus", "format and head dim", "kernel", "rows", "keys", "lanes", "adapter"],
     ...kept.map(({ annulus, task, kernel, rows, keys, lanes, adapter }) => [

@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { resolve } from "node:path";
 import { Effect, type Scope } from "effect";
 import { NodeRefused } from "../runtime/errors.ts";
 import type { NodeCard } from "../runtime/membership.ts";
@@ -22,10 +23,15 @@ const project = new URL("..", import.meta.url);
  *
  * @param server `host:port` of the NATS server.
  */
-export const nodePermissions = (server: string, device: string): ReadonlyArray<string> => {
+export const nodePermissions = (
+  server: string,
+  device: string,
+  plugins: ReadonlyArray<string> = [],
+): ReadonlyArray<string> => {
   const library = ["auto", "cpu"].includes(device) ? findLibrary(libraryName) : undefined;
   const tuning = ["auto", "webgpu"].includes(device) ? tuningPath() : undefined;
-  const files = [fromFileUrl(project), tuning, library].filter((file) => file !== undefined);
+  const files = [fromFileUrl(project), tuning, library, ...plugins.map((file) => resolve(file))]
+    .filter((file) => file !== undefined);
   return [
     `--allow-net=${server}`,
     `--allow-read=${files.join(",")}`,
@@ -71,7 +77,7 @@ const eachLine = async (
 export const startNode = Effect.fn("startNode")(function* (
   url: string,
   cluster: string,
-  device: string,
+  { device, plugin }: { readonly device: string; readonly plugin: ReadonlyArray<string> },
   nodes: number,
 ): Effect.fn.Return<Child, NodeRefused, Scope.Scope> {
   // The node inherits what it is not allowed to find out.
@@ -84,9 +90,10 @@ export const startNode = Effect.fn("startNode")(function* (
           "run",
           "--no-prompt",
           `--config=${fromFileUrl(new URL("../deno.json", import.meta.url))}`,
-          ...nodePermissions(host, device),
+          ...nodePermissions(host, device, plugin),
           fromFileUrl(mainModule),
           ...["node", "--nats", url, "--cluster", cluster, "--device", device],
+          ...plugin.flatMap((file) => ["--plugin", file]),
           "--json",
           "--until-stdin-ends",
         ],

@@ -33,6 +33,8 @@ export interface CrewOptions {
   readonly ring: number | undefined;
   /** A server that runs; one is started where undefined. */
   readonly nats: string | undefined;
+  /** Files of attention variants, for nodes that are started. */
+  readonly plugin: ReadonlyArray<string>;
   /** A cluster whose nodes are there; nodes are started where undefined. */
   readonly cluster: string | undefined;
 }
@@ -64,7 +66,7 @@ const overNats = Effect.fnUntraced(function* (options: CrewOptions) {
     const nodes = options.ring ?? 1;
     const started = Array.from(
       { length: nodes },
-      () => startNode(url, cluster, options.device, nodes),
+      () => startNode(url, cluster, options, nodes),
     );
     yield* Effect.all(started, { concurrency: "unbounded" });
   }

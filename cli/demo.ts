@@ -4,6 +4,7 @@
  * @module
  */
 import { Effect } from "effect";
+import { causal } from "../plugins/attention.ts";
 import { createSafetensors } from "../plugins/safetensors.ts";
 import { FileInvalid } from "../runtime/errors.ts";
 import { attendFiles } from "./attend.ts";
@@ -65,7 +66,8 @@ export const runDemo = Effect.gen(function* () {
     input,
     out,
     ring: 4,
-    mask: { kind: "causal" },
+    attention: [causal()],
+    plugin: [],
     layout: undefined,
     weights: undefined,
     device: "auto",

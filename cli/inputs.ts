@@ -10,21 +10,15 @@ import {
   type SafetensorsFile,
   type SafetensorsTensor,
 } from "../plugins/safetensors.ts";
+import { completeAttention } from "./attention.ts";
 import { type Input as TensorName, Source } from "../runtime/driver.ts";
 import type { DType } from "../runtime/dtype.ts";
 import { type FileInvalid, TensorInvalid } from "../runtime/errors.ts";
-import type { Mask } from "../runtime/mask.ts";
+import { documents } from "../plugins/attention.ts";
+import type { Variant } from "../runtime/variant.ts";
 import type { Problem } from "../runtime/plan.ts";
 
 const formats = new Map<string, DType>([["F32", "f32"], ["F16", "f16"], ["BF16", "bf16"]]);
-
-/** Tensors that mean something to other versions: ignoring them would give a wrong answer without a word. */
-const unsupported = new Map([
-  [
-    "cu_seqlens",
-    "absent, since packed documents are not supported yet; split the file by document",
-  ],
-]);
 
 /** An input file whose tensors fit together. */
 export interface Input {
@@ -41,17 +35,11 @@ export interface Input {
 /** Opens a file and checks its tensors against each other. */
 export const openInput = Effect.fn("openInput")(function* (
   path: string,
-  mask: Mask,
+  attention: ReadonlyArray<Variant>,
 ): Effect.fn.Return<Input, FileInvalid | TensorInvalid, Scope.Scope> {
   const file = yield* openSafetensors(path);
   const refuse = (tensor: string, needed: string, found: string) =>
     new TensorInvalid({ file: path, tensor, needed, found });
-  for (const [name, needed] of unsupported) {
-    const there = file.tensor(name);
-    if (there !== undefined) {
-      return yield* refuse(name, needed, `${there.dtype} [${there.shape.join(", ")}]`);
-    }
-  }
   const read = Effect.fnUntraced(function* (name: TensorName) {
     const tensor = file.tensor(name);
     const which = name === "q" || name === "do" ? "heads" : "kv_heads";
@@ -99,6 +87,14 @@ export const openInput = Effect.fn("openInput")(function* (
       shapeOf(k.tensor),
     );
   }
+  // Documents are documents, whether somebody said so or not: ignoring them would be a wrong answer without a word.
+  const packed = file.tensor("cu_seqlens") !== undefined &&
+    !attention.some(({ definition: { name } }) => name === "documents");
+  const { variants, read: used } = yield* completeAttention(
+    packed ? [...attention, { definition: documents.definition, params: {} }] : attention,
+    file,
+    path,
+  );
   return {
     file,
     problem: {
@@ -108,12 +104,14 @@ export const openInput = Effect.fn("openInput")(function* (
       kvHeads: k.heads,
       headDim: q.headDim,
       scale: 1 / Math.sqrt(q.headDim),
-      mask,
+      attention: variants,
     },
     dtypes,
     source: Source.of({ name: path, dtypes, read: file.read }),
     gradients: cotangent !== undefined,
-    ignored: [...file.tensors.keys()].filter((name) => !["q", "k", "v", "do"].includes(name)),
+    ignored: [...file.tensors.keys()].filter((name) =>
+      !["q", "k", "v", "do"].includes(name) && !used.has(name)
+    ),
   };
 });
 

@@ -55,7 +55,7 @@ export const judgeGradients = Effect.fn("judgeGradients")(function* (
   plan: Plan,
   rowsPerRank: number,
 ): Effect.fn.Return<Required<Pick<ErrorFigures, "dq" | "dk" | "dv">>, FileInvalid> {
-  const { tokens, heads, kvHeads, headDim, batch, scale, mask } = plan.problem;
+  const { tokens, heads, kvHeads, headDim, batch, scale } = plan.problem;
   const widths = {
     q: heads,
     do: heads,
@@ -96,7 +96,9 @@ export const judgeGradients = Effect.fn("judgeGradients")(function* (
   const [dq, dk, dv] = [new Distance(), new Distance(), new Distance()];
   for (let b = 0; b < batch; b++) {
     const positions = picked[b]!;
-    const shape = { heads, kvHeads, headDim, scale, mask, positions };
+    const shape = {
+      ...{ heads, kvHeads, headDim, scale, rules: plan.attention, entry: b, positions },
+    };
     const q = yield* gather("q", b, positions);
     const ofQueries = new QueryGradientOracle({ ...shape, q }, yield* gather("do", b, positions));
     for (const pass of ["prepare", "absorb"] as const) {

@@ -5,11 +5,13 @@
  * @module
  */
 import { resolve } from "node:path";
-import { Effect, Option } from "effect";
+import { Effect, Option, Result } from "effect";
 import { Argument, Command, Flag } from "effect/cli";
-import { layouts } from "../runtime/layout.ts";
+import { causal, window } from "../plugins/attention.ts";
+import { allLayouts } from "../runtime/layout_choice.ts";
 import { dtypes } from "../runtime/dtype.ts";
 import { attendFiles } from "./attend.ts";
+import { knownAttention, parseAttention } from "./attention.ts";
 import { runBench, showKept } from "./bench.ts";
 import { misuse, runCommandLine } from "./command_line.ts";
 import { runDemo } from "./demo.ts";
@@ -18,6 +20,8 @@ import { runDoctor } from "./doctor.ts";
 import { runNode } from "./node.ts";
 import { listNodes } from "./nodes.ts";
 import { print, printJson } from "./output.ts";
+import { runPlan } from "./plan.ts";
+import { runPluginCheck, writePlugin } from "./plugin.ts";
 import { runMain } from "./platform.ts";
 import { reportInWords } from "./report.ts";
 import { runUp } from "./up.ts";
@@ -30,6 +34,10 @@ const json = boolean("json").pipe(Flag.withDescription("Print the result as JSON
 const device = Flag.Literals("device", ["auto", ...devices.map(({ name }) => name)]).pipe(
   Flag.withDefault("auto"),
   Flag.withDescription("What computes; auto takes the best that is there"),
+);
+const plugin = Flag.String("plugin").pipe(
+  Flag.atLeast(0),
+  Flag.withDescription("A file with an attention of your own; may be given several times"),
 );
 const nats = Flag.String("nats").pipe(
   Flag.withDescription("A running NATS server, nats://host:port; without it one is started"),
@@ -67,7 +75,16 @@ const attend = Command.make(
         Flag.withDescription("Each query sees itself and the W − 1 tokens before it"),
       ),
     ),
-    layout: Flag.Literals("layout", ["auto", ...layouts]).pipe(
+    attention: optional(
+      Flag.String("attention").pipe(
+        Flag.withDescription(
+          "Variants with & between them: 'causal & window(4096) & documents'; parameters that are not " +
+            "given come from tensors of their names",
+        ),
+      ),
+    ),
+    plugin,
+    layout: Flag.Literals("layout", ["auto", ...allLayouts]).pipe(
       Flag.withDefault("auto"),
       Flag.withDescription("How tokens become shards"),
     ),
@@ -133,11 +150,17 @@ const attend = Command.make(
         `--weights needs numbers with commas between them: found "${flags.weights}"`,
       );
     }
+    const named = flags.attention === undefined
+      ? Result.succeed([])
+      : parseAttention(flags.attention, yield* knownAttention(flags.plugin));
+    if (Result.isFailure(named)) return yield* misuse(named.failure);
     const report = yield* attendFiles({
       ...flags,
-      mask: flags.window !== undefined
-        ? { kind: "window", window: flags.window }
-        : { kind: flags.causal ? "causal" : "full" },
+      attention: [
+        ...(flags.causal ? [causal()] : []),
+        ...(flags.window === undefined ? [] : [window({ size: flags.window })]),
+        ...named.success,
+      ],
       layout: flags.layout === "auto" ? undefined : flags.layout,
       weights,
       ring: flags.ring ?? weights?.length,
@@ -155,6 +178,7 @@ const up = Command.make("up", {
   nats: optional(nats),
   cluster: cluster.pipe(Flag.withDefault("local")),
   device,
+  plugin,
   json,
 }, runUp).pipe(Command.withDescription("A whole cluster on this machine, until Ctrl-C"));
 
@@ -162,6 +186,7 @@ const node = Command.make("node", {
   nats,
   cluster: cluster.pipe(Flag.withDefault("local")),
   device,
+  plugin,
   json,
   untilStdinEnds: boolean("until-stdin-ends").pipe(
     Flag.withDescription("End when standard input does, for programs that start nodes"),
@@ -221,13 +246,56 @@ const bench = Command.make(
   }),
 ).pipe(Command.withDescription("How fast this machine's kernels are"));
 
+const plan = Command.make("plan", {
+  tokens: Flag.Int("tokens").pipe(atLeast(1)),
+  batch: Flag.Int("batch").pipe(atLeast(1), Flag.withDefault(1)),
+  heads: Flag.Int("heads").pipe(atLeast(1), Flag.withDefault(8)),
+  kvHeads: optional(Flag.Int("kv-heads").pipe(atLeast(1))),
+  headDim: Flag.Int("head-dim").pipe(atLeast(4), Flag.withDefault(64)),
+  ring: Flag.Int("ring").pipe(ringSize, Flag.withDefault(1)),
+  wire: Flag.Literals("wire", [...dtypes]).pipe(Flag.withDefault("f32")),
+  layout: optional(Flag.Literals("layout", [...allLayouts])),
+  attention: Flag.String("attention").pipe(
+    Flag.atLeast(0),
+    Flag.withDescription("One for each layer of a pattern, as for attend"),
+  ),
+  times: Flag.Int("times").pipe(
+    atLeast(1),
+    Flag.withDefault(1),
+    Flag.withDescription("How often the layers are repeated"),
+  ),
+  plugin,
+  json,
+}, runPlan).pipe(Command.withDescription("What a run would compute and move, layer by layer"));
+
+const newPlugin = Command.make(
+  "new",
+  { name: Argument.String("NAME").pipe(Argument.withDescription("Letters, digits and dashes")) },
+  Effect.fn(function* ({ name }) {
+    yield* print(`${yield* writePlugin(name)} is there; now: annulus plugin check ${name}.ts`);
+  }),
+).pipe(Command.withDescription("Writes the file of an attention that works"));
+
+const checkPlugin = Command.make(
+  "check",
+  { file: Argument.String("FILE"), device: optional(device), json },
+  Effect.fn(function* ({ file, device, json }) {
+    if (!(yield* runPluginCheck(file, device ?? "auto", json))) Deno.exitCode = 1;
+  }),
+).pipe(Command.withDescription("Does an attention keep its contract?"));
+
+const plugins = Command.make("plugin").pipe(
+  Command.withDescription("Attention of your own"),
+  Command.withSubcommands([newPlugin, checkPlugin]),
+);
+
 const demo = Command.make("demo", {}, () => runDemo).pipe(
   Command.withDescription("A ring of four nodes over 8,192 tokens, checked"),
 );
 
 const annulus = Command.make("annulus").pipe(
   Command.withDescription("Exact attention over sequences that no single device can hold"),
-  Command.withSubcommands([attend, up, node, nodes, doctor, verify, bench, demo]),
+  Command.withSubcommands([attend, up, node, nodes, doctor, verify, plan, bench, plugins, demo]),
 );
 
 /** Runs the command with these arguments; never fails, but sets the exit code. */

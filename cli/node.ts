@@ -4,6 +4,7 @@
  * @module
  */
 import { Effect, Layer } from "effect";
+import { knownAttention } from "./attention.ts";
 import { type NodeState, serveNode } from "../plugins/nats_cluster.ts";
 import { connectNats } from "../plugins/nats_connection.ts";
 import { natsLinks } from "../plugins/nats_links.ts";
@@ -19,6 +20,8 @@ export interface NodeFlags {
   readonly nats: string;
   readonly cluster: string;
   readonly device: string;
+  /** Files of attention variants that its operator trusts. */
+  readonly plugin: ReadonlyArray<string>;
   readonly json: boolean;
   /** End when standard input does, so as not to outlive the process that started this one. */
   readonly untilStdinEnds: boolean;
@@ -31,6 +34,7 @@ const stdinEnds: Effect.Effect<void> = Effect.promise(async () => {
 /** Joins the cluster and serves it until the connection ends. */
 export const runNode = Effect.fn("runNode")(function* (flags: NodeFlags) {
   const connection = yield* connectNats(flags.nats);
+  const known = yield* knownAttention(flags.plugin);
   const plugin = yield* chooseDevice(devices, flags.device);
   const services = yield* Layer.build(
     Layer.mergeAll(plugin.layer, natsLinks(connection, { cluster: flags.cluster })),
@@ -43,6 +47,7 @@ export const runNode = Effect.fn("runNode")(function* (flags: NodeFlags) {
       host: Deno.hostname(),
       pid: Deno.pid,
       device: info,
+      plugins: known.flatMap(({ name, hash }) => hash === undefined ? [] : [{ name, hash }]),
       attentionGflops: yield* measureAttention,
       linkMegabytes: yield* measureLink,
     };
@@ -71,7 +76,7 @@ export const runNode = Effect.fn("runNode")(function* (flags: NodeFlags) {
           );
       }
     };
-    return yield* serveNode(connection, flags.cluster, card, tell);
+    return yield* serveNode(connection, flags.cluster, card, known, tell);
   }).pipe(Effect.provideContext(services));
   yield* flags.untilStdinEnds ? Effect.raceFirst(serve, stdinEnds) : serve;
 }, Effect.scoped);

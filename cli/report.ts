@@ -42,7 +42,10 @@ export const reportOf = (
   return {
     ring: plan.ring,
     layout: plan.layout,
-    mask: plan.problem.mask,
+    attention: plan.problem.attention.map(({ definition: { name }, params }) => ({
+      name,
+      params,
+    })),
     wire: plan.wire,
     device: deviceOf(ranks.map(({ device }) => device)),
     tokens: plan.problem.tokens,
@@ -56,6 +59,9 @@ export const reportOf = (
     rss_bytes: ranks.map(({ rssBytes }) => rssBytes),
     hidden_fraction: hiddenFraction(timeline),
     balance: balanceOf(plan),
+    pairs: plan.pairs,
+    counted: plan.counted,
+    hops: Math.max(0, ...plan.blocks.map(({ path }) => path.length)),
     ranks: plan.ranks.map(({ rank, tokens, pairs, steps }) => ({
       rank,
       tokens,

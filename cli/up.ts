@@ -17,6 +17,7 @@ export interface UpFlags {
   readonly nats: string | undefined;
   readonly cluster: string;
   readonly device: string;
+  readonly plugin: ReadonlyArray<string>;
   readonly json: boolean;
 }
 
@@ -29,7 +30,7 @@ export const runUp = Effect.fn("runUp")(function* (flags: UpFlags) {
   const children = yield* Effect.all(
     Array.from(
       { length: flags.nodes },
-      () => startNode(url, flags.cluster, flags.device, flags.nodes),
+      () => startNode(url, flags.cluster, flags, flags.nodes),
     ),
     { concurrency: "unbounded" },
   );

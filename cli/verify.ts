@@ -3,15 +3,17 @@
  *
  * @module
  */
-import { Context, Effect, Layer } from "effect";
+import { Context, Effect, Layer, Result } from "effect";
 import { StreamingOracle } from "../kernels/oracle.ts";
+import { causal, window } from "../plugins/attention.ts";
 import { inProcess } from "../plugins/memory.ts";
 import { attend, type AttendOptions } from "../runtime/attend.ts";
+import { namesOf, resolveAttention } from "../runtime/attention.ts";
 import { Device } from "../runtime/device.ts";
 import { decode, type DType, encode } from "../runtime/dtype.ts";
 import { NotExact } from "../runtime/errors.ts";
 import { type Layout, layouts } from "../runtime/layout.ts";
-import type { Mask } from "../runtime/mask.ts";
+import type { Variant } from "../runtime/variant.ts";
 import { chooseDevice } from "../runtime/plugin.ts";
 import { devices } from "./devices.ts";
 import { boundsFor } from "./judge.ts";
@@ -29,12 +31,12 @@ export interface VerifyFlags {
 /** Sizes that are multiples of nothing; two query heads share a KV head. */
 const heads = 4, kvHeads = 2, headDim = 64;
 const mostRanks = 16;
-const causal: Mask = { kind: "causal" };
+type Mask = ReadonlyArray<Variant>;
 
 interface Case {
   readonly ring: number;
   readonly layout: Layout;
-  readonly mask: Mask;
+  readonly attention: Mask;
   readonly wire: DType;
 }
 
@@ -44,7 +46,7 @@ interface Row extends Case {
 }
 
 /** Float64 attention over values as they travel: K and V rounded to the wire's format. */
-const referenceFor = (inputs: AttendOptions, mask: Mask, wire: DType) => {
+const referenceFor = (inputs: AttendOptions, attention: Mask, wire: DType) => {
   const { tokens, q, k, v } = inputs;
   const positions = Array.from({ length: tokens }, (_, i) => i);
   const oracle = new StreamingOracle({
@@ -52,7 +54,8 @@ const referenceFor = (inputs: AttendOptions, mask: Mask, wire: DType) => {
     kvHeads,
     headDim,
     scale: 1 / Math.sqrt(headDim),
-    mask,
+    rules: Result.getOrThrow(resolveAttention(attention, { ...inputs, batch: 1, kvHeads })),
+    entry: 0,
     positions,
     q,
   });
@@ -75,13 +78,13 @@ const errorsOf = (
 
 const cases = (tokens: number): ReadonlyArray<Case> => [
   ...Array.from({ length: mostRanks }, (_, i) => i + 1)
-    .map((ring) => ({ ring, layout: "zigzag", mask: causal, wire: "f32" }) as const),
+    .map((ring) => ({ ring, layout: "zigzag", attention: [causal()], wire: "f32" }) as const),
   ...layouts.flatMap((layout) =>
-    [causal, { kind: "full" }, { kind: "window", window: Math.ceil(tokens / 5) }]
-      .map((mask) => ({ ring: 5, layout, mask: mask as Mask, wire: "f32" }) as const)
+    [[causal()], [], [window({ size: Math.ceil(tokens / 5) })]]
+      .map((attention) => ({ ring: 5, layout, attention, wire: "f32" }) as const)
   ),
   ...(["f16", "bf16"] as const)
-    .map((wire) => ({ ring: 5, layout: "zigzag", mask: causal, wire }) as const),
+    .map((wire) => ({ ring: 5, layout: "zigzag", attention: [causal()], wire }) as const),
 ];
 
 /** Prints the table; fails where an error is out of bounds or grows with the ring. */
@@ -112,8 +115,8 @@ export const runVerify = Effect.fn("runVerify")(function* (flags: VerifyFlags) {
   const watched = !flags.json && Deno.stderr.isTerminal();
   for (const [i, one] of all.entries()) {
     if (watched) yield* draw(`\x1b[2K\r${i} of ${all.length} cases`);
-    const key = JSON.stringify([one.mask, one.wire]);
-    const wanted = references.get(key) ?? referenceFor(inputs, one.mask, one.wire);
+    const key = JSON.stringify([namesOf(one.attention), one.wire]);
+    const wanted = references.get(key) ?? referenceFor(inputs, one.attention, one.wire);
     references.set(key, wanted);
     const result = yield* Effect.provideContext(attend({ ...inputs, ...one }), services);
     rows.push({ ...one, ...errorsOf(result, wanted) });
@@ -122,14 +125,19 @@ export const runVerify = Effect.fn("runVerify")(function* (flags: VerifyFlags) {
   const flat = rows.slice(0, mostRanks).map(({ o }) => o);
   const growth = Math.max(...flat) / Math.min(...flat);
   if (flags.json) {
-    yield* printJson({ device: info, tokens: flags.tokens, cases: rows, growth });
+    yield* printJson({
+      device: info,
+      tokens: flags.tokens,
+      cases: rows.map((row) => ({ ...row, attention: namesOf(row.attention) })),
+      growth,
+    });
   } else {
     yield* print(table([
-      ["N", "layout", "mask", "wire", "error of o", "error of lse"],
-      ...rows.map(({ ring, layout, mask, wire, o, lse }) => [
+      ["N", "layout", "attention", "wire", "error of o", "error of lse"],
+      ...rows.map(({ ring, layout, attention, wire, o, lse }) => [
         String(ring),
         layout,
-        mask.kind === "window" ? `window ${mask.window}` : mask.kind,
+        namesOf(attention),
         wire,
         o.toExponential(2),
         lse.toExponential(2),
@@ -138,10 +146,10 @@ export const runVerify = Effect.fn("runVerify")(function* (flags: VerifyFlags) {
     yield* print(`largest over smallest error of o for N = 1…${mostRanks}: ${growth.toFixed(2)}`);
   }
   const bounds = boundsFor(0, undefined);
-  for (const { ring, layout, mask, wire, o, lse } of rows) {
+  for (const { ring, layout, attention, wire, o, lse } of rows) {
     if (o <= bounds.o && lse <= bounds.lse) continue;
     return yield* new NotExact({
-      what: `N = ${ring}, ${layout}, ${mask.kind}, ${wire}`,
+      what: `N = ${ring}, ${layout}, ${namesOf(attention)}, ${wire}`,
       needed: `${bounds.o} in o and ${bounds.lse} in lse`,
       found: `${o.toExponential(1)} and ${lse.toExponential(1)}`,
     });

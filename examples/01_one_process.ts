@@ -11,7 +11,7 @@
  * @module
  */
 import { Effect } from "effect";
-import { attend, inProcess, reference } from "../mod.ts";
+import { attend, causal, inProcess, reference } from "../mod.ts";
 
 const [tokens, heads, kvHeads, headDim] = [300, 4, 2, 16];
 const noise = (seed: number, heads: number) =>
@@ -24,7 +24,7 @@ const input = {
   q: noise(1, heads),
   k: noise(2, kvHeads),
   v: noise(3, kvHeads),
-  mask: { kind: "causal" },
+  attention: [causal()],
 } as const;
 
 const program = Effect.gen(function* () {

@@ -11,7 +11,8 @@
  * @module
  */
 import { Effect, Layer } from "effect";
-import { attend, connectNats, natsLinks, onCluster, reference, version } from "../mod.ts";
+import { attend, causal, connectNats, natsLinks, onCluster, reference, version } from "../mod.ts";
+import { definitions } from "../plugins/attention.ts";
 import { serveNode } from "../plugins/nats_cluster.ts";
 import { startNatsServer } from "../plugins/nats_server.ts";
 import { Device } from "../runtime/device.ts";
@@ -31,13 +32,16 @@ const startNode = (url: string, id: string) =>
         host: Deno.hostname(),
         pid: Deno.pid,
         device: info,
+        plugins: [],
         attentionGflops: 0, // `annulus node` measures both
         linkMegabytes: 0,
       };
-      yield* serveNode(connection, cluster, card, ({ state, ...about }) =>
+      yield* serveNode(connection, cluster, card, definitions, ({ state, ...about }) =>
         Effect.sync(() => {
           console.log(`${id}: ${state}`, "rank" in about ? `on rank ${about.rank}` : "");
-          if (state === "waiting") waiting.resolve();
+          if (state === "waiting") {
+            waiting.resolve();
+          }
         }));
     }).pipe(
       Effect.provide(Layer.fresh(Layer.mergeAll(
@@ -46,7 +50,9 @@ const startNode = (url: string, id: string) =>
       ))),
       Effect.forkScoped,
     );
-    yield* Effect.promise(() => waiting.promise);
+    yield* Effect.promise(() =>
+      waiting.promise
+    );
   });
 
 const program = Effect.gen(function* () {
@@ -65,7 +71,7 @@ const program = Effect.gen(function* () {
     k: noise(2),
     v: noise(3),
     ring: ids.length,
-    mask: { kind: "causal" },
+    attention: [causal()],
   }).pipe(Effect.provide(onCluster({ url, cluster, ring: ids.length })));
   console.log(`${o.length} outputs and ${lse.length} log-sum-exps in ${seconds} s`);
 });

@@ -23,6 +23,7 @@ import {
   lseOf,
   positionAt,
   reference,
+  window,
 } from "../mod.ts";
 
 /** Softmax as it is written in textbooks: every row keeps its scores and values until the end. */
@@ -118,7 +119,7 @@ const on = (device: DevicePlugin) =>
     k: noise(2),
     v: noise(3),
     ring: 3,
-    mask: { kind: "window", window: 20 },
+    attention: [window({ size: 20 })],
   }).pipe(Effect.provide(inProcess(device)), Effect.runPromise);
 
 const [ours, theirs] = [await on(textbook), await on(reference)];

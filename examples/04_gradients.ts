@@ -11,7 +11,7 @@
  * @module
  */
 import { Effect } from "effect";
-import { attend, inProcess, reference } from "../mod.ts";
+import { attend, causal, inProcess, reference } from "../mod.ts";
 
 const [tokens, heads, kvHeads, headDim] = [60, 4, 2, 8];
 const noise = (seed: number, heads: number) =>
@@ -31,7 +31,7 @@ const over = (ring: number, keys = k) =>
     v,
     cotangent,
     ring,
-    mask: { kind: "causal" },
+    attention: [causal()],
   }).pipe(Effect.provide(inProcess(reference)), Effect.runPromise);
 
 const three = await over(3);

@@ -84,6 +84,9 @@ fn backward(
       //@ for $j < FOUR
       // Rows beyond the tile are shadows of its last one, which see nothing.
       let row$j = u32(min(i + $j, task.rows - 1));
+      //@ if PLACED
+      let rowPlace$j = positionAt(task.querySpan, i32(row$j));
+      //@ end
       let at$j = placeOf(rowBase + row$j * task.heads);
       let cotangentAt$j = placeOf(task.cotangents + rowBase + row$j * task.heads);
       //@ if BROADCAST
@@ -128,9 +131,25 @@ fn backward(
 
       //@ for $r < ROWS
       //@ for $j < FOUR
-      let p$r_$j =
-        select(0.0, weight(score$r_$j, outcome$j.x), u32(i + $j - low$r) < count$r);
-      let dS$r_$j = p$r_$j * (slope$r_$j - outcome$j.y);
+      //@ if PAIRWISE
+      let seen$r_$j = u32(i + $j - low$r) < count$r &&
+        pairSees(i32(entry), i32(head), rowPlace$j, position$r);
+      //@ else
+      let seen$r_$j = u32(i + $j - low$r) < count$r;
+      //@ end
+      //@ if SCORED
+      slope$r_$j = (slope$r_$j - outcome$j.y) *
+        pairSlope(score$r_$j, i32(entry), i32(head), rowPlace$j, position$r);
+      score$r_$j = pairScore(score$r_$j, i32(entry), i32(head), rowPlace$j, position$r);
+      //@ else
+      slope$r_$j -= outcome$j.y;
+      //@ end
+      let p$r_$j = select(0.0, weight(score$r_$j, outcome$j.x), seen$r_$j);
+      //@ if SCORED
+      let dS$r_$j = select(0.0, p$r_$j * slope$r_$j, seen$r_$j); // nobody knows the slope of other pairs
+      //@ else
+      let dS$r_$j = p$r_$j * slope$r_$j;
+      //@ end
       //@ end
       //@ end
 

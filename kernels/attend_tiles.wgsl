@@ -23,7 +23,7 @@ fn attend(
   let firstRow = stretchOf(group.x, groups.x) * LANES * ROWS;
   let lastRow = min(firstRow + LANES * ROWS, task.rows) - 1u;
   //@ for $v < VISITS
-  let visit$v = visitOf($v == 1, firstRow, lastRow);
+  let visit$v = visitOf(OTHERS$v, firstRow, lastRow);
   //@ end
 
   let keyToken = group.z * task.keyTokens + task.column;
@@ -36,6 +36,9 @@ fn attend(
   let row$r = min(myRow + $ru, task.rows - 1u);
   let query$r = ((group.z * task.queryTokens + task.row + row$r) * task.heads + group.y) * QUADS;
   let top$r = (group.z * task.heads + group.y) * task.queryTokens + task.row + row$r;
+  //@ if PLACED
+  let place$r = positionAt(task.querySpan, i32(row$r));
+  //@ end
   //@ if MASKED
   let position$r = positionAt(task.querySpan, i32(row$r));
   let low$r = keysUpTo(position$r - task.back - 1);
@@ -88,11 +91,27 @@ fn attend(
         let key$j = keyOf(visit$v, tile + k + $j);
         //@ end
         //@ end
+        //@ if PLACED
+        //@ for $j < KEYS$v
+        let keyPlace$j =
+          positionAt(task.keySpan, min(keyOf(visit$v, tile + k + $j), task.columns - 1));
+        //@ if SCORED
+        //@ for $r < ROWS
+        score$r_$j = pairScore(score$r_$j, i32(group.z), i32(group.y), place$r, keyPlace$j);
+        //@ end
+        //@ end
+        //@ end
+        //@ end
         //@ for $r < ROWS
         var highest$r = m$r;
         //@ for $j < KEYS$v
         //@ if MASKED$v
+        //@ if PAIRWISE
+        let seen$r_$j = u32(key$j - low$r) < count$r &&
+          pairSees(i32(group.z), i32(group.y), place$r, keyPlace$j);
+        //@ else
         let seen$r_$j = u32(key$j - low$r) < count$r;
+        //@ end
         highest$r = max(highest$r, select(LOWEST, score$r_$j, seen$r_$j));
         worst$r = max(worst$r, select(0u, size(score$r_$j), seen$r_$j));
         //@ else

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { type PickedRows, sees, StreamingOracle } from "./oracle.ts";
+import { type PickedRows, StreamingOracle } from "./oracle.ts";
 
 const dot = (x: ArrayLike<number>, at: number, y: ArrayLike<number>, from: number, n: number) => {
   let sum = 0;
@@ -38,19 +38,22 @@ export class QueryGradientOracle {
 
   /** The second pass, when every key was prepared. */
   absorb(first: number, k: Float32Array, v: Float32Array): void {
-    const { heads, kvHeads, headDim, scale, mask, positions, q } = this.#rows;
+    const { heads, kvHeads, headDim, scale, rules, entry, positions, q } = this.#rows;
     const { lse, d } = this.#known ??= this.#finishOutputs();
     const tokens = k.length / (kvHeads * headDim);
     for (const [r, position] of positions.entries()) {
       for (let j = 0; j < tokens; j++) {
-        if (!sees(mask, position, first + j)) continue;
         for (let h = 0; h < heads; h++) {
+          if (!rules.sees(entry, h, position, first + j)) continue;
+          const pair = [entry, h, position, first + j] as const;
           const row = (r * heads + h) * headDim;
           const key = (j * kvHeads + Math.floor(h * kvHeads / heads)) * headDim;
-          const p = Math.exp(dot(q, row, k, key, headDim) * scale - lse[r * heads + h]!);
+          const s = dot(q, row, k, key, headDim) * scale;
+          const p = Math.exp((rules.score?.(s, ...pair) ?? s) - lse[r * heads + h]!);
+          const slope = (rules.slope?.(s, ...pair) ?? 1) * scale;
           const dp = dot(this.#cotangent, row, v, key, headDim);
-          const ds = p * (dp - d[r * heads + h]!) * scale;
-          const size = p * (Math.abs(dp) + Math.abs(d[r * heads + h]!)) * scale;
+          const ds = p * (dp - d[r * heads + h]!) * slope;
+          const size = p * (Math.abs(dp) + Math.abs(d[r * heads + h]!)) * slope;
           for (let c = 0; c < headDim; c++) {
             this.#dq[row + c]! += ds * k[key + c]!;
             this.#squares[row + c]! += (size * k[key + c]!) ** 2;
@@ -120,19 +123,22 @@ export class KeyGradientOracle {
 
   /** Adds consecutive query rows from global position `first` on. */
   absorb(first: number, { q, cotangent, o, lse }: QueryRows): void {
-    const { heads, kvHeads, headDim, scale, mask, positions, k, v } = this.#keys;
+    const { heads, kvHeads, headDim, scale, rules, entry, positions, k, v } = this.#keys;
     const tokens = q.length / (heads * headDim);
     for (let i = 0; i < tokens; i++) {
       for (let h = 0; h < heads; h++) {
         const row = (i * heads + h) * headDim;
         const d = dot(cotangent, row, o, row, headDim);
         for (const [n, position] of positions.entries()) {
-          if (!sees(mask, first + i, position)) continue;
+          if (!rules.sees(entry, h, first + i, position)) continue;
+          const pair = [entry, h, first + i, position] as const;
           const key = (n * kvHeads + Math.floor(h * kvHeads / heads)) * headDim;
-          const p = Math.exp(dot(q, row, k, key, headDim) * scale - lse[h * tokens + i]!);
+          const s = dot(q, row, k, key, headDim) * scale;
+          const p = Math.exp((rules.score?.(s, ...pair) ?? s) - lse[h * tokens + i]!);
+          const slope = (rules.slope?.(s, ...pair) ?? 1) * scale;
           const dp = dot(cotangent, row, v, key, headDim);
-          const ds = p * (dp - d) * scale;
-          const size = p * (Math.abs(dp) + Math.abs(d)) * scale;
+          const ds = p * (dp - d) * slope;
+          const size = p * (Math.abs(dp) + Math.abs(d)) * slope;
           for (let c = 0; c < headDim; c++) {
             this.#dv[key + c]! += p * cotangent[row + c]!;
             this.#dk[key + c]! += ds * q[row + c]!;

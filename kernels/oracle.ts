@@ -4,8 +4,7 @@
  *
  * @module
  */
-import type { Mask } from "../runtime/mask.ts";
-import type { Problem } from "../runtime/plan.ts";
+import type { PairMask, PairScore } from "../runtime/variant.ts";
 
 /** Outputs and natural log-sum-exps in float64; 0 and −∞ where a row saw no key. */
 export interface Judgement {
@@ -13,24 +12,38 @@ export interface Judgement {
   readonly lse: Float64Array<ArrayBuffer>;
 }
 
-/** Whether the query at position `q` sees the key at position `k`. */
-export const sees = (mask: Mask, q: number, k: number): boolean => {
-  if (mask.kind === "full") return true;
-  if (mask.kind === "causal") return k <= q;
-  return k <= q && k > q - mask.window;
-};
+/** Which pairs count, and what becomes of their scores; in the plainest form that there is. */
+export interface Rules {
+  readonly sees: PairMask;
+  readonly score?: PairScore;
+  /** The derivative of `score` by its first argument. */
+  readonly slope?: PairScore;
+  /** The logit of one more key without a value. */
+  readonly sink?: (h: number) => number;
+}
+
+/** What is to be judged. */
+export interface Judged {
+  readonly batch: number;
+  readonly tokens: number;
+  readonly heads: number;
+  readonly kvHeads: number;
+  readonly headDim: number;
+  readonly scale: number;
+  readonly rules: Rules;
+}
 
 /**
  * Dense attention in two passes, written as naively as it can be: `q` [batch, tokens, heads, headDim], `k` and `v`
  * [batch, tokens, kvHeads, headDim]; gives `o` [batch, tokens, heads, headDim] and `lse` [batch, heads, tokens].
  */
 export const denseAttention = (
-  problem: Problem,
+  problem: Judged,
   q: Float32Array,
   k: Float32Array,
   v: Float32Array,
 ): Judgement => {
-  const { batch, tokens, heads, kvHeads, headDim, scale, mask } = problem;
+  const { batch, tokens, heads, kvHeads, headDim, scale, rules } = problem;
   const o = new Float64Array(batch * tokens * heads * headDim);
   const lse = new Float64Array(batch * heads * tokens);
   for (let b = 0; b < batch; b++) {
@@ -40,16 +53,20 @@ export const denseAttention = (
         const row = ((b * tokens + i) * heads + h) * headDim;
         const scores: Array<number> = [];
         for (let j = 0; j < tokens; j++) {
-          let score = sees(mask, i, j) ? 0 : -Infinity;
+          let score = 0;
           for (let c = 0; c < headDim; c++) {
             score += q[row + c]! * k[((b * tokens + j) * kvHeads + g) * headDim + c]! * scale;
           }
-          scores.push(score);
+          if (rules.score !== undefined) score = rules.score(score, b, h, i, j);
+          scores.push(rules.sees(b, h, i, j) ? score : -Infinity);
         }
-        const highest = scores.reduce((a, x) => Math.max(a, x));
-        const weights = scores.map((x) => Math.exp(x - highest));
-        const sum = weights.reduce((a, x) => a + x);
+        const sink = rules.sink?.(h) ?? -Infinity;
+        const highest = scores.reduce((a, x) => Math.max(a, x), sink);
+        const weights = scores.map((x) => highest === -Infinity ? 0 : Math.exp(x - highest));
+        const below = sink === -Infinity ? 0 : Math.exp(sink - highest);
+        const sum = weights.reduce((a, x) => a + x, below);
         lse[(b * heads + h) * tokens + i] = highest + Math.log(sum);
+        if (sum === 0) continue;
         for (let c = 0; c < headDim; c++) {
           for (let j = 0; j < tokens; j++) {
             o[row + c]! += weights[j]! / sum * v[((b * tokens + j) * kvHeads + g) * headDim + c]!;
@@ -74,13 +91,13 @@ export interface Gradients {
  * kernels use instead.
  */
 export const denseGradients = (
-  problem: Problem,
+  problem: Judged,
   q: Float32Array,
   k: Float32Array,
   v: Float32Array,
   dO: Float32Array,
 ): Gradients => {
-  const { batch, tokens, heads, kvHeads, headDim, scale, mask } = problem;
+  const { batch, tokens, heads, kvHeads, headDim, scale, rules } = problem;
   const dq = new Float64Array(q.length);
   const dk = new Float64Array(k.length);
   const dv = new Float64Array(v.length);
@@ -91,22 +108,28 @@ export const denseGradients = (
         const row = ((b * tokens + i) * heads + h) * headDim;
         const seen: Array<number> = [];
         for (let j = 0; j < tokens; j++) {
-          if (sees(mask, i, j)) seen.push(((b * tokens + j) * kvHeads + g) * headDim);
+          if (rules.sees(b, h, i, j)) seen.push(j);
         }
         const dot = (x: Float32Array, at: number, y: Float32Array, from: number) => {
           let sum = 0;
           for (let c = 0; c < headDim; c++) sum += x[at + c]! * y[from + c]!;
           return sum;
         };
-        const scores = seen.map((key) => dot(q, row, k, key) * scale);
-        const highest = scores.reduce((a, x) => Math.max(a, x), -Infinity);
+        const keyOf = (j: number) => ((b * tokens + j) * kvHeads + g) * headDim;
+        const products = seen.map((j) => dot(q, row, k, keyOf(j)) * scale);
+        const scores = products.map((s, n) => rules.score?.(s, b, h, i, seen[n]!) ?? s);
+        const sink = rules.sink?.(h) ?? -Infinity;
+        const highest = scores.reduce((a, x) => Math.max(a, x), sink);
         const weights = scores.map((x) => Math.exp(x - highest));
-        const sum = weights.reduce((a, x) => a + x, 0);
+        const below = sink === -Infinity ? 0 : Math.exp(sink - highest);
+        const sum = weights.reduce((a, x) => a + x, below);
         const p = weights.map((x) => x / sum);
-        const dp = seen.map((key) => dot(dO, row, v, key));
+        const dp = seen.map((j) => dot(dO, row, v, keyOf(j)));
         const mean = dp.reduce((a, x, n) => a + p[n]! * x, 0);
-        seen.forEach((key, n) => {
-          const ds = p[n]! * (dp[n]! - mean) * scale;
+        seen.forEach((j, n) => {
+          const key = keyOf(j);
+          const slope = rules.slope?.(products[n]!, b, h, i, j) ?? 1;
+          const ds = p[n]! * (dp[n]! - mean) * slope * scale;
           for (let c = 0; c < headDim; c++) {
             dv[key + c]! += p[n]! * dO[row + c]!;
             dq[row + c]! += ds * k[key + c]!;
@@ -125,7 +148,9 @@ export interface PickedRows {
   readonly kvHeads: number;
   readonly headDim: number;
   readonly scale: number;
-  readonly mask: Mask;
+  readonly rules: Rules;
+  /** Which batch entry they are of. */
+  readonly entry: number;
   readonly positions: ReadonlyArray<number>;
   /** [rows, heads, headDim]. */
   readonly q: Float32Array;
@@ -155,11 +180,10 @@ export class StreamingOracle {
 
   /** Adds consecutive keys from global position `first` on: `k` and `v` [tokens, kvHeads, headDim]. */
   absorb(first: number, k: Float32Array, v: Float32Array): void {
-    const { kvHeads, headDim, mask, positions } = this.#rows;
+    const { kvHeads, headDim, positions } = this.#rows;
     const tokens = k.length / (kvHeads * headDim);
     const keys = new Float64Array(keysAtOnce * headDim);
     const values = new Float64Array(keysAtOnce * headDim);
-    const seen = new Int32Array(keysAtOnce);
     for (let from = 0; from < tokens; from += keysAtOnce) {
       const count = Math.min(keysAtOnce, tokens - from);
       for (let g = 0; g < kvHeads; g++) {
@@ -169,11 +193,7 @@ export class StreamingOracle {
           values.set(v.subarray(at, at + headDim), j * headDim);
         }
         for (let r = 0; r < positions.length; r++) {
-          let n = 0;
-          for (let j = 0; j < count; j++) {
-            if (sees(mask, positions[r]!, first + from + j)) seen[n++] = j * headDim;
-          }
-          if (n > 0) this.#addKeys(r, g, keys, values, seen, n);
+          this.#addKeys(r, g, keys, values, first + from, count);
         }
       }
     }
@@ -183,32 +203,44 @@ export class StreamingOracle {
   finish(): Judgement {
     const { heads, headDim, positions } = this.#rows;
     const rows = positions.length;
+    // The key without a value comes last.
+    const sink = (i: number) => this.#rows.rules.sink?.(Math.floor(i / rows)) ?? -Infinity;
+    const lse = this.#highest.map((highest, i) => {
+      const [own, extra] = [highest + Math.log(this.#sum[i]!), sink(i)];
+      const top = Math.max(own, extra);
+      return top === -Infinity ? top : top + Math.log(Math.exp(own - top) + Math.exp(extra - top));
+    });
     const o = this.#weighted.map((x, i) => {
       const [r, h] = [Math.floor(i / (heads * headDim)), Math.floor(i / headDim) % heads];
-      const sum = this.#sum[h * rows + r]!;
-      return sum === 0 ? 0 : x / sum;
+      const at = h * rows + r;
+      return this.#sum[at] === 0 ? 0 : x * Math.exp(this.#highest[at]! - lse[at]!);
     });
-    return { o, lse: this.#highest.map((highest, i) => highest + Math.log(this.#sum[i]!)) };
+    return { o, lse };
   }
 
-  /** Adds the keys that lie at the first `n` offsets of `seen` to row `r`, for every head that reads K/V head `g`. */
+  /** Adds those of `count` keys from position `first` on that row `r` sees, for every head that reads K/V head `g`. */
   #addKeys(
     r: number,
     g: number,
     keys: Float64Array,
     values: Float64Array,
-    seen: Int32Array,
-    n: number,
+    first: number,
+    count: number,
   ): void {
-    const { heads, kvHeads, headDim, scale, positions, q } = this.#rows;
+    const { heads, kvHeads, headDim, scale, positions, q, entry, rules } = this.#rows;
+    const { sees, score: scoreOf } = rules;
     const [weighted, group] = [this.#weighted, heads / kvHeads];
-    const scores = new Float64Array(n);
+    const scores = new Float64Array(count);
+    const seen = new Int32Array(count);
+    const position = positions[r]!;
     for (let h = g * group; h < (g + 1) * group; h++) {
       const [row, state] = [(r * heads + h) * headDim, h * positions.length + r];
       const before = this.#highest[state]!;
       let highest = before;
-      for (let s = 0; s < n; s++) {
-        const key = seen[s]!;
+      let n = 0;
+      for (let j = 0; j < count; j++) {
+        if (!sees(entry, h, position, first + j)) continue;
+        const key = j * headDim;
         // Four sums, because one would wait for its own last addition at every step.
         let [a, b, c, d] = [0, 0, 0, 0];
         for (let i = 0; i < headDim; i += 4) {
@@ -217,10 +249,13 @@ export class StreamingOracle {
           c += q[row + i + 2]! * keys[key + i + 2]!;
           d += q[row + i + 3]! * keys[key + i + 3]!;
         }
-        const score = (a + b + (c + d)) * scale;
-        scores[s] = score;
+        let score = (a + b + (c + d)) * scale;
+        if (scoreOf !== undefined) score = scoreOf(score, entry, h, position, first + j);
+        seen[n] = key;
+        scores[n++] = score;
         if (score > highest) highest = score;
       }
+      if (n === 0) continue;
       const keep = Math.exp(before - highest);
       let sum = this.#sum[state]! * keep;
       if (keep !== 1) { for (let i = 0; i < headDim; i++) weighted[row + i]! *= keep; }

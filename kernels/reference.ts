@@ -4,18 +4,35 @@
  *
  * @module
  */
+import { noNumber } from "../runtime/attention.ts";
 import { decode } from "../runtime/dtype.ts";
 import type { Accumulation, AttentionKernel, KeyValues, Queries, Tile } from "../runtime/kernel.ts";
 import { asLse, lseOf } from "../runtime/lse.ts";
 import type { Band } from "../runtime/mask.ts";
-import { countUpTo, positionAt } from "../runtime/span.ts";
+import { countUpTo, positionAt, slice, type Span } from "../runtime/span.ts";
 import { beginBackward } from "./reference_backward.ts";
+
+/** The runs of neighbours among `lo` … `hi − 1` that are seen. */
+export function* runsOf(
+  seen: (j: number) => boolean,
+  lo: number,
+  hi: number,
+): Generator<readonly [from: number, to: number]> {
+  for (let from = lo; from < hi; from++) {
+    if (!seen(from)) continue;
+    let to = from + 1;
+    while (to < hi && seen(to)) to++;
+    yield [from, to];
+    from = to;
+  }
+}
 
 /** Keys whose scores are held at once; their K and V fit a core's cache. */
 const keysAtOnce = 128;
 
 const begin = (queries: Queries): Accumulation => {
   const { batch, heads, kvHeads, headDim, scale, tokens } = queries;
+  const { mask, score: scoreOf } = queries.attention ?? {};
   const group = heads / kvHeads;
   const q = Float64Array.from(decode(queries.dtype, queries.bytes));
 
@@ -30,8 +47,16 @@ const begin = (queries: Queries): Accumulation => {
   const values = new Float64Array(keysAtOnce * headDim);
   const scores = new Float64Array(keysAtOnce);
 
+  /** Where a query row and the keys that are held stand in the whole problem. */
+  interface Place {
+    readonly b: number;
+    readonly h: number;
+    readonly q: number;
+    readonly keys: Span;
+  }
+
   /** Adds `keys` and `values` from `lo` up to, but not including, `hi` to one query row of one head. */
-  const addKeys = (row: number, lo: number, hi: number): void => {
+  const addKeys = (row: number, lo: number, hi: number, place: Place): void => {
     const at = row * headDim;
     const before = m[row]!;
     let highest = before;
@@ -44,7 +69,13 @@ const begin = (queries: Queries): Accumulation => {
         c += q[i + 2]! * keys[key + 2]!;
         d += q[i + 3]! * keys[key + 3]!;
       }
-      const score = (a + b + (c + d)) * scale;
+      let score = (a + b + (c + d)) * scale;
+      if (scoreOf !== undefined) {
+        const pair = [place.b, place.h, place.q, positionAt(place.keys, j)] as const;
+        const made = scoreOf(score, ...pair);
+        if (Number.isNaN(made) && !Number.isNaN(score)) throw noNumber(queries.attention!, pair);
+        score = made;
+      }
       scores[j] = score;
       if (score > highest) highest = score;
     }
@@ -82,7 +113,13 @@ const begin = (queries: Queries): Accumulation => {
         if (lo >= hi) continue;
       }
       const row = (b * tokens + tile.row + i) * heads;
-      for (let h = g * group; h < (g + 1) * group; h++) addKeys(row + h, lo, hi);
+      const q = positionAt(tile.queries, i);
+      for (let h = g * group; h < (g + 1) * group; h++) {
+        const place = { b, h, q, keys: slice(tile.keys, first, count) };
+        const seen = (j: number) => mask!(b, h, q, positionAt(place.keys, j));
+        if (tile.pairwise !== true) addKeys(row + h, lo, hi, place);
+        else for (const run of runsOf(seen, lo, hi)) addKeys(row + h, ...run, place);
+      }
     }
   };
 
@@ -131,6 +168,7 @@ export const referenceKernel = (): AttentionKernel => ({
     software: true,
     features: [],
     gradients: true,
+    forms: "TypeScript",
     memory: Deno.systemMemoryInfo().total,
     largestTensor: 2 ** 31 - 1,
   },

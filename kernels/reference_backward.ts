@@ -31,6 +31,7 @@ const dot = (
 /** Begins the backward pass of one query shard. */
 export const beginBackward = (queries: Queries, outcome: Outcome): BackwardPass => {
   const { batch, heads, kvHeads, headDim, scale, tokens } = queries;
+  const { mask, score, slope } = queries.attention ?? {};
   const q = Float64Array.from(decode(queries.dtype, queries.bytes));
   const dO = Float64Array.from(outcome.cotangent);
   const lse = Float64Array.from(outcome.lse);
@@ -59,9 +60,13 @@ export const beginBackward = (queries: Queries, outcome: Outcome): BackwardPass 
             const top = lse[(b * heads + h) * tokens + tile.row + i]!;
             const g = Math.floor(h * kvHeads / heads);
             for (let j = lo; j < hi; j++) {
+              const pair = [b, h, position, positionAt(tile.keys, j)] as const;
+              if (tile.pairwise === true && !mask!(...pair)) continue;
               const key = ((b * block.tokens + tile.column + j) * kvHeads + g) * headDim;
-              const p = Math.exp(dot(q, from, k, key, headDim) * scale - top);
-              const ds = p * (dot(dO, from, v, key, headDim) - d[row]!) * scale;
+              const s = dot(q, from, k, key, headDim) * scale;
+              const p = Math.exp((score?.(s, ...pair) ?? s) - top);
+              const ds = p * (dot(dO, from, v, key, headDim) - d[row]!) *
+                (slope?.(s, ...pair) ?? 1) * scale;
               for (let c = 0; c < headDim; c++) {
                 dv[key + c]! += p * dO[from + c]!;
                 dq[from + c]! += ds * k[key + c]!;

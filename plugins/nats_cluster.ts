@@ -21,7 +21,9 @@ import {
   ServerUnavailable,
   VersionMismatch,
 } from "../runtime/errors.ts";
+import { cardOf, type Job, jobOf } from "../runtime/job.ts";
 import type { Links } from "../runtime/link.ts";
+import type { Definition } from "../runtime/variant.ts";
 import { Answer, NodeCard, Offer, RankEvent } from "../runtime/membership.ts";
 import { attendRank } from "../runtime/rank.ts";
 import { version } from "../runtime/version.ts";
@@ -45,8 +47,8 @@ const subjects = (cluster: string) => ({
   run: (run: string, rank: number) => `annulus.${cluster}.ctl.run.${run}.${rank}`,
 });
 
-/** Control messages are small; a larger one is not ours. */
-const largestMessage = 64 * 1024;
+/** Control messages are small, but for the tables of an attention; a larger one is not ours. */
+const largestMessage = 512 * 1024;
 
 const codec = <S extends Schema.Codec<unknown, unknown>>(schema: S) => {
   const json = Schema.fromJsonString(schema);
@@ -97,11 +99,13 @@ const say = (send: () => unknown): Effect.Effect<void> => Effect.ignore(Effect.t
  * Makes this process a node: answers roll calls, and takes one rank after the other. Ends only with its connection.
  *
  * @param card All but the state, which changes.
+ * @param known The attention variants that it computes.
  */
 export const serveNode = Effect.fn("serveNode")(function* (
   connection: NatsConnection,
   cluster: string,
   card: Omit<NodeCard, "state">,
+  known: ReadonlyArray<Definition>,
   tell: (state: NodeState) => Effect.Effect<void>,
 ) {
   const names = subjects(cluster);
@@ -115,7 +119,7 @@ export const serveNode = Effect.fn("serveNode")(function* (
     yield* say(() => message.respond(cards.encode({ ...card, state: busy ? "busy" : "idle" })));
   }));
 
-  const work = Effect.fnUntraced(function* ({ job, rank }: Offer) {
+  const work = Effect.fnUntraced(function* (job: Job, rank: number) {
     const emit = (event: RankEvent) =>
       say(() => connection.publish(names.run(job.run, rank), events.encode(event)));
     const failed = (tag: string, reason: string) => emit({ event: "failed", tag, reason });
@@ -139,24 +143,26 @@ export const serveNode = Effect.fn("serveNode")(function* (
 
   const takeOffers = Effect.forever(Effect.gen(function* () {
     const message = yield* Queue.take(asked);
-    const offer = offers.decode(message);
-    const refusal = Result.isFailure(offer)
-      ? `it does not understand the offer: ${offer.failure}`
-      : offer.success.version !== version
-      ? `it runs annulus ${version}, the driver ${offer.success.version}`
-      : offer.success.rank >= offer.success.job.weights.length
-      ? `rank ${offer.success.rank} is none of a ring of ${offer.success.job.weights.length}`
-      : busy
-      ? "it is busy with another run"
-      : undefined;
-    if (refusal !== undefined || Result.isFailure(offer)) {
-      const reason = refusal ?? "";
+    const accepted = Result.flatMap(
+      Result.mapError(offers.decode(message), (why) => `it does not understand the offer: ${why}`),
+      ({ version: theirs, job, rank }) => {
+        if (theirs !== version) {
+          return Result.fail(`it runs annulus ${version}, the driver ${theirs}`);
+        }
+        const ring = job.weights.length;
+        if (rank >= ring) return Result.fail(`rank ${rank} is none of a ring of ${ring}`);
+        if (busy) return Result.fail("it is busy with another run");
+        return Result.map(jobOf(job, known), (job) => ({ job, rank }));
+      },
+    );
+    if (Result.isFailure(accepted)) {
+      const reason = accepted.failure;
       yield* say(() => message.respond(answers.encode({ accepted: false, reason })));
       return;
     }
     busy = true;
     yield* say(() => message.respond(answers.encode({ accepted: true })));
-    yield* Effect.forkScoped(work(offer.success));
+    yield* Effect.forkScoped(work(accepted.success.job, accepted.success.rank));
   }));
 
   const closed = Effect.flatMap(
@@ -214,6 +220,26 @@ const crewOf = Effect.fn("natsCrew")(function* (
       needed: version,
     });
   }
+  /** Two members that mean different things by the name of a variant: none of them begins then. */
+  const oddPlugin = (job: Job): string | undefined => {
+    for (const { definition: { name, hash } } of job.problem.attention) {
+      if (hash === undefined) continue;
+      const members = nodes.map(({ id, host, plugins }) => ({
+        member: `on node ${id} on ${host}`,
+        hash: plugins.find((plugin) => plugin.name === name)?.hash,
+      }));
+      const others = members.filter((member) => member.hash !== hash);
+      const [odd] = others;
+      if (odd === undefined) continue;
+      const other = members.find((member) =>
+        member.hash !== odd.hash && member.hash !== undefined
+      ) ??
+        { member: "at the driver", hash };
+      const found = odd.hash === undefined ? "not there" : `${odd.hash.slice(0, 12)}`;
+      return `attention "${name}" must be the same everywhere: found ${other.hash!.slice(0, 12)} ` +
+        `${other.member} and ${found} ${odd.member}`;
+    }
+  };
   return Crew.of({
     run: (job, rank, { interval, finished, failed }) => {
       const node = nodes[rank]!;
@@ -221,12 +247,18 @@ const crewOf = Effect.fn("natsCrew")(function* (
       const blame = (tag: string, reason: string) =>
         new RankFailed({ rank, node: name, tag, reason });
       return Effect.gen(function* () {
+        const odd = oddPlugin(job);
+        if (odd !== undefined) return yield* blame("VersionMismatch", odd);
+        const offer = offers.encode({ version, job: cardOf(job), rank });
+        if (offer.length > largestMessage) {
+          const reason =
+            `the tables of its attention make an offer of ${offer.length} bytes, and ` +
+            `a node takes ${largestMessage}`;
+          return yield* new NodeRefused({ node: name, reason });
+        }
         const inbox = yield* subscribed(connection, names.run(job.run, rank));
         const answer = yield* Effect.tryPromise({
-          try: () =>
-            connection.request(names.node(node.id), offers.encode({ version, job, rank }), {
-              timeout: 5000,
-            }),
+          try: () => connection.request(names.node(node.id), offer, { timeout: 5000 }),
           catch: () => new NodeRefused({ node: name, reason: "it does not answer" }),
         });
         const read = answers.decode(answer);

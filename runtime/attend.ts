@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { Effect } from "effect";
+import { Effect, Result } from "effect";
 import type { Crew } from "./crew.ts";
 import { drive, type RunRecord, Sink, Source } from "./driver.ts";
 import { bytesOf, type DType } from "./dtype.ts";
@@ -14,17 +14,33 @@ import {
   type LinkError,
   type RankFailed,
   type TensorInvalid,
+  type VariantInvalid,
 } from "./errors.ts";
 import { headerBytes } from "./frame.ts";
 import { type Job, newRun } from "./job.ts";
 import type { Layout } from "./layout.ts";
+import { cheapest, layoutCosts } from "./layout_choice.ts";
 import { Links } from "./link.ts";
 import { asLse, type Lse } from "./lse.ts";
-import type { Mask } from "./mask.ts";
-import type { Problem } from "./plan.ts";
+import { type Attention, resolveAttention } from "./attention.ts";
+import { unbounded } from "./mask.ts";
+import type { PlanSpec, Problem } from "./plan.ts";
+import type { Variant } from "./variant.ts";
 
-/** The layout that balances a mask: zigzag where it is causal, contiguous where it is not. */
-export const layoutFor = (mask: Mask): Layout => mask.kind === "causal" ? "zigzag" : "contiguous";
+/**
+ * The layout that suits an attention: contiguous without a mask, zigzag where it is causal and nothing else, and else
+ * the one that costs least.
+ */
+const layoutFor = (
+  attention: Attention,
+  spec: Omit<PlanSpec, "layout">,
+): Result.Result<Layout, InvalidProblem | VariantInvalid> => {
+  const { band: { back, ahead }, mask } = attention;
+  if (mask === undefined && back === unbounded) {
+    return Result.succeed(ahead === 0 ? "zigzag" : "contiguous");
+  }
+  return Result.map(layoutCosts(spec), cheapest);
+};
 
 /** Payload bytes of a frame on links that carry frames of `maxFrame` bytes. */
 export const chunkFor = (maxFrame: number): number => Math.floor((maxFrame - headerBytes) / 8) * 8;
@@ -33,7 +49,7 @@ export const chunkFor = (maxFrame: number): number => Math.floor((maxFrame - hea
 export interface RunOptions {
   /** Ranks in the ring; 1 by default. */
   readonly ring?: number;
-  /** By default what `layoutFor` says. */
+  /** By default the one that suits the attention. */
   readonly layout?: Layout;
   /** One number a rank, the share of the tokens that it takes; equal by default. */
   readonly weights?: ReadonlyArray<number>;
@@ -64,15 +80,19 @@ export const jobFor = Effect.fn("jobFor")(function* (
       found: String(ring),
     });
   }
-  return {
-    run: yield* newRun,
-    epoch: 0,
+  const attention = yield* Effect.fromResult(resolveAttention(problem.attention, problem));
+  const spec = {
     problem,
-    layout: layout ?? layoutFor(problem.mask),
     weights: weights ?? Array.from({ length: ring }, () => 1),
     gradients,
-    dtype: dtypes.q,
     wire: wire ?? dtypes.kv,
+  };
+  return {
+    ...spec,
+    run: yield* newRun,
+    epoch: 0,
+    layout: layout ?? (yield* Effect.fromResult(layoutFor(attention, spec))),
+    dtype: dtypes.q,
     chunkBytes: chunkFor(maxFrame),
   } satisfies Job;
 });
@@ -94,8 +114,8 @@ export interface AttendOptions extends Omit<RunOptions, "gradients"> {
   readonly v: Float32Array;
   /** dO, [batch, tokens, heads, headDim]: then the result has gradients. */
   readonly cotangent?: Float32Array;
-  /** Full by default. */
-  readonly mask?: Mask;
+  /** Which pairs count, and what is done to their scores: all of these at once. Full attention by default. */
+  readonly attention?: ReadonlyArray<Variant>;
   /** 1/√headDim by default. */
   readonly scale?: number;
 }
@@ -120,7 +140,7 @@ export interface AttendResult extends RunRecord {
  *
  * @example A ring of two
  * ```ts
- * import { Effect } from "effect";
+ * import { Effect, Result } from "effect";
  * import { attend, inProcess, reference } from "../mod.ts";
  *
  * const x = Float32Array.from({ length: 6 * 4 }, (_, i) => Math.sin(i));
@@ -138,14 +158,14 @@ export const attend = (options: AttendOptions): Effect.Effect<
   | InvalidProblem
   | LinkError
   | RankFailed
-  | TensorInvalid,
+  | TensorInvalid
+  | VariantInvalid,
   Crew | Links
 > =>
   Effect.gen(function* () {
-    const { q, k, v, cotangent, batch = 1, tokens, heads, headDim, mask = { kind: "full" } } =
-      options;
+    const { q, k, v, cotangent, batch = 1, tokens, heads, headDim, attention = [] } = options;
     const { kvHeads = heads, scale = 1 / Math.sqrt(headDim) } = options;
-    const problem = { batch, tokens, heads, kvHeads, headDim, scale, mask };
+    const problem = { batch, tokens, heads, kvHeads, headDim, scale, attention };
     const job = yield* jobFor(problem, { q: "f32", kv: "f32" }, {
       ...options,
       gradients: cotangent !== undefined,

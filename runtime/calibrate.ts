@@ -10,7 +10,7 @@ import { type DType, elementBytes } from "./dtype.ts";
 import type { DeviceFailed, LinkError } from "./errors.ts";
 import { newRun } from "./job.ts";
 import { Links } from "./link.ts";
-import { bandOf, type Mask } from "./mask.ts";
+import { unbounded } from "./mask.ts";
 import { contiguous } from "./span.ts";
 
 const heads = 4, headDim = 64;
@@ -24,12 +24,13 @@ export interface Zeros {
   readonly heads: number;
   readonly headDim: number;
   readonly dtype: DType;
-  readonly mask: Mask;
+  /** Each query sees itself and what comes before it, or else every key. */
+  readonly causal: boolean;
 }
 
 /** One pass over zeros, for values do not change the work; gives the milliseconds for which the device was busy. */
 export const attendZeros = (
-  { tokens, heads, headDim, dtype, mask }: Zeros,
+  { tokens, heads, headDim, dtype, causal }: Zeros,
 ): Effect.Effect<number, DeviceFailed, Device> =>
   Effect.scoped(Effect.gen(function* () {
     const device = yield* Device;
@@ -38,11 +39,10 @@ export const attendZeros = (
     const shape = { batch: 1, heads, kvHeads: heads, headDim, scale: 1, tokens, dtype };
     const accumulator = yield* device.begin({ ...shape, bytes: bytes.subarray(size) });
     const span = contiguous(0, tokens);
-    const full = mask.kind === "full";
     return yield* accumulator.absorb(
       { tokens, dtype, bytes },
-      [{ row: 0, queries: span, column: 0, keys: span, full }],
-      bandOf(mask),
+      [{ row: 0, queries: span, column: 0, keys: span, full: !causal }],
+      { back: unbounded, ahead: causal ? 0 : unbounded },
     );
   }));
 
@@ -50,7 +50,7 @@ export const attendZeros = (
 export const measureAttention: Effect.Effect<number, DeviceFailed, Device> = Effect.gen(
   function* () {
     const attend = (tokens: number) =>
-      attendZeros({ tokens, heads, headDim, dtype: "f32", mask: { kind: "full" } });
+      attendZeros({ tokens, heads, headDim, dtype: "f32", causal: false });
     let tokens = 256;
     yield* attend(tokens);
     let busy = yield* attend(tokens);

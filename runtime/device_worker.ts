@@ -149,17 +149,25 @@ export const deviceInWorker: (
         Effect.sync(() => void guest.send({ op: "close", key }, [], () => {}))
       );
       const transfer: Array<Transferable> = [];
-      const placed = { ...queries, bytes: crossing(queries.bytes, transfer) };
-      const request: Request = outcome === undefined ? { op: "begin", key, queries: placed } : {
-        op: "beginBackward",
-        key,
-        queries: placed,
-        outcome: {
-          o: crossing(outcome.o, transfer),
-          lse: crossing(outcome.lse, transfer),
-          cotangent: crossing(outcome.cotangent, transfer),
-        },
-      };
+      // Functions do not cross; the Worker loads their files itself.
+      const { attention, ...rest } = queries;
+      const placed = { ...rest, bytes: crossing(queries.bytes, transfer) };
+      const asked = attention === undefined
+        ? {}
+        : { attention: { specs: attention.specs, shape: attention.shape } };
+      const request: Request = outcome === undefined
+        ? { op: "begin", key, queries: placed, ...asked }
+        : {
+          op: "beginBackward",
+          key,
+          queries: placed,
+          ...asked,
+          outcome: {
+            o: crossing(outcome.o, transfer),
+            lse: crossing(outcome.lse, transfer),
+            cotangent: crossing(outcome.cotangent, transfer),
+          },
+        };
       yield* guest.ask(request, transfer).pipe(Effect.mapError(failed(attempted)));
 
       // Half a block may have been added when an absorb fails or is interrupted.

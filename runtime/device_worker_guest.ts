@@ -4,6 +4,7 @@
  *
  * @module
  */
+import type { AttentionSpec } from "./attention_files.ts";
 import type { BlockGradients } from "./device.ts";
 import { assertBlock, assertOutcome, assertQueries, type Shape } from "./fits.ts";
 import type {
@@ -22,11 +23,17 @@ import type { Band } from "./mask.ts";
 /** What the host asks for. `key` names an accumulator, forward or backward, and is the host's choice. */
 export type Request =
   | { readonly op: "open"; readonly options: unknown }
-  | { readonly op: "begin"; readonly key: number; readonly queries: Queries }
+  | {
+    readonly op: "begin";
+    readonly key: number;
+    readonly queries: Queries;
+    readonly attention?: AttentionSpec;
+  }
   | {
     readonly op: "beginBackward";
     readonly key: number;
     readonly queries: Queries;
+    readonly attention?: AttentionSpec;
     readonly outcome: Outcome;
   }
   | {
@@ -117,12 +124,22 @@ export const serveDevice = (open: (options: unknown) => Promise<AttentionKernel>
   };
   const settled = (key: number) => Promise.allSettled(accumulations.get(key)?.absorbing ?? []);
 
+  /** The queries with the attention that the host could not send. */
+  const whole = async (
+    { queries, attention }: Extract<Request, { readonly op: "begin" | "beginBackward" }>,
+  ): Promise<Queries> => {
+    if (attention === undefined) return queries;
+    // Only now, since it takes a tenth of a second.
+    const { loadAttention } = await import("./attention_files.ts");
+    return { ...queries, attention: await loadAttention(attention) };
+  };
+
   let lastEnd = 0;
   const absorb = async (
     { shape, of }: Open,
     { block, tiles, band }: Extract<Request, { readonly op: "absorb" }>,
   ): Promise<number | BlockGradients> => {
-    assertBlock(shape, block, tiles);
+    assertBlock(shape, block, tiles, band);
     const began = performance.now();
     const gradients = await of.absorb(block, tiles, band);
     // Two calls at once share the device: what the other one kept it busy with is not ours.
@@ -137,13 +154,15 @@ export const serveDevice = (open: (options: unknown) => Promise<AttentionKernel>
         kernel = await open(request.options);
         return kernel.info;
       case "begin": {
-        const { key, queries } = request;
+        const { key } = request;
+        const queries = await whole(request);
         assertQueries(queries);
         add(key, queries, await kernel!.begin(queries));
         return;
       }
       case "beginBackward": {
-        const { key, queries, outcome } = request;
+        const { key, outcome } = request;
+        const queries = await whole(request);
         assertQueries(queries);
         assertOutcome(queries, outcome);
         const of = await kernel!.beginBackward?.(queries, outcome);

@@ -4,7 +4,7 @@
  *
  * | tag | whose turn it is |
  * | --- | --- |
- * | `InvalidProblem`, `PlanRefused`, `TensorInvalid`, `FileInvalid` | the caller: change the input or a flag |
+ * | `InvalidProblem`, `VariantInvalid`, `PlanRefused`, `TensorInvalid`, `FileInvalid` | the caller: change the input or a flag |
  * | `DeviceUnavailable`, `ServerUnavailable`, `NotEnoughNodes`, `VersionMismatch`, `NodeRefused` | the operator: install, start or update something |
  * | `DeviceFailed`, `LinkFailed`, `LinkClosed`, `FrameRejected`, `RankFailed` | nobody yet: the run is lost, start it again |
  * | `MergeViolation`, `NonFinite`, `NotExact` | us: the answer would have been wrong, so there is none |
@@ -44,6 +44,17 @@ export class TensorInvalid extends Schema.TaggedError<TensorInvalid>()("TensorIn
 }) {
   override get message() {
     return `Cannot use tensor "${this.tensor}" of "${this.file}": it must be ${this.needed}: found ${this.found}`;
+  }
+}
+
+/** An attention variant cannot be what it says, or not with these parameters, tensors or devices. */
+export class VariantInvalid extends Schema.TaggedError<VariantInvalid>()("VariantInvalid", {
+  variant: Schema.String,
+  needed: Schema.String,
+  found: Schema.String,
+}) {
+  override get message() {
+    return `Cannot use attention "${this.variant}": it needs ${this.needed}: found ${this.found}`;
   }
 }
 

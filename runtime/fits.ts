@@ -6,7 +6,7 @@
  */
 import { elementBytes } from "./dtype.ts";
 import type { KeyValues, Outcome, Queries, Tile } from "./kernel.ts";
-import { unbounded } from "./mask.ts";
+import { type Band, unbounded } from "./mask.ts";
 import { positionAt, type Span } from "./span.ts";
 
 /** What remains of queries when they are on the device. */
@@ -34,11 +34,12 @@ export const assertQueries = (queries: Queries): void => {
       `the query heads must be a multiple of the ${kvHeads} KV heads: found ${heads}`,
     );
   }
+  assertWhole("the head dim", 0, headDim);
   if (!(headDim >= 4 && headDim <= 256 && headDim % 4 === 0)) {
     throw new Error(`the head dim must be a multiple of 4 from 4 to 256: found ${headDim}`);
   }
-  if (!Number.isFinite(scale)) {
-    throw new Error(`the score scale must be a finite number: found ${scale}`);
+  if (!Number.isFinite(Math.fround(scale))) {
+    throw new Error(`the score scale must be a finite float32: found ${scale}`);
   }
   assertSize("a shard", batch * tokens * heads * headDim * elementBytes(dtype), bytes.length);
 };
@@ -51,10 +52,12 @@ export const assertOutcome = (
   { batch, heads, headDim, tokens }: Shape,
   { o, lse, cotangent }: Outcome,
 ): void => {
-  const size = batch * tokens * heads * headDim * 4;
-  assertSize("a shard's o", size, o.byteLength);
-  assertSize("a shard's dO", size, cotangent.byteLength);
-  assertSize("a shard's lse", batch * heads * tokens * 4, lse.byteLength);
+  const size = batch * tokens * heads * headDim;
+  const announced = [["o", o, size], ["dO", cotangent, size], ["lse", lse, batch * heads * tokens]];
+  for (const [name, array, length] of announced as Array<[string, Float32Array, number]>) {
+    assertSize(`a shard's ${name}`, 4 * length, array.byteLength);
+    if (!(array instanceof Float32Array)) throw new Error(`a shard's ${name} must be float32`);
+  }
   for (let i = 0; i < lse.length; i++) {
     if (lse[i]! < Infinity) continue;
     const found = `row ${i % tokens} has ${lse[i]}`;
@@ -64,16 +67,30 @@ export const assertOutcome = (
 
 /** Throws where a block has another size than its tokens say, or a tile is not in the shard or the block. */
 export const assertBlock = (
-  { batch, kvHeads, headDim, tokens }: Shape,
+  { batch, kvHeads, headDim, tokens, attention }: Shape,
   block: KeyValues,
   tiles: ReadonlyArray<Tile>,
+  band: Band,
 ): void => {
+  for (const side of ["back", "ahead"] as const) {
+    if (Number.isInteger(band[side]) && Math.abs(band[side]) <= unbounded) continue;
+    throw new Error(
+      `a band must have whole numbers up to ${unbounded} in size: found ${side} ${band[side]}`,
+    );
+  }
   assertWhole("the number of a block's tokens", 0, block.tokens);
   const size = 2 * batch * block.tokens * kvHeads * headDim * elementBytes(block.dtype);
   assertSize("a block", size, block.bytes.length);
   const assertSpan = (what: string, from: number, span: Span, most: number): void => {
     assertWhole(`the first of a tile's ${what}`, 0, from);
     assertWhole(`the number of a tile's ${what}`, 0, span.count);
+    assertWhole(`the start of a span of ${what}`, 0, span.start);
+    assertWhole(`the first token of a span of ${what}`, 0, span.first);
+    assertWhole(`the run of a span of ${what}`, 1, span.run);
+    assertWhole(`the stride of a span of ${what}`, span.run, span.stride);
+    if (span.first + span.count > unbounded || span.stride > unbounded) {
+      throw new Error(`a span of ${what} must have numbers below ${unbounded}`);
+    }
     if (from + span.count > most) {
       throw new Error(
         `a tile must lie in the ${most} ${what} that there are: found ${from} … ${
@@ -85,7 +102,10 @@ export const assertBlock = (
       throw new Error(`its positions end before ${unbounded}, and a tile goes beyond`);
     }
   };
-  for (const { row, queries, column, keys } of tiles) {
+  for (const { row, queries, column, keys, pairwise } of tiles) {
+    if (pairwise === true && attention?.mask === undefined) {
+      throw new Error("a tile asks for a mask of pairs, and its queries came without one");
+    }
     assertSpan("query rows", row, queries, tokens);
     assertSpan("keys", column, keys, block.tokens);
   }

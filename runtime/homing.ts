@@ -1,7 +1,7 @@
 /**
  * The way home of gradients. What a block's keys and values get from a rank's queries, that rank alone can compute; the
  * shares travel in the direction of the ring, each rank adding its own to what came from the left, until they are home.
- * The home rank's own share waits there, so that a block's gradients need N − 1 hops, as its K and V did.
+ * The home rank's own share waits there, so that a block's gradients need as many hops as its K and V did.
  *
  * All sums are float32, in the order of the ring whatever arrives when, so that a run gives the same bits every time.
  *
@@ -26,7 +26,7 @@ export interface HomingParts {
   readonly receiveLeft: (
     block: BlockPlan,
   ) => Effect.Effect<Float32Array, LinkError | FrameRejected>;
-  readonly sendRight: (gradients: Gradients) => Effect.Effect<void, LinkError>;
+  readonly sendRight: (gradients: Gradients, to: number) => Effect.Effect<void, LinkError>;
 }
 
 const add = (sum: Float32Array, more: Float32Array): void => {
@@ -41,7 +41,7 @@ export const homing = Effect.fn("homing")(function* (
   const arrived = yield* Queue.bounded<Float32Array>(1);
 
   const receive = Effect.forEach(
-    plan.homing.filter((item) => item.receive),
+    plan.homing.filter(({ from }) => from !== undefined),
     ({ block }) => Effect.flatMap(receiveLeft(block), (values) => Queue.offer(arrived, values)),
     { discard: true },
   );
@@ -55,12 +55,12 @@ export const homing = Effect.fn("homing")(function* (
 
   const passOn = Effect.forEach(plan.homing, (item) =>
     Effect.gen(function* () {
-      const { block, distance } = item;
+      const { block, from, to } = item;
       const mine = item.own ? yield* ownOf(item) : home.get(block.id);
-      const values = item.receive ? yield* Queue.take(arrived) : mine!;
-      if (item.receive && mine !== undefined) add(values, mine);
-      if (block.home === plan.rank) home.set(block.id, values);
-      else if (distance > 0) yield* sendRight({ block, values });
+      const values = from === undefined ? mine! : yield* Queue.take(arrived);
+      if (from !== undefined && mine !== undefined) add(values, mine);
+      if (to === undefined) home.set(block.id, values);
+      else yield* sendRight({ block, values }, to);
     }), { discard: true });
 
   yield* Effect.all([receive, passOn], { concurrency: "unbounded", discard: true });

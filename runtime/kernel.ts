@@ -4,6 +4,7 @@
  *
  * @module
  */
+import type { Attention, Language } from "./attention.ts";
 import type { DType } from "./dtype.ts";
 import type { Lse } from "./lse.ts";
 import type { Band } from "./mask.ts";
@@ -22,6 +23,8 @@ export interface Queries {
   /** Query tokens, the shard's length. */
   readonly tokens: number;
   readonly dtype: DType;
+  /** What masks and scores are beyond bands; nothing where it is absent. */
+  readonly attention?: Attention;
   /** [batch, tokens, heads, headDim]; may lie in shared memory. */
   readonly bytes: Uint8Array;
 }
@@ -44,6 +47,8 @@ export interface Tile {
   readonly keys: Span;
   /** Every pair is allowed, so that no mask needs to be computed. */
   readonly full: boolean;
+  /** Of the pairs that the band allows, those count that the attention's mask allows as well; else all of them do. */
+  readonly pairwise?: boolean;
 }
 
 /** What a query shard has gathered when every block was absorbed. */
@@ -112,6 +117,8 @@ export interface DeviceInfo {
   readonly features: ReadonlyArray<string>;
   /** It has a backward pass. */
   readonly gradients: boolean;
+  /** In which form it asks for masks and scores of pairs; absent where it knows bands alone. */
+  readonly forms?: Language;
   /** Bytes of memory of the machine or, where the driver tells, of the device. */
   readonly memory: number;
   /** Bytes that one tensor may have before the device splits it. */

@@ -6,6 +6,7 @@
  * | contiguous | one stretch | full and windowed masks |
  * | striped | every N-th token from r | causal masks; every step is half masked |
  * | zigzag | one stretch from the front and its mirror image from the back | causal masks; no masked step after the first |
+ * | solved | stretches by what they have to do, see `solved_layout.ts` | packed documents and other uneven masks |
  *
  * Source: Liu et al. 2023 (contiguous), Brandon et al. 2023 (striped), the zigzag of ring-flash-attention.
  *
@@ -13,11 +14,13 @@
  */
 import { contiguous, type Span } from "./span.ts";
 
-/** The rule that makes shards. */
-export type Layout = "contiguous" | "striped" | "zigzag";
+/** The rules that do not depend on the mask, from the simplest on. */
+export const layouts = ["contiguous", "zigzag", "striped"] as const;
+/** A rule that does not depend on the mask. */
+export type FixedLayout = typeof layouts[number];
 
-/** All layouts. */
-export const layouts: ReadonlyArray<Layout> = ["contiguous", "striped", "zigzag"];
+/** The rule that makes shards. See `solved_layout.ts` for the one that looks at the mask. */
+export type Layout = FixedLayout | "solved";
 
 /** Whole numbers proportional to `weights` that add up to `total`, by largest remainder, ties to the lower index. */
 export const apportion = (total: number, weights: ReadonlyArray<number>): ReadonlyArray<number> => {
@@ -90,7 +93,7 @@ const stripedShards = (tokens: number, weights: ReadonlyArray<number>) => {
  * @param weights One non-negative number a rank, not all 0: the share of the tokens that it takes.
  */
 export const shardsOf = (
-  layout: Layout,
+  layout: FixedLayout,
   tokens: number,
   weights: ReadonlyArray<number>,
 ): ReadonlyArray<ReadonlyArray<Span>> => {

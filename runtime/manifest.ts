@@ -14,7 +14,7 @@ export interface Manifest {
   readonly queries: (rank: RankPlan) => Transfer;
   /** A K/V block, K then V, each [batch, tokens, kvHeads, headDim] in the wire format, to its home. */
   readonly home: (block: BlockPlan) => Transfer;
-  /** A K/V block's hop to rank `to` from its left neighbour. */
+  /** A K/V block's hop to rank `to` from the stop before on its path. */
   readonly hop: (block: BlockPlan, to: number) => Transfer;
   /** The same block once more, for its gradients. */
   readonly hopAgain: (block: BlockPlan, to: number) => Transfer;
@@ -46,13 +46,16 @@ export const manifestOf = (job: Job): Manifest => {
   const rows = (rank: RankPlan) => batch * rank.tokens * heads;
   const result = (rank: RankPlan) =>
     ({ ...common, block: rank.rank, from: rank.rank, to: "driver" }) as const;
-  const hop = ({ id, home }: BlockPlan, to: number) => ({
-    ...common,
-    block: id,
-    step: (to - home + ring - 1) % ring + 1,
-    from: (to - 1 + ring) % ring,
-    to,
-  });
+  const hop = ({ id, home, path }: BlockPlan, to: number) => {
+    const stops = [home, ...path, home];
+    return {
+      ...common,
+      block: id,
+      step: (to - home + ring - 1) % ring + 1,
+      from: stops[stops.indexOf(to, 1) - 1]!,
+      to,
+    };
+  };
   const toRank = (rank: RankPlan) =>
     ({ ...common, block: rank.rank, from: "driver", to: rank.rank }) as const;
   return {

@@ -1,16 +1,10 @@
 /**
- * Masks as bands: query `q` may see key `k` when `q − back ≤ k ≤ q + ahead`, by global position. Full, causal and
- * sliding-window attention are three bands, and the same two numbers drive the plan, the kernels and the reference.
+ * Bands: query `q` may see key `k` when `q − back ≤ k ≤ q + ahead`, by global position. Full, causal and sliding-window
+ * attention are three bands, and the same two numbers drive the plan, the kernels and the reference.
  *
  * @module
  */
 import { countUpTo, positionAt, type Span } from "./span.ts";
-
-/** What a query may see. `window` tokens count the query itself and imply causality. */
-export type Mask =
-  | { readonly kind: "full" }
-  | { readonly kind: "causal" }
-  | { readonly kind: "window"; readonly window: number };
 
 /** How far a query sees, in tokens, to either side of its own position. */
 export interface Band {
@@ -20,18 +14,6 @@ export interface Band {
 
 /** Farther than any sequence is long, and small enough that `position + unbounded` stays a 32-bit integer. */
 export const unbounded = 2 ** 30;
-
-/** The band of a mask. */
-export const bandOf = (mask: Mask): Band => {
-  switch (mask.kind) {
-    case "full":
-      return { back: unbounded, ahead: unbounded };
-    case "causal":
-      return { back: unbounded, ahead: 0 };
-    case "window":
-      return { back: mask.window - 1, ahead: 0 };
-  }
-};
 
 /** Whether query `q` may see key `k`, by global position. */
 export const allows = (band: Band, q: number, k: number): boolean =>

@@ -4,7 +4,7 @@
  * @module
  */
 import { Schema } from "effect";
-import { Job } from "./job.ts";
+import { JobCard } from "./job.ts";
 import { activities } from "./timeline.ts";
 
 const DeviceInfo = Schema.Struct({
@@ -13,6 +13,7 @@ const DeviceInfo = Schema.Struct({
   software: Schema.Boolean,
   features: Schema.Array(Schema.String),
   gradients: Schema.Boolean,
+  forms: Schema.optionalKey(Schema.Literals(["TypeScript", "WGSL"])),
   memory: Schema.Number,
   largestTensor: Schema.Number,
 });
@@ -24,6 +25,8 @@ export const NodeCard = Schema.Struct({
   host: Schema.String,
   pid: Schema.Number,
   device: DeviceInfo,
+  /** Attention variants from files that its operator named. */
+  plugins: Schema.Array(Schema.Struct({ name: Schema.String, hash: Schema.String })),
   /** Measured when the node started: attention in GFLOP/s, and bytes through the server in MB/s. */
   attentionGflops: Schema.Number,
   linkMegabytes: Schema.Number,
@@ -33,7 +36,7 @@ export const NodeCard = Schema.Struct({
 export type NodeCard = typeof NodeCard.Type;
 
 /** A driver asks a node to take a rank. */
-export const Offer = Schema.Struct({ version: Schema.String, job: Job, rank: Schema.Natural });
+export const Offer = Schema.Struct({ version: Schema.String, job: JobCard, rank: Schema.Natural });
 /** A driver asks a node to take a rank. */
 export type Offer = typeof Offer.Type;
 

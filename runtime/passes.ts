@@ -12,19 +12,14 @@ import { bytesOf } from "./dtype.ts";
 import { type Gradients, homing } from "./homing.ts";
 import type { Job } from "./job.ts";
 import type { Attended, KeyValues, Queries } from "./kernel.ts";
-import type { Link } from "./link.ts";
+import type { Link, Slot } from "./link.ts";
 import { type Manifest, manifestOf } from "./manifest.ts";
 import type { Plan, RankPlan } from "./plan.ts";
 import type { Recorder } from "./recorder.ts";
 import { ring, type RingParts } from "./ring.ts";
+import { addSink } from "./sink.ts";
 import { receiveBytes, receiveInto, sendBytes, type Transfer } from "./transfer.ts";
 import type { Activity } from "./timeline.ts";
-
-/** A rank's neighbours; none of them exists in a ring of one, which never uses any. */
-export interface Neighbours {
-  readonly left: Link | undefined;
-  readonly right: Link | undefined;
-}
 
 /** A rank with its shard. */
 export interface Passing {
@@ -36,10 +31,11 @@ export interface Passing {
   readonly home: ReadonlyMap<number, Block>;
   readonly held: Held;
   readonly recorder: Recorder;
-  readonly neighbours: Neighbours;
+  /** Links to the ranks that blocks come from or go to. */
+  readonly links: ReadonlyMap<Slot, Link>;
   /** Links of the gradients. */
-  readonly lanes: Neighbours;
-  /** Bytes that went to the right neighbour so far. */
+  readonly lanes: ReadonlyMap<Slot, Link>;
+  /** Bytes that went to other ranks so far. */
   readonly sent: { keysAndValues: number; gradients: number };
 }
 
@@ -54,7 +50,7 @@ const keyValues = ({ wire }: Job, { plan: { span }, bytes }: Block): KeyValues =
 
 /** Lets the blocks pass by once. */
 const pass = (
-  { mine, home, held, recorder, neighbours: { left, right }, sent }: Passing,
+  { mine, home, held, recorder, links, sent }: Passing,
   hop: Manifest["hop"],
   absorb: RingParts["absorb"],
 ) =>
@@ -67,14 +63,14 @@ const pass = (
     receiveLeft: (block) => {
       const transfer = hop(block.plan, mine.rank);
       return recorder.since(about("receive", transfer), (mark) =>
-        receiveInto(block.bytes, left!, transfer, (end) => {
+        receiveInto(block.bytes, links.get(transfer.from)!, transfer, (end) => {
           block.arrivedUntil(end);
           return mark;
         }));
     },
-    sendRight: (block) => {
-      const transfer = hop(block.plan, (mine.rank + 1) % mine.ring);
-      const sending = sendBytes(right!, transfer, block.bytes, block.until);
+    sendRight: (block, to) => {
+      const transfer = hop(block.plan, to);
+      const sending = sendBytes(links.get(to)!, transfer, block.bytes, block.until);
       return Effect.gen(function* () {
         // It is not on its way before anything of it is there.
         yield* block.until(Math.min(1, transfer.bytes));
@@ -93,11 +89,14 @@ export const forwardPass = Effect.fn("forwardPass")(function* (passing: Passing)
     manifestOf(job).hop,
     (block, tiles) =>
       Effect.map(
-        accumulator.absorb(keyValues(job, block), tiles, plan.band),
+        accumulator.absorb(keyValues(job, block), tiles, plan.attention.band),
         (busy) => ({ busy, deliver: Effect.void }),
       ),
   );
-  return yield* accumulator.finish;
+  const attended = yield* accumulator.finish;
+  const { sink, shape: { heads } } = plan.attention;
+  if (sink !== undefined) addSink(attended, heads, queries.tokens, sink);
+  return attended;
 }, Effect.scoped);
 
 /**
@@ -116,7 +115,7 @@ export const backwardPass = Effect.fn("backwardPass")(function* (
   const own = yield* Queue.bounded<Gradients>(1);
   const absorb: RingParts["absorb"] = (block, tiles) =>
     Effect.map(
-      backward.absorb(keyValues(job, block), tiles, plan.band),
+      backward.absorb(keyValues(job, block), tiles, plan.attention.band),
       ({ gradients, busy }) => ({
         busy,
         deliver: Effect.asVoid(Queue.offer(own, { block: block.plan, values: gradients })),
@@ -125,16 +124,18 @@ export const backwardPass = Effect.fn("backwardPass")(function* (
   const gradients = homing({
     plan: mine,
     own,
-    receiveLeft: (block) =>
-      Effect.map(
-        receiveBytes(lanes.left!, manifest.gradientHop(block, mine.rank)),
+    receiveLeft: (block) => {
+      const transfer = manifest.gradientHop(block, mine.rank);
+      return Effect.map(
+        receiveBytes(lanes.get(transfer.from)!, transfer),
         ({ buffer }) => new Float32Array(buffer),
-      ),
-    sendRight: ({ block, values }) => {
-      const transfer = manifest.gradientHop(block, (mine.rank + 1) % mine.ring);
+      );
+    },
+    sendRight: ({ block, values }, to) => {
+      const transfer = manifest.gradientHop(block, to);
       return recorder.timed(
         about("gradient", transfer),
-        sendBytes(lanes.right!, transfer, bytesOf(values)),
+        sendBytes(lanes.get(to)!, transfer, bytesOf(values)),
       ).pipe(Effect.tap(Effect.sync(() => void (sent.gradients += transfer.bytes))));
     },
   });

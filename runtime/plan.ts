@@ -7,11 +7,14 @@
  */
 import { Result } from "effect";
 import { type DType, elementBytes } from "./dtype.ts";
-import { InvalidProblem, PlanRefused } from "./errors.ts";
+import { type Attention, resolveAttention } from "./attention.ts";
+import { InvalidProblem, PlanRefused, VariantInvalid } from "./errors.ts";
 import type { Tile } from "./kernel.ts";
 import { type Layout, shardsOf } from "./layout.ts";
-import { type Band, bandOf, type Mask, pairsBetween } from "./mask.ts";
-import { slice, type Span } from "./span.ts";
+import { solvedShards } from "./solved_layout.ts";
+import { countUpTo, positionAt, slice, type Span } from "./span.ts";
+import { Asking, tilesOf } from "./tiles.ts";
+import type { Variant } from "./variant.ts";
 
 /** What is to be computed. */
 export interface Problem {
@@ -25,7 +28,8 @@ export interface Problem {
   readonly headDim: number;
   /** Multiplies every score; usually 1/√headDim. */
   readonly scale: number;
-  readonly mask: Mask;
+  /** Which pairs count, and what is done to their scores: all of these at once. Full attention where there is none. */
+  readonly attention: ReadonlyArray<Variant>;
 }
 
 /** What is to be computed, and over what. */
@@ -52,14 +56,14 @@ export interface BlockPlan {
   readonly bytes: number;
   /** Bytes of its gradients, which are float32 whatever the wire. */
   readonly gradientBytes: number;
-  /** How far it travels: the distance to the last rank whose mask needs it, at most N − 1. */
-  readonly hops: number;
+  /** The ranks that it visits after its home, in this order: those whose queries see any of it, and no others. */
+  readonly path: ReadonlyArray<number>;
 }
 
 /** One rank's compute on one block. */
 export interface StepPlan {
   readonly block: BlockPlan;
-  /** Hops from the block's home to this rank; 0 is the rank's own block. */
+  /** Ranks from the block's home to this one, around the ring; 0 is the rank's own block. */
   readonly distance: number;
   /** None, all or some of the (query, key) pairs count. */
   readonly state: "skip" | "full" | "partial";
@@ -68,15 +72,15 @@ export interface StepPlan {
   readonly tiles: ReadonlyArray<Tile>;
 }
 
-/** What one rank does for a block's gradients. They visit the ranks that K/V visited, in the same direction. */
+/** What one rank does for a block's gradients. They visit the ranks that K and V visited, in the same order. */
 export interface HomingPlan {
   readonly block: BlockPlan;
-  /** Hops from the block's home; N is home again. */
-  readonly distance: number;
-  /** The rank's own share is part of them. At distance 0 it stays with the rank until the others' shares are home. */
+  /** The rank's own share is part of them. That of the home rank stays with it until the others' shares are home. */
   readonly own: boolean;
-  /** The shares of the ranks before come from the left neighbour. */
-  readonly receive: boolean;
+  /** From where the shares of the ranks before come, if there are any. */
+  readonly from?: number;
+  /** Where they go then; nowhere when they are home. */
+  readonly to?: number;
 }
 
 /** Everything that one rank does. */
@@ -88,12 +92,14 @@ export interface RankPlan {
   readonly tokens: number;
   /** In the order of merging, which is the order in which blocks arrive. */
   readonly steps: ReadonlyArray<StepPlan>;
-  /** From the left neighbour, in this order. */
+  /** What comes from other ranks, in this order; `to` is where it goes on. */
   readonly receives: ReadonlyArray<
-    { readonly block: BlockPlan; readonly compute: boolean; readonly forward: boolean }
+    { readonly block: BlockPlan; readonly from: number; readonly to?: number }
   >;
-  /** To the right neighbour, in this order. */
-  readonly sends: ReadonlyArray<BlockPlan>;
+  /** What goes to other ranks, in this order. */
+  readonly sends: ReadonlyArray<{ readonly block: BlockPlan; readonly to: number }>;
+  /** Blocks that there is room for beside its own. */
+  readonly room: number;
   /** For gradients, in this order; empty where none are asked for. */
   readonly homing: ReadonlyArray<HomingPlan>;
   readonly pairs: number;
@@ -107,12 +113,14 @@ export interface RankPlan {
 
 /** A whole run. */
 export interface Plan extends PlanSpec {
-  readonly band: Band;
+  readonly attention: Attention;
   readonly ring: number;
   readonly blocks: ReadonlyArray<BlockPlan>;
   readonly ranks: ReadonlyArray<RankPlan>;
-  /** (query, key) pairs that count, per head and batch entry. */
+  /** (query, key) pairs that count, per head and batch entry; the mean, where these differ. */
   readonly pairs: number;
+  /** Every pair was counted. Else there are at most so many: asking a mask for each would take too long. */
+  readonly counted: boolean;
   /**
    * Floating-point operations: 4 · headDim for each pair, head and batch entry, and 10 · headDim more for gradients.
    */
@@ -128,8 +136,8 @@ const blocksPerShard = 4;
 const smallestBlock = 256 * 1024;
 /** Larger blocks would exceed what WebGPU binds at once on any adapter. */
 const largestBlock = 64 * 1024 * 1024;
-/** Blocks that a rank holds beside its own: arriving, queued on the device, in use. See `ring.ts`. */
-export const passingBlocks = 3;
+/** Blocks that a rank holds beside its own, at least: arriving, queued on the device, in use. See `ring.ts`. */
+const passingBlocks = 3;
 /** Blocks of gradients in memory at once beside those that are home. See `homing.ts`. */
 const passingGradients = 6;
 
@@ -146,7 +154,7 @@ const problemFault = (spec: PlanSpec): InvalidProblem | undefined => {
     });
   const must = (holds: boolean, what: string, needed: string, found: string) =>
     holds ? undefined : new InvalidProblem({ what, needed, found });
-  const { batch, tokens, heads, kvHeads, headDim, scale, mask } = problem;
+  const { batch, tokens, heads, kvHeads, headDim, scale } = problem;
   return whole("the batch size", batch, 65_535) ??
     whole("the sequence length", tokens, 2 ** 29) ??
     whole("the number of query heads", heads, 65_535) ??
@@ -164,7 +172,6 @@ const problemFault = (spec: PlanSpec): InvalidProblem | undefined => {
       String(headDim),
     ) ??
     must(Number.isFinite(scale), "the score scale", "a finite number", String(scale)) ??
-    (mask.kind === "window" ? whole("the window", mask.window, 2 ** 29) : undefined) ??
     whole("the ring size", weights.length, 65_534) ??
     must(
       weights.every((weight) => weight >= 0 && weight <= largestWeight) &&
@@ -175,131 +182,232 @@ const problemFault = (spec: PlanSpec): InvalidProblem | undefined => {
     );
 };
 
+/** Stretches of keys that a rank needs of another's span, at most; where there are more, all in between goes along. */
+const mostStretches = 4;
+
+/** Stretches [from, to) in ascending order, those that touch as one. */
+const joinedStretches = (
+  stretches: ReadonlyArray<readonly [number, number]>,
+): ReadonlyArray<readonly [number, number]> => {
+  const joined: Array<[number, number]> = [];
+  for (const [from, to] of stretches.toSorted(([a], [b]) => a - b)) {
+    const last = joined.at(-1);
+    if (last !== undefined && from <= last[1]) last[1] = Math.max(last[1], to);
+    else joined.push([from, to]);
+  }
+  return joined;
+};
+
+/**
+ * Where in a span other ranks begin or cease to need its keys: blocks end there, so that no rank gets more than it needs.
+ * Where tokens are scattered every rank needs some of each stretch, and there are no such places.
+ */
+const edgesOf = (
+  attention: Attention,
+  span: Span,
+  others: ReadonlyArray<ReadonlyArray<Span>>,
+): ReadonlyArray<number> => {
+  if (span.run < span.stride && span.count > span.run) return [];
+  const edges = new Set<number>();
+  const asking = new Asking();
+  for (const queries of others.flat()) {
+    const { tiles } = tilesOf(attention, asking, [queries], span);
+    if (tiles.length === 0) continue;
+    const { back, ahead } = attention.band;
+    const last = positionAt(queries, queries.count - 1);
+    const [low, high] = [
+      countUpTo(span, positionAt(queries, 0) - back - 1),
+      countUpTo(span, last + ahead),
+    ];
+    const needed = joinedStretches(
+      tiles.map(({ column, keys }) => [Math.max(column, low), Math.min(column + keys.count, high)]),
+    );
+    for (const edge of needed.length <= mostStretches ? needed.flat() : [needed[0]![0], high]) {
+      edges.add(edge);
+    }
+  }
+  return [...edges].filter((edge) => edge > 0 && edge < span.count).sort((a, b) => a - b);
+};
+
 /** Cuts a shard into blocks, span by span. */
-const cut = (shard: ReadonlyArray<Span>, tokenBytes: number) => {
-  const tokens = shard.reduce((sum, span) => sum + span.count, 0);
+const cut = (
+  shard: ReadonlyArray<Span>,
+  tokenBytes: number,
+  edges: (span: Span) => ReadonlyArray<number>,
+) => {
+  const tokens = tokensOf(shard);
   const smallest = Math.max(1, Math.floor(smallestBlock / tokenBytes));
   const largest = Math.max(1, Math.floor(largestBlock / tokenBytes));
   const size = Math.min(Math.max(Math.ceil(tokens / blocksPerShard), smallest), largest);
   const pieces: Array<{ readonly span: Span; readonly row: number }> = [];
   let row = 0;
   for (const span of shard) {
-    const parts = Math.ceil(span.count / size);
-    for (let part = 0; part < parts; part++) {
-      const from = Math.floor(part * span.count / parts);
-      const count = Math.floor((part + 1) * span.count / parts) - from;
-      pieces.push({ span: slice(span, from, count), row: row + from });
+    let begin = 0;
+    for (const end of [...edges(span), span.count]) {
+      const parts = Math.ceil((end - begin) / size);
+      for (let part = 0; part < parts; part++) {
+        const from = begin + Math.floor(part * (end - begin) / parts);
+        const to = begin + Math.floor((part + 1) * (end - begin) / parts);
+        pieces.push({ span: slice(span, from, to - from), row: row + from });
+      }
+      begin = end;
     }
     row += span.count;
   }
   return pieces;
 };
 
-/** The rectangles of a shard and a block that hold allowed pairs. */
-const tilesOf = (band: Band, shard: ReadonlyArray<Span>, keys: Span) => {
-  const tiles: Array<Tile> = [];
-  let pairs = 0, row = 0;
-  for (const queries of shard) {
-    const allowed = pairsBetween(band, queries, keys);
-    if (allowed > 0) {
-      const full = allowed === queries.count * keys.count;
-      tiles.push({ row, queries, column: 0, keys, full });
-    }
-    pairs += allowed;
-    row += queries.count;
-  }
-  return { tiles, pairs };
-};
+const tokensOf = (shard: ReadonlyArray<Span>): number =>
+  shard.reduce((sum, span) => sum + span.count, 0);
 
 /** The plan of a run, or the sentence that says why there is none. */
-export const planOf = (spec: PlanSpec): Result.Result<Plan, InvalidProblem> => {
+export const planOf = (spec: PlanSpec): Result.Result<Plan, InvalidProblem | VariantInvalid> => {
   const fault = problemFault(spec);
   if (fault !== undefined) return Result.fail(fault);
+  return Result.flatMap(
+    resolveAttention(spec.problem.attention, spec.problem),
+    (attention) =>
+      Result.try({
+        try: () => planWith(spec, attention),
+        catch: (cause) => {
+          if (cause instanceof VariantInvalid) return cause;
+          throw cause;
+        },
+      }),
+  );
+};
+
+/** What a rank does, as it is found out. */
+interface Draft {
+  readonly steps: Array<StepPlan>;
+  readonly receives: Array<RankPlan["receives"][number]>;
+  readonly sends: Array<RankPlan["sends"][number]>;
+  readonly homing: Array<HomingPlan>;
+  /** How many blocks it receives at each stop of each wave. */
+  readonly stops: Array<number>;
+}
+
+const planWith = (spec: PlanSpec, attention: Attention): Plan => {
   const { problem, layout, weights, wire, gradients = false } = spec;
   const { batch, heads, kvHeads, headDim } = problem;
-  const band = bandOf(problem.mask);
+  const asking = new Asking();
   const ring = weights.length;
-  const shards = shardsOf(layout, problem.tokens, weights);
+  const shards = layout === "solved"
+    ? solvedShards(attention, problem.tokens, weights)
+    : shardsOf(layout, problem.tokens, weights);
   const tokenElements = 2 * batch * kvHeads * headDim;
   const tokenBytes = tokenElements * elementBytes(wire);
 
-  // By part first, then by distance: each wave of parts is a ring pass of its own. With all of a rank's own blocks
-  // sent first, every rank would wait for its right neighbour to take the second one, and none ever could.
-  const pieces = shards.map((shard) => cut(shard, tokenBytes));
+  // By part first, then by stop: each wave of parts is a pass of its own. With all of a rank's own blocks sent first,
+  // every rank would wait for its right neighbour to take the second one, and none ever could. Everything that moves has
+  // a place in one order, of wave, stop and block, which all ranks keep: what comes first can always move, since its
+  // sender has nothing to do before, and its receiver has room for all that one stop and the next may bring it.
+  const pieces = shards.map((shard, home) =>
+    cut(
+      shard,
+      tokenBytes,
+      (span) => edgesOf(attention, span, shards.filter((_, rank) => rank !== home)),
+    )
+  );
   const waves = Math.max(...pieces.map((shard) => shard.length));
-  const steps: Array<Array<StepPlan>> = shards.map(() => []);
-  const homing: Array<Array<HomingPlan>> = shards.map(() => []);
+  const drafts = shards.map((): Draft => ({
+    steps: [],
+    receives: [],
+    sends: [],
+    homing: [],
+    stops: [],
+  }));
   const blocks: Array<BlockPlan> = [];
   for (let wave = 0; wave < waves; wave++) {
-    const inWave = new Map<number, BlockPlan & { hops: number }>();
+    const inWave: Array<{ readonly block: BlockPlan; readonly steps: ReadonlyArray<StepPlan> }> =
+      [];
     pieces.forEach((shard, home) => {
       const piece = shard[wave];
       if (piece === undefined) return;
+      const path: Array<number> = [];
       const block = {
         id: blocks.length,
         home,
         ...piece,
         bytes: piece.span.count * tokenBytes,
         gradientBytes: piece.span.count * tokenElements * 4,
-        hops: 0,
+        path,
       };
       blocks.push(block);
-      inWave.set(home, block);
-    });
-    // A block's share of its home rank stays there; the others' go once around the rest of the ring, each rank adding
-    // its own to what came, so that N − 1 hops bring them home.
-    const underWay = new Set<BlockPlan>();
-    for (let distance = 0; distance < ring; distance++) {
-      shards.forEach((shard, rank) => {
-        const block = inWave.get((rank - distance + ring) % ring);
-        if (block === undefined) return;
-        const { tiles, pairs } = tilesOf(band, shard, block.span);
-        if (pairs > 0) block.hops = distance;
-        const all = shard.reduce((sum, span) => sum + span.count, 0) * block.span.count;
+      const steps = shards.map((_, distance): StepPlan => {
+        const rank = (home + distance) % ring;
+        const { tiles, pairs } = tilesOf(attention, asking, shards[rank]!, block.span);
+        if (pairs > 0 && distance > 0) path.push(rank);
+        const all = tokensOf(shards[rank]!) * block.span.count;
         const state = pairs === 0 ? "skip" : pairs === all ? "full" : "partial";
-        steps[rank]!.push({ block, distance, state, pairs, tiles });
-        const [own, receive] = [pairs > 0, underWay.has(block)];
-        if (own || receive) homing[rank]!.push({ block, distance, own, receive });
-        if (own && distance > 0) underWay.add(block);
+        return { block, distance, state, pairs, tiles };
       });
+      inWave.push({ block, steps });
+    });
+    const stops = Math.max(0, ...inWave.map(({ block }) => block.path.length));
+    for (let stop = 0; stop <= stops + 1; stop++) {
+      for (const { stops } of drafts) stops.push(0);
+      for (const { block, steps } of inWave) {
+        const { home, path } = block;
+        const [from, rank, to] = [stop - 1, stop, stop + 1].map((at) =>
+          at === 0 ? home : path[at - 1]
+        );
+        if (rank !== undefined) {
+          const draft = drafts[rank]!;
+          const step = steps[(rank - home + ring) % ring]!;
+          draft.steps.push(step);
+          if (stop > 0) {
+            draft.receives.push({ block, from: from!, ...(to === undefined ? {} : { to }) });
+            draft.stops[draft.stops.length - 1]!++;
+          }
+          if (to !== undefined) draft.sends.push({ block, to });
+          const shares = stop > 1 ? { from: from! } : {};
+          if (step.pairs > 0) {
+            draft.homing.push({
+              block,
+              own: true,
+              ...shares,
+              ...(stop === 0 ? {} : { to: to ?? home }),
+            });
+          }
+        } else if (stop > 1 && from !== undefined) {
+          drafts[home]!.homing.push({ block, own: false, from });
+        }
+      }
     }
-    for (const block of underWay) {
-      homing[block.home]!.push({ block, distance: ring, own: false, receive: true });
+    for (const { block, steps } of inWave) {
+      for (const step of steps) {
+        if (step.pairs > 0 || step.distance === 0) continue;
+        drafts[(block.home + step.distance) % ring]!.steps.push(step);
+      }
     }
   }
 
   const ranks = shards.map((shard, rank): RankPlan => {
-    const mine = steps[rank]!;
-    const tokens = shard.reduce((sum, span) => sum + span.count, 0);
-    const receives = mine
-      .filter(({ block, distance }) => distance > 0 && block.hops >= distance)
-      .map(({ block, distance, state }) => ({
-        block,
-        compute: state !== "skip",
-        forward: block.hops > distance,
-      }));
-    const sends = mine.filter(({ block, distance }) => block.hops > distance)
-      .map(({ block }) => block);
+    const { steps, receives, sends, homing, stops } = drafts[rank]!;
+    const tokens = tokensOf(shard);
     const sum = (values: ReadonlyArray<number>) => values.reduce((a, b) => a + b, 0);
+    const room = Math.max(passingBlocks, ...stops.map((count, i) => count + (stops[i + 1] ?? 0)));
     const kvBytes = tokens * tokenBytes +
-      sum(receives.map(({ block }) => block.bytes).sort((a, b) => b - a).slice(0, passingBlocks));
+      sum(receives.map(({ block }) => block.bytes).sort((a, b) => b - a).slice(0, room));
     const rows = batch * tokens * heads;
-    const largest = Math.max(0, ...mine.map(({ block }) => block.bytes));
+    const largest = Math.max(0, ...steps.map(({ block }) => block.bytes));
     // For gradients: o, dO and dq in float32 with the queries, and those again on the device with two numbers a row;
     // dk and dv of the shard, and blocks of them as `homing.ts` says.
     const backward = rows * (7 * headDim + 3) * 4 + tokens * tokenElements * 4 +
-      passingGradients * Math.max(0, ...mine.map(({ block }) => block.gradientBytes));
+      passingGradients * Math.max(0, ...steps.map(({ block }) => block.gradientBytes));
     return {
       rank,
       ring,
       shard,
       tokens,
-      steps: mine,
+      steps,
       receives,
       sends,
-      homing: gradients ? homing[rank]! : [],
-      pairs: sum(mine.map(({ pairs }) => pairs)),
-      sentBytes: sum(sends.map(({ bytes }) => bytes)),
+      room,
+      homing: gradients ? homing : [],
+      pairs: sum(steps.map(({ pairs }) => pairs)),
+      sentBytes: sum(sends.map(({ block }) => block.bytes)),
       kvBytes,
       // Queries, õ and the result in float32, m and l; K/V once more on the device, one block at a time.
       bytes: rows * (3 * headDim + 3) * 4 + kvBytes + largest + (gradients ? backward : 0),
@@ -307,15 +415,16 @@ export const planOf = (spec: PlanSpec): Result.Result<Plan, InvalidProblem> => {
   });
 
   const pairs = ranks.reduce((sum, rank) => sum + rank.pairs, 0);
-  return Result.succeed({
+  return {
     ...spec,
-    band,
+    attention,
     ring,
     blocks,
     ranks,
     pairs,
+    counted: !asking.exhausted,
     flops: (gradients ? 14 : 4) * headDim * heads * batch * pairs,
-  });
+  };
 };
 
 /** The refusal of a plan that asks more than `memory` bytes of a rank, before anything was moved. */
@@ -331,4 +440,6 @@ export const refusalFor = (plan: Plan, memory: number): PlanRefused | undefined 
 
 /** Largest share of the pairs over the mean share: 1 is perfect balance, and N the worst. */
 export const balanceOf = (plan: Plan): number =>
-  Math.max(...plan.ranks.map(({ pairs }) => pairs)) / (plan.pairs / plan.ring);
+  plan.pairs === 0
+    ? 1
+    : Math.max(...plan.ranks.map(({ pairs }) => pairs)) / (plan.pairs / plan.ring);

@@ -4,6 +4,7 @@
  * @module
  */
 import { Effect } from "effect";
+import type { Attention } from "./attention.ts";
 import { Block } from "./block.ts";
 import { Device } from "./device.ts";
 import { bytesOf, firstNonFinite } from "./dtype.ts";
@@ -15,6 +16,7 @@ import {
   type MergeViolation,
   NonFinite,
   type PlanRefused,
+  VariantInvalid,
 } from "./errors.ts";
 import { Held } from "./held.ts";
 import { type Job, planOfJob } from "./job.ts";
@@ -22,7 +24,8 @@ import type { DeviceInfo } from "./kernel.ts";
 import { type Ends, type Link, Links, type Slot } from "./link.ts";
 import { manifestOf } from "./manifest.ts";
 import { backwardPass, forwardPass, type Passing } from "./passes.ts";
-import { type BlockPlan, type Plan, refusalFor } from "./plan.ts";
+import { type BlockPlan, type Plan, type RankPlan, refusalFor } from "./plan.ts";
+import { positionAt } from "./span.ts";
 import { Recorder } from "./recorder.ts";
 import type { Interval } from "./timeline.ts";
 import { receiveBytes, sendBytes, type Transfer } from "./transfer.ts";
@@ -31,9 +34,9 @@ import { receiveBytes, sendBytes, type Transfer } from "./transfer.ts";
 export interface RankSummary {
   readonly rank: number;
   readonly device: DeviceInfo;
-  /** Bytes of K/V that went to the right neighbour. */
+  /** Bytes of K/V that went to other ranks. */
   readonly sentBytes: number;
-  /** Bytes of gradients that went to the right neighbour. */
+  /** Bytes of gradients that did. */
   readonly sentGradientBytes: number;
   /** Most bytes of K/V held at once. */
   readonly kvPeakBytes: number;
@@ -58,10 +61,31 @@ export type RankError =
   | LinkError
   | MergeViolation
   | NonFinite
-  | PlanRefused;
+  | PlanRefused
+  | VariantInvalid;
 
 const blocksOf = ({ blocks }: Plan, rank: number): ReadonlyArray<BlockPlan> =>
   blocks.filter(({ home }) => home === rank);
+
+/** What a device lacks for an attention, if anything: none may ignore a mask that it does not know. */
+const missingFor = (
+  attention: Attention,
+  { name, forms }: DeviceInfo,
+  gradients: boolean,
+): VariantInvalid | undefined => {
+  const wanted = gradients ? ["mask", "score", "slope"] as const : ["mask", "score"] as const;
+  for (const form of wanted) {
+    const variant = attention.lacking(form, forms);
+    if (variant === undefined) continue;
+    return new VariantInvalid({
+      variant,
+      needed: forms === undefined
+        ? `a device that asks for the ${form} of pairs`
+        : `its ${form} in ${forms} on device "${name}"${form === "slope" ? " for gradients" : ""}`,
+      found: forms === undefined ? `"${name}"` : "none",
+    });
+  }
+};
 
 const noGradients = ({ info }: Device["Service"]) =>
   new DeviceFailed({
@@ -70,14 +94,41 @@ const noGradients = ({ info }: Device["Service"]) =>
     found: "it has no backward pass; use another --device",
   });
 
-/** Every number of a result is finite: there is no mask under which a row does not see itself. */
+/** The pair whose score a variant made no number, if it did that to the first row that is none. */
+const oddScore = (
+  { score, variants, shape: { heads, tokens } }: Attention,
+  { tokens: mine, shard }: RankPlan,
+  lse: Float32Array,
+): VariantInvalid | undefined => {
+  const row = lse.findIndex(Number.isNaN);
+  if (score === undefined || row < 0) return;
+  const [b, h] = [Math.floor(row / (heads * mine)), Math.floor(row / mine) % heads];
+  let index = row % mine;
+  const span = shard.find(({ count }) => index < count || (index -= count, false))!;
+  const q = positionAt(span, index);
+  for (let k = 0; k < tokens; k++) {
+    // Nobody remembers the score that it was given.
+    if (![0, 1, -1].some((s) => Number.isNaN(score(s, b, h, q, k)))) continue;
+    return new VariantInvalid({
+      variant: variants.filter(({ definition }) => definition.score !== undefined)
+        .map(({ definition: { name } }) => name).join(" & "),
+      needed: "scores that are numbers",
+      found: `NaN of batch entry ${b}, head ${h}, query ${q}, key ${k}`,
+    });
+  }
+};
+
+/** Every number of a result is finite, but for the lse of rows that see no key, where a mask may have such. */
 const finite = (
   device: string,
   rank: number,
   tensors: Readonly<Record<string, Float32Array>>,
+  emptyRows = false,
 ): Effect.Effect<void, NonFinite> => {
   for (const [tensor, values] of Object.entries(tensors)) {
-    const index = firstNonFinite("f32", bytesOf(values));
+    const index = emptyRows && tensor === "lse"
+      ? values.findIndex((x) => !(x < Infinity))
+      : firstNonFinite("f32", bytesOf(values));
     if (index < 0) continue;
     const found = String(values[index]);
     return Effect.fail(new NonFinite({ device, rank, tensor, index, found }));
@@ -111,13 +162,20 @@ const takePart = Effect.fn("takePart")(function* (job: Job, rank: number, observ
   const refusal = refusalFor(plan, device.info.memory);
   if (refusal !== undefined) return yield* refusal;
   if (job.gradients && device.beginBackward === undefined) return yield* noGradients(device);
+  const missing = missingFor(plan.attention, device.info, job.gradients);
+  if (missing !== undefined) return yield* missing;
   const manifest = manifestOf(job);
   const mine = plan.ranks[rank]!;
   const { batch, heads, kvHeads, headDim, scale } = job.problem;
   const recorder = yield* Recorder.start(rank, observer.interval);
 
-  const [leftRank, rightRank] = [(rank - 1 + plan.ring) % plan.ring, (rank + 1) % plan.ring];
-  const neighbours = plan.ring === 1 ? [] : [...new Set([leftRank, rightRank])];
+  const peers = new Set([
+    ...mine.receives.map(({ from }) => from),
+    ...mine.sends.map(({ to }) => to),
+  ]);
+  const homeward = new Set(
+    mine.homing.flatMap(({ from, to }) => [from, to]).filter((peer) => peer !== undefined),
+  );
   const open = (peer: Slot, lane: Pick<Ends, "lane"> = {}) =>
     Effect.map(
       links.open({ run: job.run, self: rank, peer, ...lane }),
@@ -129,8 +187,8 @@ const takePart = Effect.fn("takePart")(function* (job: Job, rank: number, observ
       (opened) => new Map(opened),
     );
   const [opened, lanes] = yield* Effect.all([
-    openAll(["driver", ...neighbours]),
-    openAll(job.gradients ? neighbours : [], { lane: "gradients" }),
+    openAll(["driver", ...peers]),
+    openAll([...homeward], { lane: "gradients" }),
   ], { concurrency: "unbounded" });
   const driver = opened.get("driver")!;
 
@@ -146,11 +204,15 @@ const takePart = Effect.fn("takePart")(function* (job: Job, rank: number, observ
   const work = Effect.gen(function* () {
     const { tokens } = mine;
     const bytes = yield* load(manifest.queries(mine));
-    const queries = { batch, heads, kvHeads, headDim, scale, tokens, dtype: job.dtype, bytes };
+    const { attention } = plan;
+    const queries = {
+      ...{ batch, heads, kvHeads, headDim, scale, tokens, dtype: job.dtype, bytes },
+      ...(attention.mask ?? attention.score ? { attention } : {}),
+    };
     const home = new Map<number, Block>();
     for (const block of blocksOf(plan, rank)) {
       // To be computed on, and to be sent, in each pass.
-      const users = block.hops > 0 ? 2 : 1;
+      const users = block.path.length > 0 ? 2 : 1;
       held.hold(block, job.gradients ? 2 * users : users);
       home.set(block.id, Block.whole(block, yield* load(manifest.home(block), block.id)));
     }
@@ -163,8 +225,8 @@ const takePart = Effect.fn("takePart")(function* (job: Job, rank: number, observ
       home,
       held,
       recorder,
-      neighbours: { left: opened.get(leftRank), right: opened.get(rightRank) },
-      lanes: { left: lanes.get(leftRank), right: lanes.get(rightRank) },
+      links: opened,
+      lanes,
       sent,
     };
     // The driver does not wait for the first pass with what the second one needs.
@@ -172,7 +234,10 @@ const takePart = Effect.fn("takePart")(function* (job: Job, rank: number, observ
       forwardPass(passing),
       job.gradients ? load(manifest.cotangent(mine)) : Effect.succeed(undefined),
     ], { concurrency: "unbounded" });
-    yield* finite(device.info.name, rank, { o: attended.o, lse: attended.lse });
+    const emptyRows = plan.attention.mask !== undefined;
+    yield* finite(device.info.name, rank, { o: attended.o, lse: attended.lse }, emptyRows).pipe(
+      Effect.mapError((error) => oddScore(plan.attention, mine, attended.lse) ?? error),
+    );
     if (cotangent === undefined) return { attended };
     const dO = new Float32Array(cotangent.buffer);
     const gradients = yield* backwardPass(passing, attended, dO);
@@ -202,8 +267,8 @@ const takePart = Effect.fn("takePart")(function* (job: Job, rank: number, observ
     }
     yield* driver.drain;
   });
-  const homeward = { activity: "home", step: 0, block: -1, bytes: manifest.o(mine).bytes } as const;
-  yield* whileSound([driver], recorder.timed(homeward, sendHome));
+  const sending = { activity: "home", step: 0, block: -1, bytes: manifest.o(mine).bytes } as const;
+  yield* whileSound([driver], recorder.timed(sending, sendHome));
   yield* observer.finished({
     rank,
     device: device.info,

@@ -1,9 +1,11 @@
 /**
  * The ring: start reading here. One rank's fibers, without barriers between them: blocks come in from the left and go
- * on to the right, chunk by chunk, while the device computes on the ones that are here.
+ * on to the right, chunk by chunk, while the device computes on the ones that are here. Left and right are the
+ * neighbours, or where a mask leaves ranks out, the next ones that need the block.
  *
  * There is room for three blocks beside those at home: one that arrives, one that is queued on the device, one that it
- * computes on. A slow device makes the left neighbour wait instead of making a queue grow.
+ * computes on; for more where several ranks send at once. A slow device makes the left neighbour wait instead of making
+ * a queue grow.
  *
  * @module
  */
@@ -13,7 +15,7 @@ import type { DeviceFailed, FrameRejected, LinkError } from "./errors.ts";
 import type { Held } from "./held.ts";
 import type { Tile } from "./kernel.ts";
 import { Ledger } from "./ledger.ts";
-import { type BlockPlan, passingBlocks, type RankPlan } from "./plan.ts";
+import type { BlockPlan, RankPlan } from "./plan.ts";
 import type { Recorder } from "./recorder.ts";
 
 /** A block that the device has done. */
@@ -38,7 +40,7 @@ export interface RingParts {
   /** Fills the block. */
   readonly receiveLeft: (block: Block) => Effect.Effect<void, LinkError | FrameRejected>;
   /** Sends each part of the block once it is there. */
-  readonly sendRight: (block: Block) => Effect.Effect<void, LinkError>;
+  readonly sendRight: (block: Block, to: number) => Effect.Effect<void, LinkError>;
   readonly recorder: Recorder;
 }
 
@@ -46,9 +48,9 @@ export interface RingParts {
 export const ring = Effect.fn("ring")(function* (
   { plan, home, held, absorb, receiveLeft, sendRight, recorder }: RingParts,
 ) {
-  const arrived = yield* Queue.bounded<Block>(passingBlocks);
-  const onward = yield* Queue.bounded<Block>(passingBlocks);
-  const room = yield* Semaphore.make(passingBlocks);
+  const arrived = yield* Queue.bounded<Block>(plan.room);
+  const onward = yield* Queue.bounded<Block>(plan.room);
+  const room = yield* Semaphore.make(plan.room);
   const computed = plan.steps.filter(({ state }) => state !== "skip");
   const tilesOf = new Map(computed.map(({ block, tiles }) => [block.id, tiles]));
   const ledger = new Ledger(plan.rank, [...tilesOf.keys()]);
@@ -65,22 +67,22 @@ export const ring = Effect.fn("ring")(function* (
 
   const receive = Effect.forEach(
     plan.receives,
-    ({ block: next, compute, forward }) =>
+    ({ block: next, to }) =>
       Effect.gen(function* () {
         yield* Semaphore.take(room, 1);
-        held.hold(next, Number(compute) + Number(forward));
+        held.hold(next, to === undefined ? 1 : 2);
         const block = Block.expected(next);
-        if (forward) yield* Queue.offer(onward, block);
+        if (to !== undefined) yield* Queue.offer(onward, block);
         yield* receiveLeft(block);
-        if (compute) yield* Queue.offer(arrived, block);
+        yield* Queue.offer(arrived, block);
       }),
     { discard: true },
   );
 
-  const forward = Effect.forEach(plan.sends, (next) =>
+  const forward = Effect.forEach(plan.sends, ({ block: next, to }) =>
     Effect.gen(function* () {
       const block = home.get(next.id) ?? (yield* Queue.take(onward));
-      yield* sendRight(block);
+      yield* sendRight(block, to);
       yield* release(block);
     }), { discard: true });
 

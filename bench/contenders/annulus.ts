@@ -6,6 +6,7 @@
  */
 import { Context, Effect, Layer, Scope } from "effect";
 import { devices } from "../../cli/devices.ts";
+import { causal as causalAttention } from "../../plugins/attention.ts";
 import { webgpuWith } from "../../plugins/webgpu.ts";
 import { Device } from "../../runtime/device.ts";
 import type { Problem } from "../../runtime/plan.ts";
@@ -35,7 +36,7 @@ await contend(async (job, inputs): Promise<Contest> => {
     kvHeads: heads,
     headDim,
     scale: 1 / Math.sqrt(headDim),
-    mask: { kind: causal ? "causal" : "full" },
+    attention: causal ? [causalAttention()] : [],
   };
   const share = wholeOf(problem, { q: inputs["q"]!, k: inputs["k"]!, v: inputs["v"]! });
   const about = `annulus ${version} on ${device.info.backend}`;

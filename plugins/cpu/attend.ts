@@ -5,6 +5,7 @@
  */
 import type { Blas, Numbers } from "./blas.ts";
 import { type Attend, chunksOf } from "./job.ts";
+import type { Asker } from "./pairs.ts";
 import { chunk, partsOf, sightOf, writeMask } from "./sight.ts";
 import { rowsAtOnce, type Softmax } from "./softmax.ts";
 
@@ -47,7 +48,12 @@ export const vectorsOf = <N extends Numbers>(
 };
 
 /** Gives what computes one item of a job. */
-export const attend = (blas: Blas, softmax: Softmax, job: Attend): (item: number) => void => {
+export const attend = (
+  blas: Blas,
+  softmax: Softmax,
+  job: Attend,
+  asker?: Asker,
+): (item: number) => void => {
   const { tokens, heads, kvHeads, headDim, scale } = job.shape;
   const { q, longestQueries, outputs, tops, sums } = job.state;
   const chunks = chunksOf(tokens);
@@ -87,11 +93,15 @@ export const attend = (blas: Blas, softmax: Softmax, job: Attend): (item: number
           false,
         );
         if (masked) writeMask(softmax, rectangle, part);
+        const pairs = { rectangle, part, b, h };
+        const pairwise = rectangle.pairwise === true;
+        if (asker?.scores === true || pairwise) asker!.ask(pairs);
         const square = longest * longestKey(job, b, g, key, keyEnd);
-        small &&= Math.sqrt(square) * Math.abs(scale) <= smallScore;
+        small &&= Math.sqrt(square) * Math.abs(scale) <= smallScore && !pairwise &&
+          asker?.scores !== true;
         const tile = { skip: from - sight.from, rows: to - from, columns: end - first, masked };
         if (small) softmax.weigh(tile);
-        else if (softmax.weighWithTops(tile)) {
+        else if (pairwise ? asker!.weigh(pairs, tile.skip) : softmax.weighWithTops(tile)) {
           softmax.keeps.values.subarray(0, tile.rows).forEach((keep, i) => {
             if (keep !== 1) blas.multiply(output.subarray(i * wide, i * wide + headDim), keep);
           });

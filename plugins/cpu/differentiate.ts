@@ -7,6 +7,7 @@ import { vectorsOf } from "./attend.ts";
 import type { Blas } from "./blas.ts";
 import type { Control } from "./control.ts";
 import { chunksOf, type Differentiate, rangesOf } from "./job.ts";
+import type { Asker } from "./pairs.ts";
 import { chunk, partsOf, sightOf, writeMask } from "./sight.ts";
 import { keysAtOnce, type Softmax } from "./softmax.ts";
 
@@ -16,6 +17,7 @@ export const differentiate = (
   softmax: Softmax,
   control: Control,
   job: Differentiate,
+  asker?: Asker,
 ): (item: number) => void => {
   const { batch, tokens, heads, kvHeads, headDim, scale } = job.shape;
   const { q, cotangent, lse, d, dq } = job.slopes;
@@ -58,7 +60,11 @@ export const differentiate = (
         softmax.tops.values.set(lse.subarray(at + from, at + to));
         softmax.sums.values.set(d.subarray(at + from, at + to));
         if (masked) writeMask(softmax, rectangle, part);
+        const pairs = { rectangle, part, b, h };
+        const asks = asker?.scores === true || rectangle.pairwise === true;
+        if (asks) asker!.ask(pairs, true);
         softmax.gradients({ skip: 0, rows, columns: count, masked });
+        if (asks) asker!.correct(pairs);
         const dv = { at: dvAt!(b, column + first, g), stride: narrow };
         const dk = { at: dkAt!(b, column + first, g), stride: narrow };
         blas.product([count, headDim, rows], 1, turnedP, dO, dv, true);

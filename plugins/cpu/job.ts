@@ -7,6 +7,7 @@
  */
 import type { DType } from "../../runtime/dtype.ts";
 import type { Queries } from "../../runtime/kernel.ts";
+import type { Span } from "../../runtime/span.ts";
 import { keysAtOnce, rowsAtOnce } from "./softmax.ts";
 
 /** The query side of a problem. */
@@ -37,6 +38,11 @@ export interface Rectangle {
   readonly rows: number;
   readonly column: number;
   readonly columns: number;
+  /** The positions of its rows and columns. */
+  readonly queries: Span;
+  readonly keys: Span;
+  /** Each pair must be asked about as well. */
+  readonly pairwise?: boolean;
   /** For each row, the first key that it sees, then the first that it does not; absent where all rows see all keys. */
   readonly bounds?: Int32Array;
 }
@@ -61,6 +67,8 @@ export interface State {
 /** Adds a block to the state. One item is a chunk of rows of one head. */
 export interface Attend {
   readonly kind: "attend";
+  /** The number by which threads know the attention of the queries, where they must ask it. */
+  readonly attention?: number;
   readonly shape: Shape;
   readonly state: State;
   readonly keys: Keys;
@@ -98,6 +106,7 @@ export interface Delta {
  */
 export interface Differentiate {
   readonly kind: "differentiate";
+  readonly attention?: number;
   readonly shape: Shape;
   readonly slopes: Slopes;
   readonly keys: Keys;

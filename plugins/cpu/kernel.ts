@@ -40,8 +40,10 @@ const shared = (bytes: Uint8Array): Uint8Array => {
 };
 
 /** A tile of the plan, with what each row sees of it. */
-const rectangleOf = (band: Band) => ({ row, queries, column, keys, full }: Tile): Rectangle => {
-  const rectangle = { row, rows: queries.count, column, columns: keys.count };
+const rectangleOf = (band: Band) => (tile: Tile): Rectangle => {
+  const { row, queries, column, keys, full, pairwise = false } = tile;
+  const [rows, columns] = [queries.count, keys.count];
+  const rectangle = { row, rows, column, columns, queries, keys, pairwise };
   if (full) return rectangle;
   const bounds = new Int32Array(new SharedArrayBuffer(queries.count * 8));
   for (let i = 0; i < queries.count; i++) {
@@ -125,11 +127,25 @@ export class CpuAttention {
       into: state.q,
       longest: state.longestQueries,
     }));
+    const attention = this.#learn(queries);
     return {
-      absorb: (block, tiles, band) => loan.within(this.#absorb(queries, state, block, tiles, band)),
+      absorb: (block, tiles, band) =>
+        loan.within(this.#absorb(queries, state, block, tiles, band, attention)),
       finish: () => loan.within(this.#finish(queries, state)),
-      close: () => loan.end(),
+      close: () => {
+        loan.end();
+        this.#forget(attention);
+      },
     };
+  }
+
+  #learn({ attention }: Queries): number | undefined {
+    if (attention === undefined) return undefined;
+    return this.#threads.learn({ specs: attention.specs, shape: attention.shape });
+  }
+
+  #forget(attention: number | undefined): void {
+    if (attention !== undefined) this.#threads.forget(attention);
   }
 
   /** K and V of a block as float32, and the jobs that make them so; these note the longest keys where there is room. */
@@ -168,6 +184,7 @@ export class CpuAttention {
     block: KeyValues,
     tiles: ReadonlyArray<Tile>,
     band: Band,
+    attention: number | undefined,
   ): Promise<void> {
     const rectangles = tiles.map(rectangleOf(band));
     const longest = lengthsFor(queries.batch, block.tokens, queries.kvHeads);
@@ -176,6 +193,7 @@ export class CpuAttention {
       ...jobs.map((job) => this.#threads.run(job)),
       this.#threads.run({
         kind: "attend",
+        ...(attention === undefined ? {} : { attention }),
         shape: shapeOf(queries),
         state,
         keys,
@@ -215,11 +233,15 @@ export class CpuAttention {
       }),
       this.#threads.run({ kind: "delta", shape: shapeOf(queries), o, slopes }),
     ]));
+    const attention = this.#learn(queries);
     return {
       absorb: (block, tiles, band) =>
-        loan.within(this.#absorbBackward(queries, slopes, block, tiles, band)),
+        loan.within(this.#absorbBackward(queries, slopes, block, tiles, band, attention)),
       finish: () => copyOf(slopes.dq),
-      close: () => loan.end(),
+      close: () => {
+        loan.end();
+        this.#forget(attention);
+      },
     };
   }
 
@@ -229,6 +251,7 @@ export class CpuAttention {
     block: KeyValues,
     tiles: ReadonlyArray<Tile>,
     band: Band,
+    attention: number | undefined,
   ): Promise<Float32Array> {
     const { batch, tokens, heads, kvHeads, headDim } = queries;
     const { keys, jobs } = this.#keys(queries, block);
@@ -239,6 +262,7 @@ export class CpuAttention {
       ...jobs.map((job) => this.#threads.run(job)),
       this.#threads.run({
         kind: "differentiate",
+        ...(attention === undefined ? {} : { attention }),
         shape: shapeOf(queries),
         slopes,
         keys,

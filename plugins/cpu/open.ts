@@ -57,6 +57,7 @@ export const openCpu = async (
       software: true,
       features: [],
       gradients: true,
+      forms: "TypeScript",
       memory: Deno.systemMemoryInfo().total,
       largestTensor: 2 ** 31 - 1,
     },

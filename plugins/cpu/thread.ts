@@ -7,9 +7,11 @@ import { attend } from "./attend.ts";
 import { type Blas, openBlas } from "./blas.ts";
 import { Control } from "./control.ts";
 import { differentiate } from "./differentiate.ts";
-import { itemsOf, type Job } from "./job.ts";
+import { type Attend, type Differentiate, itemsOf, type Job } from "./job.ts";
 import { Lifeline } from "./lifeline.ts";
 import { delta, normalise, prepare } from "./prepare.ts";
+import type { AttentionSpec } from "../../runtime/attention_files.ts";
+import { Asker } from "./pairs.ts";
 import { Softmax } from "./softmax.ts";
 
 /** What a thread works with. */
@@ -23,6 +25,9 @@ export interface Opening {
 /** What the device says to a thread. */
 export type Order =
   | { readonly open: Opening }
+  /** An attention that jobs will name by a number. */
+  | { readonly attention: number; readonly spec: AttentionSpec }
+  | { readonly forget: number }
   | {
     readonly id: number;
     readonly job: Job;
@@ -40,6 +45,8 @@ export type Report =
 const scope = self as unknown as DedicatedWorkerGlobalScope;
 const report = (report: Report): void => scope.postMessage(report);
 
+/** By number; what could not be loaded throws. */
+const attentions = new Map<number, () => Asker>();
 let tools:
   | { readonly blas: Blas; readonly softmax: Softmax; readonly lifeline: Lifeline }
   | undefined;
@@ -61,21 +68,23 @@ const open = async ({ library, lifeline: words }: Opening): Promise<void> => {
 /** What computes one item of a job. */
 const workOf = (job: Job, control: Control): (item: number) => void => {
   const { blas, softmax } = tools!;
+  const asker = (job: Attend | Differentiate) =>
+    job.attention === undefined ? undefined : attentions.get(job.attention)!();
   switch (job.kind) {
     case "prepare":
       return (item) => prepare(softmax, job, item);
     case "attend":
-      return attend(blas, softmax, job);
+      return attend(blas, softmax, job, asker(job));
     case "normalise":
       return (item) => normalise(job, item);
     case "delta":
       return (item) => delta(job, item);
     case "differentiate":
-      return differentiate(blas, softmax, control, job);
+      return differentiate(blas, softmax, control, job, asker(job));
   }
 };
 
-const work = ({ id, job, words, before }: Exclude<Order, { readonly open: Opening }>): void => {
+const work = ({ id, job, words, before }: Extract<Order, { readonly id: number }>): void => {
   const control = new Control(words, itemsOf(job));
   try {
     if (before !== undefined) new Control(before.words, before.items).waitForAll();
@@ -90,7 +99,31 @@ const work = ({ id, job, words, before }: Exclude<Order, { readonly open: Openin
   }
 };
 
+/** Loads an attention's files, which takes a while the first time. */
+const learn = async (key: number, spec: AttentionSpec): Promise<void> => {
+  try {
+    const { loadAttention } = await import("../../runtime/attention_files.ts");
+    const asker = new Asker(await loadAttention(spec), tools!.softmax);
+    attentions.set(key, () => asker);
+  } catch (cause) {
+    attentions.set(key, () => {
+      throw cause;
+    });
+  }
+};
+
+/** What came before the next order; only attentions take time. */
+let learnt: Promise<void> | undefined;
+const obey = (order: Order): void => {
+  if ("open" in order) open(order.open);
+  else if ("forget" in order) attentions.delete(order.forget);
+  else if ("attention" in order) {
+    const before = learnt ?? Promise.resolve();
+    learnt = before.then(() => learn(order.attention, order.spec));
+  } else tools?.lifeline.hold(() => work(order));
+};
+
 scope.addEventListener("message", ({ data }: MessageEvent<Order>) => {
-  if ("open" in data) open(data.open);
-  else tools?.lifeline.hold(() => work(data));
+  if (learnt === undefined || "attention" in data) obey(data);
+  else learnt = learnt.then(() => obey(data));
 });

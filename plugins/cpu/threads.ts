@@ -3,6 +3,7 @@
  *
  * @module
  */
+import type { AttentionSpec } from "../../runtime/attention_files.ts";
 import { Control } from "./control.ts";
 import { itemsOf, type Job } from "./job.ts";
 import type { Opening, Order, Report } from "./thread.ts";
@@ -77,6 +78,18 @@ export class Threads {
     this.#last = { words, items };
     for (const worker of this.#workers) worker.postMessage(order);
     return running.promise;
+  }
+
+  /** Lets jobs name an attention by the number that this gives. */
+  learn(spec: AttentionSpec): number {
+    const attention = this.#nextId++;
+    for (const worker of this.#workers) worker.postMessage({ attention, spec } satisfies Order);
+    return attention;
+  }
+
+  /** No job will name it again. */
+  forget(attention: number): void {
+    for (const worker of this.#workers) worker.postMessage({ forget: attention } satisfies Order);
   }
 
   /** Ends the threads; every job that runs, and every later one, is refused for this reason. */

@@ -11,6 +11,7 @@ import { selfCheckBackward } from "./backward_check.ts";
 import {
   type BackwardAdapter,
   backwardProgram,
+  type BackwardVariant,
   nameOf,
   type Pass,
   passes,
@@ -28,6 +29,7 @@ import {
   textureMemory,
 } from "./key_memory.ts";
 import type { KeysIn } from "./ladder.ts";
+import { pairLayout, PairMemory, type PairProgram } from "./pairs.ts";
 import { type Part, partsOf, type Piece, piecesOf } from "./parts.ts";
 import { headsAcross, texelFormat } from "./program.ts";
 import { type Slab, slabsOf } from "./slabs.ts";
@@ -52,20 +54,24 @@ export interface BackwardOptions {
 interface Compiled {
   readonly pipeline: GPUComputePipeline;
   readonly layout: GPUBindGroupLayout;
+  /** It reads the parameters of an attention. */
+  readonly asks: boolean;
 }
 
-/** The programs that a choice compiles to. */
+/** The programs that a choice compiles to: with attention that asks about pairs, one more for tiles that need it. */
 interface Programs extends Readonly<Record<Pass, Compiled>> {
   readonly choice: BackwardAdapter;
+  readonly pairwise?: Compiled;
 }
 
 /** Finds the programs to use, checked. */
-type Find = (dtype: DType, headDim: number) => Promise<Programs>;
+type Find = (dtype: DType, headDim: number, pairs?: PairProgram) => Promise<Programs>;
 
 /** What a pass has in memory of the device, from its first block on, and in which kind of memory. */
 interface Placed {
   readonly keysIn: KeysIn;
   readonly rows: ReadonlyArray<Rows>;
+  readonly pairs: PairMemory | undefined;
 }
 
 /** Bytes of dS between the two passes, at most: so that they stay in the caches of a CPU. */
@@ -107,12 +113,36 @@ export class WebgpuBackward {
     await this.#find(dtype, headDim);
   }
 
-  #find(dtype: DType, headDim: number): Promise<Programs> {
+  #find(dtype: DType, headDim: number, pairs?: PairProgram): Promise<Programs> {
     return this.#choices.find(
       `${dtype} and head dim ${headDim}`,
       this.#options.choices,
-      (choice) => this.#checkedOnce(choice, dtype, headDim),
+      async (choice) => {
+        const plain = await this.#checkedOnce(choice, dtype, headDim);
+        // Answers of others are known to nobody: what they are made from is checked.
+        return pairs === undefined ? plain : await this.#askingOnce(plain, dtype, headDim, pairs);
+      },
     );
+  }
+
+  #askingOnce(
+    plain: Programs,
+    dtype: DType,
+    headDim: number,
+    pairs: PairProgram,
+  ): Promise<Programs> {
+    const { choice } = plain;
+    const key = JSON.stringify({ ...choice, dtype, headDim, pairs: pairs.text });
+    const made = this.#programs.get(key) ?? this.#gpu.run(() => {
+      const keys = { ...choice, pass: "keys", dtype, headDim, pairs } as const;
+      return {
+        ...plain,
+        ...(pairs.scored ? { keys: this.#compileOne(keys) } : {}),
+        ...(pairs.masked ? { pairwise: this.#compileOne({ ...keys, pairwise: true }) } : {}),
+      };
+    }, () => Promise.resolve());
+    this.#programs.set(key, made);
+    return made;
   }
 
   #checkedOnce(choice: BackwardAdapter, dtype: DType, headDim: number): Promise<Programs> {
@@ -131,29 +161,31 @@ export class WebgpuBackward {
   }
 
   #compile(choice: BackwardAdapter, dtype: DType, headDim: number): Promise<Programs> {
-    const compile = (pass: Pass): Compiled => {
-      const label = `backward of ${pass}, ${dtype}, head dim ${headDim}`;
-      const layout = this.#layout(choice, pass, dtype);
-      const directive = choice.subgroups ? this.#options.directive : "";
-      const code = directive + this.#program({ ...choice, pass, dtype, headDim });
-      const pipeline = this.#device.createComputePipeline({
-        label,
-        layout: this.#device.createPipelineLayout({ bindGroupLayouts: [layout] }),
-        compute: {
-          module: this.#device.createShaderModule({ label, code }),
-          entryPoint: "backward",
-        },
-      });
-      return { pipeline, layout };
-    };
+    const compile = (pass: Pass) => this.#compileOne({ ...choice, pass, dtype, headDim });
     return this.#gpu.run(
       () => ({ choice, keys: compile("keys"), queries: compile("queries") }),
       () => Promise.resolve(),
     );
   }
 
-  /** The bindings of a pass. */
-  #layout({ keysIn }: BackwardAdapter, pass: Pass, dtype: DType): GPUBindGroupLayout {
+  #compileOne(variant: BackwardVariant): Compiled {
+    const { pass, dtype, headDim, subgroups } = variant;
+    const label = `backward of ${pass}, ${dtype}, head dim ${headDim}`;
+    const layout = this.#layout(variant);
+    const code = (subgroups ? this.#options.directive : "") + this.#program(variant);
+    const pipeline = this.#device.createComputePipeline({
+      label,
+      layout: this.#device.createPipelineLayout({ bindGroupLayouts: [layout] }),
+      compute: {
+        module: this.#device.createShaderModule({ label, code }),
+        entryPoint: "backward",
+      },
+    });
+    return { pipeline, layout, asks: variant.pairs !== undefined };
+  }
+
+  /** The bindings of a program. */
+  #layout({ keysIn, pass, dtype, pairs }: BackwardVariant): GPUBindGroupLayout {
     const visibility = GPUShaderStage.COMPUTE;
     const buffer = (binding: number, type: GPUBufferBindingType) => ({
       binding,
@@ -178,6 +210,7 @@ export class WebgpuBackward {
         tensor(3, dtype),
         buffer(4, pass === "keys" ? "storage" : "read-only-storage"),
         buffer(5, "storage"),
+        ...(pairs === undefined ? [] : pairLayout(pairs)),
       ],
     });
   }
@@ -192,15 +225,17 @@ export class WebgpuBackward {
       this.#tokensAtOnce(keysIn, queries.batch * queries.heads, queries.headDim);
     }
     let given: Prepared | undefined = prepared(queries, outcome);
+    const { attention } = queries;
+    let pairs: PairMemory | undefined;
     // With the first block, whose programs say in which kind of memory.
     let placed: Placed | undefined;
-    const place = async (keysIn: KeysIn): Promise<ReadonlyArray<Rows>> => {
+    const place = async (keysIn: KeysIn): Promise<Placed> => {
       if (given !== undefined) {
         const most = this.#tokensAtOnce(keysIn, queries.batch * queries.heads, queries.headDim);
-        placed = { keysIn, rows: await placeRows(this.#gpu, keysIn, most, queries, given) };
+        placed = { keysIn, rows: await placeRows(this.#gpu, keysIn, most, queries, given), pairs };
         given = undefined;
       }
-      if (placed?.keysIn === keysIn) return placed.rows;
+      if (placed?.keysIn === keysIn) return placed;
       throw new Error("blocks of another number format would need other memory than those before");
     };
     // Blocks are computed in the order of the calls, also where the first of them must wait for its programs, and
@@ -210,9 +245,10 @@ export class WebgpuBackward {
     return {
       absorb: async (block, tiles, band) => {
         const mine = issued.then(async () => {
-          const programs = await find(block.dtype, queries.headDim);
-          const rows = await place(programs.choice.keysIn);
-          return this.#issue(programs, queries, rows, block, tiles, band);
+          if (attention !== undefined) pairs ??= await PairMemory.place(this.#gpu, attention);
+          const programs = await find(block.dtype, queries.headDim, pairs?.program);
+          const mine = await place(programs.choice.keysIn);
+          return this.#issue(programs, queries, mine, block, tiles, band);
         });
         const done = mine.then(({ done }) => done);
         issued = mine;
@@ -221,7 +257,10 @@ export class WebgpuBackward {
         return await done;
       },
       finish: () => over.then(() => this.#finish(queries, placed?.rows ?? [])),
-      close: () => destroyRows(placed?.rows ?? []),
+      close: () => {
+        destroyRows(placed?.rows ?? []);
+        pairs?.destroy();
+      },
     };
   }
 
@@ -229,7 +268,7 @@ export class WebgpuBackward {
   #issue(
     programs: Programs,
     queries: Queries,
-    rows: ReadonlyArray<Rows>,
+    { rows, pairs }: Placed,
     block: KeyValues,
     tiles: ReadonlyArray<Tile>,
     band: Band,
@@ -259,7 +298,7 @@ export class WebgpuBackward {
           piece,
           (b, bytes) => blocks.write(b * piece.count * kvHeads, bytes),
         );
-        copies.push(this.#dispatch(programs, queries, piece, slabs, blocks));
+        copies.push(this.#dispatch(programs, queries, piece, slabs, blocks, pairs));
       }
     }, async () => {
       // Deno holds this thread until the device is idle: a block that is there already is queued before.
@@ -315,6 +354,7 @@ export class WebgpuBackward {
     piece: Piece,
     slabs: ReadonlyArray<Slab<Rows>>,
     blocks: Room,
+    pairs: PairMemory | undefined,
   ): GPUBuffer {
     const { keysIn, lanes } = programs.choice;
     const sharing = heads / kvHeads;
@@ -356,28 +396,33 @@ export class WebgpuBackward {
 
     const encoder = this.#device.createCommandEncoder();
     encoder.clearBuffer(gradients, 0, size);
-    const bind = (pass: Pass, rows: Rows) =>
+    const bind = (pass: Pass, program: Compiled, rows: Rows) =>
       this.#device.createBindGroup({
-        layout: programs[pass].layout,
-        entries: ([
-          [0, { buffer: tasks, size: taskBytes }],
-          ...(pass === "keys"
-            ? [[1, rows.outcomes.resource], [2, rows.rows.resource]] as const
-            : []),
-          [3, blocks.resource],
-          [4, { buffer: scores }],
-          [5, { buffer: pass === "keys" ? gradients : rows.gradients }],
-        ] as const).map(([binding, resource]) => ({ binding, resource })),
+        layout: program.layout,
+        entries: [
+          ...([
+            [0, { buffer: tasks, size: taskBytes }],
+            ...(pass === "keys"
+              ? [[1, rows.outcomes.resource], [2, rows.rows.resource]] as const
+              : []),
+            [3, blocks.resource],
+            [4, { buffer: scores }],
+            [5, { buffer: pass === "keys" ? gradients : rows.gradients }],
+          ] as const).map(([binding, resource]) => ({ binding, resource })),
+          ...(program.asks ? pairs!.entries : []),
+        ],
       });
-    const bound = new Map<Rows, Readonly<Record<Pass, GPUBindGroup>>>();
+    const bound = new Map<Compiled, Map<Rows, GPUBindGroup>>();
     const compute = encoder.beginComputePass();
-    slabs.forEach(({ part: { rows, querySpan }, count, width }, i) => {
-      const groups = bound.get(rows) ??
-        { keys: bind("keys", rows), queries: bind("queries", rows) };
-      bound.set(rows, groups);
+    slabs.forEach(({ part: { rows, querySpan, pairwise }, count, width }, i) => {
       for (const pass of passes) {
-        compute.setPipeline(programs[pass].pipeline);
-        compute.setBindGroup(0, groups[pass], [i * stride]);
+        const program = pass === "keys" && pairwise ? programs.pairwise! : programs[pass];
+        const groups = bound.get(program) ?? new Map<Rows, GPUBindGroup>();
+        bound.set(program, groups);
+        const group = groups.get(rows) ?? bind(pass, program, rows);
+        groups.set(rows, group);
+        compute.setPipeline(program.pipeline);
+        compute.setBindGroup(0, group, [i * stride]);
         if (pass === "keys") compute.dispatchWorkgroups(width / groupOf("keys"), count);
         else {
           compute.dispatchWorkgroups(

@@ -12,6 +12,7 @@ import workgroups from "../../kernels/workgroups.wgsl" with { type: "text" };
 import type { DType } from "../../runtime/dtype.ts";
 import type { KeysIn } from "./ladder.ts";
 import { formats, headsAcross } from "./program.ts";
+import type { PairProgram } from "./pairs.ts";
 import { unroll } from "./unroll.ts";
 
 /** The passes, in the order in which a tile goes through them. */
@@ -38,6 +39,10 @@ export interface BackwardVariant extends BackwardAdapter {
   readonly dtype: DType;
   /** A multiple of 4. */
   readonly headDim: number;
+  /** It asks for every pair whether it counts. */
+  readonly pairwise?: boolean;
+  /** What the queries' attention says of pairs; of no concern to the pass of queries. */
+  readonly pairs?: PairProgram;
 }
 
 /** Rows whose dS is one element of `scores`. */
@@ -86,7 +91,8 @@ const access = ({ pass, dtype, headDim, keysIn }: BackwardVariant): ReadonlyArra
 
 /** The whole WGSL text, but for the directive that adapters with subgroups may ask for. */
 export const backwardProgram = (variant: BackwardVariant): string => {
-  const { pass, headDim, lanes, subgroups } = variant;
+  const { pass, headDim, lanes, subgroups, pairwise = false, pairs } = variant;
+  const scored = pairs?.scored === true;
   const rows = rowsOf(variant);
   const quads = headDim / 4;
   return [
@@ -97,6 +103,7 @@ export const backwardProgram = (variant: BackwardVariant): string => {
     ...access(variant),
     span,
     workgroups,
+    pairs?.text ?? "",
     task,
     unroll(pass === "keys" ? keysPass : queriesPass, {
       ROWS: rows,
@@ -106,6 +113,9 @@ export const backwardProgram = (variant: BackwardVariant): string => {
       FOUR: fourRows,
       FOURS: rows / fourRows,
       BROADCAST: Number(subgroups),
+      PAIRWISE: Number(pairwise),
+      SCORED: Number(scored),
+      PLACED: Number(pairwise || scored),
     }),
   ].join("\n");
 };

@@ -11,7 +11,15 @@ import type { Gpu } from "./gpu.ts";
 import { bufferMemory, type KeyMemory, rowsWithin, textureMemory, unshared } from "./key_memory.ts";
 import type { Choice, KeysIn } from "./ladder.ts";
 import { type Part, partsOf, type Piece, piecesOf, variantFor } from "./parts.ts";
-import { clearGroup, headsAcross, program, type VariantName, variants } from "./program.ts";
+import { PairMemory } from "./pairs.ts";
+import {
+  allVariants,
+  clearGroup,
+  headsAcross,
+  program,
+  type VariantName,
+  variants,
+} from "./program.ts";
 import { type Compiled, type ProgramOptions, Programs, taskBytes } from "./programs.ts";
 import { selfCheck } from "./self_check.ts";
 import { SpareBuffers } from "./spare_buffers.ts";
@@ -87,6 +95,12 @@ export interface AttentionOptions extends ProgramOptions, Limits {}
 /** Finds the choice to use and the variants of its program, ready to run. */
 type Find = Programs["find"];
 
+/** What queries have on the device. */
+interface Placed {
+  readonly pieces: ReadonlyArray<Rows>;
+  readonly pairs: PairMemory | undefined;
+}
+
 /** Attention on one device. Its programs live as long as the device. */
 export class WebgpuAttention {
   readonly #gpu: Gpu;
@@ -158,10 +172,15 @@ export class WebgpuAttention {
       ? queries.bytes
       : bytesOf(decode(queries.dtype, queries.bytes));
 
+    const pairs = queries.attention === undefined
+      ? undefined
+      : await PairMemory.place(this.#gpu, queries.attention);
     const pieces: Array<Rows> = [];
+    const placed: Placed = { pieces, pairs };
     // What failed may be a buffer that is none, or one that was lost with the device.
     let sound = true;
     const close = () => {
+      pairs?.destroy();
       for (const { queries, outputs, tops } of pieces.splice(0)) {
         for (const buffer of [queries, outputs, tops]) {
           if (sound) this.#spare.give(buffer);
@@ -214,7 +233,7 @@ export class WebgpuAttention {
     return {
       absorb: async (block, tiles, band) => {
         const mine = issued.then(() =>
-          this.#issue(find, limits, queries, pieces, block, tiles, band)
+          this.#issue(find, limits, queries, placed, block, tiles, band)
         );
         const done = bothDone(over, mine.then(({ done }) => done));
         [issued, over] = [mine, done];
@@ -230,7 +249,7 @@ export class WebgpuAttention {
     find: Find,
     limits: Limits,
     queries: Queries,
-    rows: ReadonlyArray<Rows>,
+    { pieces: rows, pairs }: Placed,
     block: KeyValues,
     tiles: ReadonlyArray<Tile>,
     band: Band,
@@ -247,12 +266,15 @@ export class WebgpuAttention {
         const parts = partsOf(rows, piece, tiles, band);
         const of = (name: VariantName) =>
           parts.filter((part) => variantFor(part, group, clear) === name);
-        return { piece, parts: { clear: of("clear"), masked: of("masked") } };
+        return {
+          piece,
+          parts: { clear: of("clear"), masked: of("masked"), pairwise: of("pairwise") },
+        };
       });
-      return variants.filter((name) => work.some(({ parts }) => parts[name].length > 0));
-    });
+      return allVariants.filter((name) => work.some(({ parts }) => parts[name].length > 0));
+    }, pairs?.program);
     if (compiled.length === 0) return { done: Promise.resolve() };
-    const programs = variants
+    const programs = allVariants
       .filter((name) => work.some(({ parts }) => parts[name].length > 0))
       .map((name, i) => [name, compiled[i]!] as const);
     const size = block.bytes.length / 2;
@@ -260,7 +282,7 @@ export class WebgpuAttention {
     const memory = this.#memory[version.keysIn];
     const done = this.#gpu.queue(() => {
       for (const { piece, parts } of work) {
-        if (variants.every((name) => parts[name].length === 0)) continue;
+        if (allVariants.every((name) => parts[name].length === 0)) continue;
         // The queue keeps the order, so that no piece overwrites one that is still read.
         const heads = { heads: batch * piece.count * kvHeads, headDim, dtype };
         const [keys, values] = [memory.keys(heads), memory.values(heads)];
@@ -279,6 +301,7 @@ export class WebgpuAttention {
           blocking.rows * blocking.lanes,
           programs.flatMap(([name, program]) => parts[name].map((part) => ({ program, part }))),
           [keys.resource, values.resource],
+          pairs?.entries ?? [],
         );
       }
     });
@@ -292,6 +315,7 @@ export class WebgpuAttention {
     group: number,
     work: ReadonlyArray<{ readonly program: Compiled; readonly part: Part<Rows> }>,
     [keys, values]: readonly [GPUBindingResource, GPUBindingResource],
+    asked: ReadonlyArray<GPUBindGroupEntry>,
   ): void {
     const stride = this.#taskStride;
     const data = new Int32Array(work.length * stride / 4);
@@ -321,13 +345,16 @@ export class WebgpuAttention {
       const entry = bound.get(rows) ?? this.#device.createBindGroup({
         layout: program.layout,
         entries: [
-          { buffer: tasks, size: taskBytes },
-          { buffer: rows.queries },
-          keys,
-          values,
-          { buffer: rows.outputs },
-          { buffer: rows.tops },
-        ].map((resource, binding) => ({ binding, resource })),
+          ...[
+            { buffer: tasks, size: taskBytes },
+            { buffer: rows.queries },
+            keys,
+            values,
+            { buffer: rows.outputs },
+            { buffer: rows.tops },
+          ].map((resource, binding) => ({ binding, resource })),
+          ...asked,
+        ],
       });
       bound.set(rows, entry);
       pass.setBindGroup(0, entry, [i * stride]);

@@ -55,7 +55,8 @@ export const bufferMemory = (device: GPUDevice, label: string): KeyMemory => {
 const heightFor = (rows: number): number => Math.max(rows | 1, 3);
 
 /** Rows of a texture that can be used where its height has a limit. */
-export const rowsWithin = (tallest: number): number => (tallest - 1) | 1;
+export const rowsWithin = (tallest: number): number =>
+  tallest === Infinity ? tallest : (tallest - 1) | 1;
 
 /** Heads side by side in the rows of a texture. */
 export const textureMemory = (device: GPUDevice, label: string): KeyMemory => {

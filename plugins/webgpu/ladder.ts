@@ -114,6 +114,12 @@ export const bestFirst = (software: boolean): ReadonlyArray<Version> =>
 /** Rows times keys whose scores are worth holding at once: with more a program compiles for a minute. */
 const mostScores = 64;
 
+/** Components of its rows that an invocation holds: with more a program compiles for minutes. */
+const mostComponents = 1024;
+
+/** Rows that an invocation may have at a head dimension. */
+export const mostRows = (headDim: number): number => Math.floor(mostComponents / headDim);
+
 /** What a blocking must be, in words. */
 export const blockingNeeded =
   `rows from 1 to 16, keys 1, 2, 4, 8 or 16, at most ${mostScores} of rows times keys, and lanes from 1 to 256`;

@@ -17,6 +17,7 @@ import {
   type Choice,
   isBlocking,
   ladder,
+  mostRows,
   type Version,
   versionNamed,
 } from "./ladder.ts";
@@ -90,7 +91,12 @@ export const openWebgpu = async (options: WebgpuOptions = {}): Promise<Attention
   };
 
   const { maxBufferSize, maxStorageBufferBindingSize, maxTextureDimension2D } = adapter.limits;
-  const requiredLimits = { maxBufferSize, maxStorageBufferBindingSize, maxTextureDimension2D };
+  const requiredLimits = {
+    maxBufferSize,
+    maxStorageBufferBindingSize,
+    maxTextureDimension2D,
+    maxStorageBuffersPerShaderStage: adapter.limits.maxStorageBuffersPerShaderStage,
+  };
   const vector = vectorOf(adapter.info);
   let gpu: Gpu | undefined;
   let subgroups: Subgroups = { size: vector, directive: "" };
@@ -126,20 +132,33 @@ export const openWebgpu = async (options: WebgpuOptions = {}): Promise<Attention
   /** What was measured, where it can run: a file may say anything. */
   const bestFor = (task: Task): ReadonlyArray<Choice> => {
     const best = measured?.choice(task);
-    if (best === undefined || !versions.includes(best.version)) return [];
+    if (best === undefined) return [];
     const { version: { name }, blocking: { lanes } } = best;
-    if (!best.version.subgroups || lanes === subgroups.size) return [best];
-    const sentence = `the tuning in ${path} is not used: it has ${lanes} lanes for kernel ` +
-      `"${name}", and a subgroup here ${subgroups.size}; annulus bench --kernel measures anew`;
+    const tried = versions.includes(best.version);
+    if (tried && (!best.version.subgroups || lanes === subgroups.size)) return [best];
+    const why = tried
+      ? `it has ${lanes} lanes for kernel "${name}", and a subgroup here ${subgroups.size}`
+      : `kernel "${name}" is none of those that are tried here`;
+    const sentence =
+      `the tuning in ${path} is not used: ${why}; annulus bench --kernel measures anew`;
     if (!notes.includes(sentence)) warn(sentence);
     return [];
+  };
+  /** The sizes that somebody asked for, where a program of that head dimension compiles with them. */
+  const asked = (headDim: number): Blocking | undefined => {
+    const { blocking } = options;
+    if (blocking === undefined || blocking.rows <= mostRows(headDim)) return blocking;
+    throw new Error(
+      `a blocking of ${blocking.rows} rows is too large for head dim ${headDim}: at most ` +
+        mostRows(headDim),
+    );
   };
   const attention = new WebgpuAttention(gpu, {
     choices: (dtype, headDim) => [
       ...bestFor({ dtype, headDim }),
       ...versions.map((version) => ({
         version,
-        blocking: options.blocking ?? version.blocking({ headDim, vector }),
+        blocking: asked(headDim) ?? version.blocking({ headDim, vector }),
       })),
     ],
     directive: subgroups.directive,
@@ -167,6 +186,7 @@ export const openWebgpu = async (options: WebgpuOptions = {}): Promise<Attention
       software,
       features: [...gpu.device.features],
       gradients: true,
+      forms: "WGSL",
       memory: Deno.systemMemoryInfo().total,
       largestTensor: largestBuffer,
       notes,

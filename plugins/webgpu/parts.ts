@@ -23,6 +23,8 @@ export interface Part<R extends Piece> {
   readonly column: number;
   readonly keySpan: Span;
   readonly band: Band;
+  /** Each of its pairs is asked about. */
+  readonly pairwise: boolean;
 }
 
 /** As few pieces as possible, of equal length but for the last. */
@@ -64,6 +66,7 @@ export const partsOf = <R extends Piece>(
         column: columns.from - keys.from,
         keySpan: slice(tile.keys, columns.from - tile.column, columns.count),
         band: tile.full ? everything : band,
+        pairwise: tile.pairwise === true,
       }];
     });
   });
@@ -73,7 +76,7 @@ export const partsOf = <R extends Piece>(
  * of `group` rows and a program that takes `clear` keys at once.
  */
 export const variantFor = (
-  { querySpan, keySpan, band }: Part<Piece>,
+  { querySpan, keySpan, band, pairwise }: Part<Piece>,
   group: number,
   clear: number,
 ): VariantName | undefined => {
@@ -84,6 +87,7 @@ export const variantFor = (
     const keysUpTo = (p: number) => countUpTo(keySpan, p);
     const all = keysUpTo(farthest + band.ahead) - keysUpTo(nearest - band.back - 1);
     const common = keysUpTo(nearest + band.ahead) - keysUpTo(farthest - band.back - 1);
+    if (pairwise && all > 0) return "pairwise";
     if (all > Math.floor(Math.max(common, 0) / clear) * clear) return "masked";
     if (all > 0) found = "clear";
   }

@@ -10,11 +10,14 @@ import span from "../../kernels/span.wgsl" with { type: "text" };
 import workgroups from "../../kernels/workgroups.wgsl" with { type: "text" };
 import type { DType } from "../../runtime/dtype.ts";
 import type { Blocking, KeysIn, Version } from "./ladder.ts";
+import type { PairProgram } from "./pairs.ts";
 import { unroll } from "./unroll.ts";
 
-/** The two variants of a program: for keys that all rows of a workgroup see, and for any. */
+/** The variants of every program: for keys that all rows of a workgroup see, and for any. */
 export const variants = ["clear", "masked"] as const;
-export type VariantName = typeof variants[number];
+/** And one that asks for every pair whether it counts. */
+export const allVariants = [...variants, "pairwise"] as const;
+export type VariantName = typeof allVariants[number];
 
 /** What one program is made for. */
 export interface Variant {
@@ -24,6 +27,13 @@ export interface Variant {
   readonly headDim: number;
   readonly blocking: Blocking;
   readonly variant: VariantName;
+  /** What the queries' attention says of pairs. */
+  readonly pairs?: PairProgram;
+}
+
+/** One whose answers are known: it asks nobody about pairs. */
+export interface PlainVariant extends Omit<Variant, "pairs"> {
+  readonly variant: typeof variants[number];
 }
 
 /** Texels of a texture's row, at most. */
@@ -109,34 +119,44 @@ export const keyAccess = (dtype: DType, headDim: number, keysIn: KeysIn): string
 /** The whole WGSL text, but for the directive that adapters with subgroups may ask for. */
 export const program = (made: Variant): string => {
   const { version, dtype, headDim, blocking } = made;
-  const masked = made.variant === "masked";
+  const pairwise = made.variant === "pairwise";
+  const masked = made.variant === "masked" || pairwise;
+  const scored = made.pairs?.scored === true;
   const { rows: ROWS, lanes: LANES } = blocking;
   const QUADS = headDim / 4;
   const tiled = version.file === "attend_tiles";
   const TILE = tileKeys(headDim);
   const KEYS0 = tiled ? Math.min(blocking.keys, TILE) : blocking.keys;
   const KEYS1 = Math.min(KEYS0, mostMaskedKeys);
+  // Where each pair is asked about there are no clear keys, and the others are visited first.
+  const others = (visit: 0 | 1) => pairwise || visit === 1;
   const numbers = {
-    ...{ ROWS, KEYS0, KEYS1, LANES, QUADS },
+    ...{ ROWS, KEYS0: pairwise ? KEYS1 : KEYS0, KEYS1, LANES, QUADS },
     PARTS: Math.ceil(QUADS / LANES),
     // The clear keys, then the others.
-    VISITS: masked ? 2 : 1,
+    VISITS: masked && !pairwise ? 2 : 1,
     MASKED: Number(masked),
-    MASKED0: 0,
+    MASKED0: Number(others(0)),
     MASKED1: 1,
+    PAIRWISE: Number(pairwise),
+    SCORED: Number(scored),
+    PLACED: Number(pairwise || scored),
     BROADCAST: Number(version.subgroups),
   };
   return [
     `const ROWS = ${ROWS}u;`,
-    `const KEYS0 = ${KEYS0};`,
+    `const KEYS0 = ${numbers.KEYS0};`,
     `const KEYS1 = ${KEYS1};`,
+    `const OTHERS0 = ${others(0)};`,
+    `const OTHERS1 = ${others(1)};`,
     `const LANES = ${LANES}u;`,
     `const QUADS = ${QUADS}u;`,
-    `const CLEAR = ${clearGroup(made)};`,
+    `const CLEAR = ${pairwise ? 2 ** 30 : clearGroup(made)};`,
     ...(tiled ? [`const TILE = ${TILE};`] : []),
     keyAccess(dtype, headDim, version.keysIn),
     span,
     workgroups,
+    made.pairs?.text ?? "",
     unroll(task, numbers),
     unroll(tiled ? attendTiles : attend, numbers),
   ].join("\n");

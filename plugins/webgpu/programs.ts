@@ -8,7 +8,14 @@ import type { DType } from "../../runtime/dtype.ts";
 import { FirstThatWorks } from "./first_that_works.ts";
 import type { Gpu } from "./gpu.ts";
 import type { Choice, Version } from "./ladder.ts";
-import { program, texelFormat, type Variant, type VariantName } from "./program.ts";
+import { pairLayout, type PairProgram } from "./pairs.ts";
+import {
+  type PlainVariant,
+  program,
+  texelFormat,
+  type Variant,
+  type VariantName,
+} from "./program.ts";
 
 /** A program on the device, and what it is given. */
 export interface Compiled {
@@ -37,9 +44,10 @@ const nameOf = ({ version: { name }, blocking: { rows, keys, lanes } }: Choice):
 export class Programs {
   readonly #gpu: Gpu;
   readonly #options: ProgramOptions;
-  readonly #check: (made: Variant, compiled: Compiled) => Promise<void>;
+  readonly #check: (made: PlainVariant, compiled: Compiled) => Promise<void>;
   readonly #text: typeof program;
   readonly #checked = new Map<string, Promise<Compiled>>();
+  readonly #unchecked = new Map<string, Promise<Compiled>>();
   readonly #choices: FirstThatWorks<Choice>;
 
   /**
@@ -49,7 +57,7 @@ export class Programs {
   constructor(
     gpu: Gpu,
     options: ProgramOptions,
-    check: (made: Variant, compiled: Compiled) => Promise<void>,
+    check: (made: PlainVariant, compiled: Compiled) => Promise<void>,
     text = program,
   ) {
     this.#gpu = gpu;
@@ -75,6 +83,7 @@ export class Programs {
     dtype: DType,
     headDim: number,
     wanted: (choice: Choice) => ReadonlyArray<VariantName>,
+    pairs?: PairProgram,
   ): Promise<Choice & { readonly compiled: ReadonlyArray<Compiled> }> {
     const problem = `${dtype} and head dim ${headDim}`;
     return await this.#choices.find(
@@ -83,14 +92,22 @@ export class Programs {
       async (choice) => {
         const compiled: Array<Compiled> = [];
         for (const variant of wanted(choice)) {
-          compiled.push(await this.#checkedOnce({ ...choice, dtype, headDim, variant }));
+          const made = { ...choice, dtype, headDim };
+          const plain = await this.#checkedOnce({
+            ...made,
+            variant: variant === "pairwise" ? "masked" : variant,
+          });
+          // Answers of others are known to nobody: what they are made from is checked.
+          compiled.push(
+            pairs === undefined ? plain : await this.#compiledOnce({ ...made, variant, pairs }),
+          );
         }
         return { ...choice, compiled };
       },
     );
   }
 
-  #checkedOnce(made: Variant): Promise<Compiled> {
+  #checkedOnce(made: PlainVariant): Promise<Compiled> {
     const key = JSON.stringify(made);
     const before = this.#checked.get(key);
     if (before !== undefined) return before;
@@ -103,12 +120,19 @@ export class Programs {
     return checked;
   }
 
+  #compiledOnce(made: Variant): Promise<Compiled> {
+    const key = JSON.stringify({ ...made, pairs: made.pairs?.text });
+    const compiled = this.#unchecked.get(key) ?? this.#compile(made);
+    this.#unchecked.set(key, compiled);
+    return compiled;
+  }
+
   #compile(made: Variant): Promise<Compiled> {
     const { device } = this.#gpu;
-    const { version, dtype, headDim, variant } = made;
+    const { version, dtype, headDim, variant, pairs } = made;
     const label = `attend ${version.name}, ${dtype}, head dim ${headDim}, ${variant}`;
     return this.#gpu.run(() => {
-      const layout = bindings(device, version, dtype);
+      const layout = bindings(device, version, dtype, pairs);
       const directive = version.subgroups ? this.#options.directive : "";
       const pipeline = device.createComputePipeline({
         label,
@@ -124,7 +148,12 @@ export class Programs {
 }
 
 /** The bindings of `kernels/attend_task.wgsl`. */
-const bindings = (device: GPUDevice, { keysIn }: Version, dtype: DType): GPUBindGroupLayout => {
+const bindings = (
+  device: GPUDevice,
+  { keysIn }: Version,
+  dtype: DType,
+  pairs: PairProgram | undefined,
+): GPUBindGroupLayout => {
   const visibility = GPUShaderStage.COMPUTE;
   const storage = (binding: number, type: GPUBufferBindingType) => ({
     binding,
@@ -149,6 +178,7 @@ const bindings = (device: GPUDevice, { keysIn }: Version, dtype: DType): GPUBind
       keys(3),
       storage(4, "storage"),
       storage(5, "storage"),
+      ...(pairs === undefined ? [] : pairLayout(pairs)),
     ],
   });
 };

@@ -3,21 +3,21 @@
  *
  * @module
  */
-import { denseAttention } from "../../kernels/oracle.ts";
+import { denseAttention, type Rules } from "../../kernels/oracle.ts";
 import { decode, type DType, encode } from "../../runtime/dtype.ts";
 import type { AttentionKernel, Tile } from "../../runtime/kernel.ts";
-import { bandOf, type Mask } from "../../runtime/mask.ts";
+import { type Band, unbounded } from "../../runtime/mask.ts";
 import { contiguous } from "../../runtime/span.ts";
-import type { VariantName } from "./program.ts";
+import type { variants } from "./program.ts";
 
 const batch = 1, heads = 4, kvHeads = 2;
 
 /** The masks that bring a variant's keys about. */
-const masks: Readonly<Record<VariantName, Mask>> = {
+const masks: Readonly<Record<typeof variants[number], Rules & { readonly band: Band }>> = {
   // Keys that every row sees.
-  clear: { kind: "full" },
+  clear: { sees: () => true, band: { back: unbounded, ahead: unbounded } },
   // Keys that every row of a workgroup sees, with others before and after them.
-  masked: { kind: "window", window: 100 },
+  masked: { sees: (_b, _h, q, k) => k <= q && k > q - 100, band: { back: 99, ahead: 0 } },
 };
 
 /**
@@ -43,10 +43,10 @@ export const selfCheck = async (
   kernel: Pick<AttentionKernel, "begin">,
   dtype: DType,
   headDim: number,
-  variant: VariantName,
+  variant: keyof typeof masks,
   group: number,
 ): Promise<void> => {
-  const mask = masks[variant];
+  const rules = masks[variant];
   const tokens = tokensFor(group);
   const rows = tokens - missing;
   const shape = { batch, heads, kvHeads, headDim, scale: Math.SQRT2 / Math.sqrt(headDim) };
@@ -54,7 +54,7 @@ export const selfCheck = async (
   const q = numbers(0, tokens * width);
   const [k, v] = [1, 2].map((phase) => encode(dtype, numbers(phase, tokens * kvHeads * headDim)));
   const expected = denseAttention(
-    { ...shape, tokens, mask },
+    { ...shape, tokens, rules },
     q,
     decode(dtype, k!),
     decode(dtype, v!),
@@ -78,7 +78,7 @@ export const selfCheck = async (
       keys,
       full: variant === "clear",
     }));
-    await accumulation.absorb({ tokens, dtype, bytes }, tiles, bandOf(mask));
+    await accumulation.absorb({ tokens, dtype, bytes }, tiles, rules.band);
     const { o, lse } = await accumulation.finish();
     const compare = (what: string, found: Float32Array, wanted: (i: number) => number) => {
       const wrong = found.findIndex((x, i) => !(Math.abs(x - wanted(i)) <= bound));

@@ -8,7 +8,7 @@ import type { DType } from "../../runtime/dtype.ts";
 import { version } from "../../runtime/version.ts";
 import type { AdapterInfo } from "./adapter.ts";
 import { cacheHome } from "./environment.ts";
-import { type Choice, isBlocking, versionNamed } from "./ladder.ts";
+import { type Choice, isBlocking, mostRows, versionNamed } from "./ladder.ts";
 
 /** What is asked of a kernel. */
 export interface Task {
@@ -60,12 +60,14 @@ const isRecord = (value: unknown): value is Record<string, unknown> =>
   typeof value === "object" && value !== null;
 
 /** A file may hold anything: whatever its numbers are, a program must be able to have them, and compile in time. */
-const choiceOf = (kept: unknown): Choice | undefined => {
+const choiceOf = (task: string, kept: unknown): Choice | undefined => {
   if (!isRecord(kept)) return undefined;
+  const headDim = Number(/^(?:f32|f16|bf16) (\d+)$/.exec(task)?.[1]);
   const { kernel, rows, keys, lanes } = kept;
   const version = typeof kernel === "string" ? versionNamed(kernel) : undefined;
   const blocking = { rows, keys, lanes };
-  return version !== undefined && isBlocking(blocking) ? { version, blocking } : undefined;
+  if (version === undefined || !isBlocking(blocking)) return undefined;
+  return blocking.rows <= mostRows(headDim) ? { version, blocking } : undefined;
 };
 
 const parse = (text: string): Tuning => {
@@ -73,7 +75,8 @@ const parse = (text: string): Tuning => {
   if (
     !isRecord(found) || typeof found["annulus"] !== "string" || !isRecord(found["adapters"]) ||
     !Object.values(found["adapters"]).every((best) =>
-      isRecord(best) && Object.values(best).every((kept) => choiceOf(kept) !== undefined)
+      isRecord(best) &&
+      Object.entries(best).every(([task, kept]) => choiceOf(task, kept) !== undefined)
     )
   ) {
     throw new Error("it does not have the form of one");
@@ -102,11 +105,12 @@ export const readTuning = (path: string, info: AdapterInfo): Measured => {
     return unused(`it is of annulus ${tuning.annulus}, and this is annulus ${version}; ${anew}`);
   }
   const best = tuning.adapters[nameOf(info)];
+  if (Object.keys(tuning.adapters).length === 0) return nothing;
   if (best === undefined) {
     const others = Object.keys(tuning.adapters).join("; ");
     return unused(`it is of ${others}, and this is ${nameOf(info)}; ${anew}`);
   }
-  return { choice: (task) => choiceOf(best[keyOf(task)]) };
+  return { choice: (task) => choiceOf(keyOf(task), best[keyOf(task)]) };
 };
 
 /** All that a file holds, for people. Throws where it cannot be read or is none. */

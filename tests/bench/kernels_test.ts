@@ -117,7 +117,15 @@ Deno.test("deno task bench says at once what it cannot do", async () => {
   for (
     const [flags, code, sentence] of [
       [["--quick", "--only", "cpu"], 2, /^bench: --only is no flag of both benches/],
-      [["ring", "--quick", "--rings", ""], 2, /numbers from 1 to 64 with commas between/],
+      [["ring", "--quick", "--rings", ""], 2, /whole numbers from 1 to 64 with commas between/],
+      [["ring", "--quick", "--rings", "1.5"], 2, /whole numbers from 1 to 64 with commas between/],
+      [["ring", "--quick", "--devices", ","], 2, /webgpu, cpu, reference, with commas between/],
+      [["kernels", "--quick", "--versions", "9"], 2, /whole numbers from 1 to 5 with commas/],
+      [
+        ["kernels", "--quick", "--only", "reference", "--out", "/proc/nope"],
+        1,
+        /^bench: cannot write results to "\/proc\/nope": .*\n$/,
+      ],
       [
         ["kernels", "--quick", "--only", "nobody"],
         2,

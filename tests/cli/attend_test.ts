@@ -10,12 +10,12 @@ import { denseAttention, denseGradients } from "../../kernels/oracle.ts";
 import { libraryName } from "../../plugins/cpu/blas.ts";
 import { decode, encode } from "../../runtime/dtype.ts";
 import { findLibrary } from "../../runtime/library.ts";
-import type { Mask } from "../../runtime/mask.ts";
 import type { Problem } from "../../runtime/plan.ts";
 import { annulus, scratch, twoAtOnce } from "../support/cli.ts";
 import { maxAbs, relativeL2 } from "../support/closeness.ts";
 import { noNatsServer } from "../support/nats.ts";
 import { tensorsOf } from "../support/tensors.ts";
+import { causal, full, judged, type Mask, window } from "../support/masks.ts";
 
 const noLibrary = findLibrary(libraryName) === undefined;
 const maker = new URL("../support/make_safetensors.py", import.meta.url);
@@ -50,18 +50,22 @@ const make = async (path: string, { kvHeads, headDim, ...shape }: Shape, more: s
 };
 
 const maskOf = (flags: ReadonlyArray<string>): Mask => {
-  const window = flags.indexOf("--window");
-  if (window >= 0) return { kind: "window", window: Number(flags[window + 1]) };
-  return { kind: flags.includes("--causal") ? "causal" : "full" };
+  const at = flags.indexOf("--window");
+  if (at >= 0) return window(Number(flags[at + 1]));
+  return flags.includes("--causal") ? causal : full;
 };
 
 /** What is right, of the values as they travel. */
 const expected = (input: string, shape: Shape, flags: ReadonlyArray<string>) => {
   const { q, k, v } = tensorsOf(input);
   const wire = flags.includes("--wire") ? "f16" : "f32";
-  const problem: Problem = { ...shape, scale: 1 / Math.sqrt(shape.headDim), mask: maskOf(flags) };
+  const problem: Problem = {
+    ...shape,
+    scale: 1 / Math.sqrt(shape.headDim),
+    attention: maskOf(flags),
+  };
   const [keys, values] = [k!, v!].map((tensor) => decode(wire, encode(wire, tensor.values)));
-  return denseAttention(problem, q!.values, keys!, values!);
+  return denseAttention(judged(problem), q!.values, keys!, values!);
 };
 
 /** Attends, compares with float64, and gives the report and the bytes of the output. */
@@ -121,7 +125,10 @@ it("attend is exact for every ring, layout and mask", async (folder) => {
     const { report } = found[i]!;
     const at = flags.indexOf("--ring");
     assert.equal(report.ring, at < 0 ? flags.length === 2 ? 2 : 1 : Number(flags[at + 1]));
-    assert.deepEqual(report.mask, maskOf(flags));
+    assert.deepEqual(
+      report.attention,
+      maskOf(flags).map(({ definition: { name }, params }) => ({ name, params })),
+    );
   }
   assert.deepEqual(found[8]!.report.ranks.map(({ tokens }) => tokens), [58, 0, 145]);
 });
@@ -132,7 +139,7 @@ it("attend computes gradients where the file has a cotangent, and verifies them"
   await make(input, shape, ["--cotangent"]);
   const { q, k, v, do: cotangent } = tensorsOf(input);
   const right = denseGradients(
-    { ...shape, scale: 1 / Math.sqrt(shape.headDim), mask: { kind: "causal" } },
+    judged({ ...shape, scale: 1 / Math.sqrt(shape.headDim), attention: causal }),
     q!.values,
     k!.values,
     v!.values,

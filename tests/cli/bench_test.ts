@@ -24,6 +24,9 @@ Deno.test({
     const folder = await Deno.makeTempDir({ prefix: "annulus-bench-" });
     const env = { XDG_CACHE_HOME: folder, DENO_DIR: Deno.env.get("DENO_DIR") ?? denoFolder };
     try {
+      const nothing = await annulus(["bench", "--kept"], { env });
+      assert.equal(nothing.code, 0);
+      assert.match(nothing.stdout, /^nothing is kept in .*annulus-webgpu-tuning.json\n$/);
       const args = ["bench", "--kernel", "--head-dim", "4", "--tokens", "64", "--json"];
       const { code, stdout, stderr } = await annulus(args, { env });
       assert.equal(code, 0, stderr);
@@ -32,6 +35,11 @@ Deno.test({
       assert.ok(kernels.length > 5);
       assert.ok(kernels.every(({ full, causal }) => full > 0 && causal > 0));
       assert.ok(kernels.some(({ kernel }) => kernel === said.best.kernel));
+      // The fastest first, and the best about as fast.
+      const speed = ({ full, causal }: Row) => 1.5 / (1 / full + 0.5 / causal);
+      const speeds = kernels.map(speed);
+      assert.deepEqual(speeds, speeds.toSorted((a, b) => b - a));
+      assert.ok(speed(said.best) >= 0.95 * speeds[0]!);
       assert.equal(said.kept, `${folder}/annulus-webgpu-tuning.json`);
       const kept = JSON.parse(await Deno.readTextFile(said.kept));
       assert.equal(kept.adapters[Object.keys(kept.adapters)[0]!]["f32 4"].kernel, said.best.kernel);

@@ -10,21 +10,21 @@ import { boundsFor, judge, mustBeExact } from "../../cli/judge.ts";
 import { judgeGradients } from "../../cli/judge_gradients.ts";
 import { denseAttention, denseGradients } from "../../kernels/oracle.ts";
 import { openSafetensors } from "../../plugins/safetensors.ts";
-import type { Mask } from "../../runtime/mask.ts";
 import { planOf } from "../../runtime/plan.ts";
 import { scratch } from "../support/cli.ts";
 import { normals } from "../support/random.ts";
 import { fileOfTensors } from "../support/tensors.ts";
+import { causal, judged, type Mask, window } from "../support/masks.ts";
 
 const [batch, tokens, heads, kvHeads, headDim] = [2, 120, 4, 2, 16];
 const q = normals(1, batch * tokens * heads * headDim);
 const [k, v] = [2, 3].map((seed) => normals(seed, batch * tokens * kvHeads * headDim));
 const cotangent = normals(4, q.length);
-const causal: Mask = { kind: "causal" };
 
 /** What is right. */
 const resultsOf = (mask: Mask) => {
-  const shape = { batch, tokens, heads, kvHeads, headDim, scale: 1 / Math.sqrt(headDim), mask };
+  const scale = 1 / Math.sqrt(headDim);
+  const shape = judged({ batch, tokens, heads, kvHeads, headDim, scale, attention: mask });
   return {
     ...denseAttention(shape, q, k!, v!),
     ...denseGradients(shape, q, k!, v!, cotangent),
@@ -85,7 +85,7 @@ Deno.test("--verify passes a result that is rounded to float32, whose every row 
 });
 
 Deno.test("--verify finds what is wrong with gradients whose terms cancel", async () => {
-  const alone: Mask = { kind: "window", window: 1 };
+  const alone: Mask = window(1);
   const tiny = (x: Float32Array, error: number) => x.forEach((_, i) => x[i] = error * (-1) ** i);
   const right = await verdict(({ dq, dk }) => [dq, dk].forEach((x) => tiny(x, 2e-8)), alone);
   assert.ok(Result.isSuccess(right.result), `${JSON.stringify(right.figures)}`);

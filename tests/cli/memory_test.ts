@@ -8,6 +8,7 @@ import assert from "node:assert/strict";
 import { planOf } from "../../runtime/plan.ts";
 import { annulus, scratch, twoAtOnce } from "../support/cli.ts";
 import { fileOfTensors } from "../support/tensors.ts";
+import { window as windowed } from "../../plugins/attention.ts";
 
 const [tokens, heads, headDim, window] = [32_768, 2, 32, 64];
 const sizes = [1, 2, 4, 8, 16];
@@ -35,7 +36,7 @@ Deno.test("kv_peak_bytes is what the plan allows, and falls as 1/N", async () =>
         kvHeads: heads,
         headDim,
         scale: 1,
-        mask: { kind: "window", window },
+        attention: [windowed({ size: window })],
       },
       layout: "contiguous",
       weights: Array.from({ length: ring }, () => 1),
@@ -45,8 +46,9 @@ Deno.test("kv_peak_bytes is what the plan allows, and falls as 1/N", async () =>
     assert.equal(peaks.length, ring);
     for (const [rank, peak] of peaks.entries()) {
       assert.ok(peak <= plan.ranks[rank]!.kvBytes, `rank ${rank} of ${ring}`);
-      // Its own shard, and of its left neighbour's the last quarter, where its first windows begin.
-      assert.equal(peak, whole / ring * (rank === 0 ? 1 : 1.25), `rank ${rank} of ${ring}`);
+      // Its own shard, and of its left neighbour's the last tokens, where its first windows begin.
+      const halo = rank === 0 ? 0 : (window - 1) / tokens;
+      assert.equal(peak, whole * (1 / ring + halo), `rank ${rank} of ${ring}`);
     }
   });
 });

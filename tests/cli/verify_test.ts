@@ -9,7 +9,7 @@ import { annulus, twoAtOnce } from "../support/cli.ts";
 interface Row {
   readonly ring: number;
   readonly layout: string;
-  readonly mask: { readonly kind: string };
+  readonly attention: string;
   readonly wire: string;
   readonly o: number;
   readonly lse: number;
@@ -29,13 +29,13 @@ Deno.test("verify passes the reference device, for people and programs", async (
   assert.equal(info.name, device);
   if (/llvmpipe|lavapipe|swiftshader|JavaScript/i.test(info.backend)) assert.ok(info.software);
   const rows: ReadonlyArray<Row> = cases;
-  const sizes = rows.filter(({ layout, mask, wire }) =>
-    layout === "zigzag" && mask.kind === "causal" && wire === "f32"
+  const sizes = rows.filter(({ layout, attention, wire }) =>
+    layout === "zigzag" && attention === "causal" && wire === "f32"
   ).map(({ ring }) => ring);
   assert.deepEqual(sizes.slice(0, 16), Array.from({ length: 16 }, (_, i) => i + 1));
   for (const layout of ["contiguous", "striped", "zigzag"]) {
-    for (const kind of ["causal", "full", "window"]) {
-      assert.ok(rows.some((row) => row.layout === layout && row.mask.kind === kind));
+    for (const kind of ["causal", "bidirectional", "window(size: 20)"]) {
+      assert.ok(rows.some((row) => row.layout === layout && row.attention === kind));
     }
   }
   assert.deepEqual([...new Set(rows.map(({ wire }) => wire))], ["f32", "f16", "bf16"]);
@@ -46,7 +46,7 @@ Deno.test("verify passes the reference device, for people and programs", async (
 
   assert.equal(words!.code, 0);
   const lines = words!.stdout.trim().split("\n");
-  assert.match(lines[0]!, /^N +layout +mask +wire +error of o +error of lse$/);
+  assert.match(lines[0]!, /^N +layout +attention +wire +error of o +error of lse$/);
   assert.equal(lines.length, rows.length + 2);
   assert.match(lines.at(-1)!, /^largest over smallest error of o for N = 1…16: 1\.\d\d$/);
   assert.match(words!.stderr, /^97 tokens, .*\n$/);

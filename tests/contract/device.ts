@@ -8,12 +8,12 @@
 import { Effect, ManagedRuntime } from "effect";
 import assert from "node:assert/strict";
 import { denseAttention } from "../../kernels/oracle.ts";
+import { namesOf } from "../../runtime/attention.ts";
 import type { Problem } from "../../runtime/plan.ts";
 import { Device } from "../../runtime/device.ts";
 import { decode, type DType, encode } from "../../runtime/dtype.ts";
 import type { DeviceFailed } from "../../runtime/errors.ts";
 import type { Attended } from "../../runtime/kernel.ts";
-import { bandOf, type Mask } from "../../runtime/mask.ts";
 import type { DevicePlugin } from "../../runtime/plugin.ts";
 import { maxAbs, relativeL2, sameNumbers } from "../support/closeness.ts";
 import {
@@ -31,6 +31,7 @@ import {
   unaligned,
 } from "../support/cut.ts";
 import { normals, uniform } from "../support/random.ts";
+import { bandOf, causal, full, judged, type Mask, window } from "../support/masks.ts";
 
 /** One promise of the contract; fails by `assert`. */
 export interface DeviceCase {
@@ -38,13 +39,20 @@ export interface DeviceCase {
   readonly run: Effect.Effect<void, DeviceFailed, Device>;
 }
 
-const causal: Mask = { kind: "causal" };
-
 /** A small problem, to be changed where a case is about something. */
 export const problem = (changes: Partial<Problem> = {}): Problem => {
   const headDim = changes.headDim ?? 64;
   const scale = 1 / Math.sqrt(headDim);
-  return { batch: 1, tokens: 62, heads: 4, kvHeads: 2, headDim, scale, mask: causal, ...changes };
+  return {
+    batch: 1,
+    tokens: 62,
+    heads: 4,
+    kvHeads: 2,
+    headDim,
+    scale,
+    attention: causal,
+    ...changes,
+  };
 };
 
 /** Standard normal inputs, times `factor`. */
@@ -104,12 +112,12 @@ const lengths: ReadonlyArray<DeviceCase> = [[1, 1], [3, 1], [1, 31], [2, 31], [3
   }));
 
 const masks: ReadonlyArray<DeviceCase> = ([
-  { kind: "full" },
+  full,
   causal,
-  ...[1, 28, 29, 30, 61, 100, 4000].map((window) => ({ kind: "window", window }) as const),
+  ...[1, 28, 29, 30, 61, 100, 4000].map(window),
 ] satisfies Array<Mask>).map((mask) => ({
-  name: `mask ${mask.kind}${mask.kind === "window" ? ` ${mask.window}` : ""} over blocks of 29`,
-  run: check(whole(problem({ tokens: 100, mask }), { lengths: [29, 29, 29, 13] })),
+  name: `${namesOf(mask)} over blocks of 29`,
+  run: check(whole(problem({ tokens: 100, attention: mask }), { lengths: [29, 29, 29, 13] })),
 }));
 
 const scale: DeviceCase = {
@@ -171,11 +179,11 @@ const rings: ReadonlyArray<DeviceCase> = Object.entries(layouts).map(([layout, s
   name: `every rank of a ring of 3, ${layout}`,
   run: checkEach(([
     causal,
-    ...[3, 20].map((window) => ({ kind: "window", window }) as const),
-    { kind: "full" },
+    ...[3, 20].map(window),
+    full,
   ] as Array<Mask>)
     .flatMap((mask) => {
-      const cut = whole(problem({ tokens: 131, mask }));
+      const cut = whole(problem({ tokens: 131, attention: mask }));
       return shards.map((queries, rank) => ({
         ...cut,
         queries,
@@ -202,8 +210,8 @@ const parts: DeviceCase = {
 const farPositions: DeviceCase = {
   name: "positions near 2³⁰",
   run: checkEach(
-    ([causal, { kind: "window", window: 20 }] as Array<Mask>).map((mask) =>
-      whole(problem({ mask }), { offset: 2 ** 30 - 100 })
+    ([causal, window(20)] as Array<Mask>).map((mask) =>
+      whole(problem({ attention: mask }), { offset: 2 ** 30 - 100 })
     ),
   ),
 };
@@ -226,7 +234,7 @@ const emptyShard: DeviceCase = {
 const noTiles: DeviceCase = {
   name: "a block of which no pair counts",
   run: Effect.gen(function* () {
-    const cut = whole(problem({ mask: { kind: "full" } }));
+    const cut = whole(problem({ attention: full }));
     const [first, second] = cut.blocks as [Tokens, Tokens];
     const expected = yield* attend({ ...cut, blocks: [first] });
     const accumulator = yield* begin(cut);
@@ -316,7 +324,7 @@ const lowest: DeviceCase = {
 const farBlocks: ReadonlyArray<DeviceCase> = [100, -100].map((step) => ({
   name: `two blocks whose log-sum-exps differ by ${step}`,
   run: Effect.suspend(() => {
-    const shape = problem({ mask: { kind: "full" } });
+    const shape = problem({ attention: full });
     const { headDim, kvHeads, scale } = shape;
     const { q, k, v } = inputsOf(shape);
     for (let i = 0; i < q.length; i += headDim) q[i] = 1;
@@ -329,7 +337,7 @@ const farBlocks: ReadonlyArray<DeviceCase> = [100, -100].map((step) => ({
 const changingSizes: DeviceCase = {
   name: "large scores may follow small ones, and small ones large ones",
   run: Effect.forEach([[1, 40], [40, 1], [1, 40, 1]], (factors) => {
-    const shape = problem({ tokens: 300, mask: { kind: "full" } });
+    const shape = problem({ tokens: 300, attention: full });
     const { kvHeads, headDim, tokens } = shape;
     const { q, k, v } = inputsOf(shape);
     const each = k.length / factors.length;
@@ -389,7 +397,7 @@ const beyondRange: ReadonlyArray<DeviceCase> = (["+∞", "−∞", "no number"] 
     }
     const cut = whole(shape, { inputs: { q, k, v }, lengths: [1, 19, 31, 11] });
     const { o, lse } = yield* attend(cut);
-    const wanted = denseAttention(shape, q, k, v);
+    const wanted = denseAttention(judged(shape), q, k, v);
     let refused = 0;
     lse.forEach((value, row) => {
       const [h, token] = [Math.floor(row / shape.tokens), row % shape.tokens];
@@ -416,13 +424,15 @@ const misfits: DeviceCase = {
     const refused: ReadonlyArray<readonly [Partial<typeof queries>, RegExp]> = [
       [{ headDim: 6 }, /head dim must be a multiple of 4 from 4 to 256: found 6/],
       [{ headDim: 260 }, /head dim must be a multiple of 4 from 4 to 256: found 260/],
+      [{ headDim: "8" as unknown as number }, /head dim must be a whole number from 0 on: found 8/],
       [{ headDim: 0 }, /head dim must be a multiple of 4 from 4 to 256: found 0/],
       [{ kvHeads: 3 }, /query heads must be a multiple of the 3 KV heads: found 4/],
       [{ kvHeads: 0 }, /number of KV heads must be a whole number from 1 on: found 0/],
       [{ heads: 0 }, /number of query heads must be a whole number from 1 on: found 0/],
       [{ batch: 0.5 }, /batch size must be a whole number from 1 on: found 0.5/],
       [{ tokens: -1 }, /number of query tokens must be a whole number from 0 on: found -1/],
-      [{ scale: NaN }, /score scale must be a finite number: found NaN/],
+      [{ scale: NaN }, /score scale must be a finite float32: found NaN/],
+      [{ scale: 1e39 }, /score scale must be a finite float32: found 1e\+39/],
       [{ tokens: 61 }, /a shard of 62464 bytes was announced, 63488 came/],
     ];
     for (const [changes, sentence] of refused) {
@@ -448,6 +458,22 @@ const misfits: DeviceCase = {
       [{}, { keys: stretch(0, 21) }, /in the 20 keys that there are: found 0 … 20/],
       [{}, { row: -1 }, /first of a tile's query rows must be a whole number from 0 on: found -1/],
       [{}, { keys: stretch(2 ** 30 - 19, 2 ** 30 + 1) }, /its positions end before 1073741824/],
+      [
+        {},
+        { queries: stretch(2 ** 30 - tokens + 1, 2 ** 30 + 1) },
+        /its positions end before 1073741824/,
+      ],
+      [{}, { keys: { ...stretch(0, 20), count: 0.5 } }, /number of a tile's keys must be a whole/],
+      [{}, { keys: { ...stretch(0, 20), run: 0 } }, /run of a span of keys must be a whole number/],
+      [
+        {},
+        { keys: { ...stretch(0, 20), stride: 3 } },
+        /stride of a span of keys must be .* from 20/,
+      ],
+      [{}, { keys: { ...stretch(0, 20), start: NaN } }, /start of a span of keys must be a whole/],
+      [{}, { keys: { ...stretch(0, 20), first: -1 } }, /first token of a span of keys must be a/],
+      [{}, { keys: { ...stretch(0, 20), stride: 2 ** 40 } }, /must have numbers below 1073741824/],
+      [{ tokens: 20.5 }, {}, /number of a block's tokens must be a whole number from 0 on/],
     ];
     for (const [blockChanges, tileChanges, sentence] of absorbed) {
       const accumulator = yield* device.begin(queries);
@@ -457,6 +483,13 @@ const misfits: DeviceCase = {
         bandOf(causal),
       )).pipe(Effect.orDie);
       assert.match(message, sentence);
+    }
+    for (const band of [{ back: Infinity, ahead: 0 }, { back: 0, ahead: 1.5 }]) {
+      const accumulator = yield* device.begin(queries);
+      const keyValues = { ...block, dtype: "f32" } as const;
+      const { message } = yield* Effect.flip(accumulator.absorb(keyValues, [tile], band))
+        .pipe(Effect.orDie);
+      assert.match(message, /a band must have whole numbers up to 1073741824 in size: found/);
     }
     yield* check(cut); // and it goes on serving
   }).pipe(Effect.scoped),
@@ -476,7 +509,7 @@ const interleaved: DeviceCase = {
   name: "two accumulators do not disturb each other",
   run: Effect.gen(function* () {
     const ours = whole(problem({ tokens: 131 }), { lengths: [20, 51, 60] });
-    const theirs = whole(problem({ heads: 6, mask: { kind: "full" } }), { lengths: [7, 40, 15] });
+    const theirs = whole(problem({ heads: 6, attention: full }), { lengths: [7, 40, 15] });
     const [a, b] = [yield* begin(ours), yield* begin(theirs)];
     for (let i = 0; i < 3; i++) {
       yield* Effect.all([absorb(ours, a, ours.blocks[i]!), absorb(theirs, b, theirs.blocks[i]!)], {

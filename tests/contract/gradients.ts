@@ -4,11 +4,11 @@
  *
  * @module
  */
+import { namesOf } from "../../runtime/attention.ts";
 import { Effect } from "effect";
 import assert from "node:assert/strict";
 import { Device } from "../../runtime/device.ts";
 import { decode, encode } from "../../runtime/dtype.ts";
-import type { Mask } from "../../runtime/mask.ts";
 import { relativeL2, sameNumbers } from "../support/closeness.ts";
 import { type Cut, stretch, stretches } from "../support/cut.ts";
 import {
@@ -29,9 +29,7 @@ import {
   testDevice,
   whole,
 } from "./device.ts";
-
-const causal: Mask = { kind: "causal" };
-const full: Mask = { kind: "full" };
+import { causal, full, type Mask, window, withoutAttention } from "../support/masks.ts";
 
 const checkEach = (cuts: Iterable<Cut>): DeviceCase["run"] =>
   Effect.forEach(cuts, checkGradients, { discard: true });
@@ -56,10 +54,12 @@ const lengths: ReadonlyArray<DeviceCase> = [[3, 2], [1, 31], [3, 62], [1, 257]]
 const masks: ReadonlyArray<DeviceCase> = ([
   full,
   causal,
-  ...[28, 29, 30, 61, 4000].map((window) => ({ kind: "window", window }) as const),
+  ...[28, 29, 30, 61, 4000].map(window),
 ] satisfies Array<Mask>).map((mask) => ({
-  name: `mask ${mask.kind}${mask.kind === "window" ? ` ${mask.window}` : ""} over blocks of 29`,
-  run: checkGradients(whole(problem({ tokens: 100, mask }), { lengths: [29, 29, 29, 13] })),
+  name: `${namesOf(mask)} over blocks of 29`,
+  run: checkGradients(
+    whole(problem({ tokens: 100, attention: mask }), { lengths: [29, 29, 29, 13] }),
+  ),
 }));
 
 const scale: DeviceCase = {
@@ -70,7 +70,7 @@ const scale: DeviceCase = {
 const oneKey: DeviceCase = {
   name: "rows that see one key alone have no gradient but that of its value",
   run: Effect.gen(function* () {
-    const cut = whole(problem({ mask: { kind: "window", window: 1 } }));
+    const cut = whole(problem({ attention: window(1) }));
     const { dq, dk, dv } = yield* gradientsOf(cut);
     const expected = expectedGradients(cut);
     assert.ok(relativeL2(dv, expected.dv) <= (yield* GradientBound));
@@ -81,9 +81,9 @@ const oneKey: DeviceCase = {
 
 const rings: ReadonlyArray<DeviceCase> = Object.entries(layouts).map(([layout, shards]) => ({
   name: `every rank of a ring of 3, ${layout}`,
-  run: checkEach(([causal, { kind: "window", window: 20 }, full] as Array<Mask>)
+  run: checkEach(([causal, window(20), full] as Array<Mask>)
     .flatMap((mask) => {
-      const cut = whole(problem({ tokens: 131, mask }));
+      const cut = whole(problem({ tokens: 131, attention: mask }));
       return shards.map((queries, rank) => ({
         ...cut,
         queries,
@@ -118,7 +118,7 @@ const longBlock: DeviceCase = {
       tokens: 701,
       heads: 2,
       kvHeads: 1,
-      mask: { kind: "window", window: 397 },
+      attention: window(397),
     });
     return checkGradients(whole(shape, { lengths: [699, 2] }));
   }),
@@ -127,7 +127,7 @@ const longBlock: DeviceCase = {
 const twoStretches: DeviceCase = {
   name: "a long block of two stretches",
   run: Effect.suspend(() => {
-    const shape = problem({ tokens: 1100, heads: 2, kvHeads: 1, mask: causal });
+    const shape = problem({ tokens: 1100, heads: 2, kvHeads: 1, attention: causal });
     const mine = [stretch(330, 400), stretch(900, 1100)];
     const others = [stretch(0, 330), stretch(400, 900)];
     return checkGradients(whole(shape, { queries: mine, blocks: [others, mine] }));
@@ -189,7 +189,7 @@ const lostRows: DeviceCase = {
       const device = yield* Device;
       const zeros = new Float32Array(31 * heads * headDim);
       const refusal = yield* device.beginBackward!(
-        { ...cut.problem, dtype: "f32", bytes: encode("f32", zeros) },
+        { ...withoutAttention(cut.problem), dtype: "f32", bytes: encode("f32", zeros) },
         {
           o: zeros,
           lse: new Float32Array(31 * heads).with(31 + 10, lost),
@@ -210,7 +210,7 @@ const misfits: DeviceCase = {
     const outcome = { o: zeros, lse: new Float32Array(31 * heads), cotangent: zeros };
     for (const [name, words] of [["o", "o"], ["lse", "lse"], ["cotangent", "dO"]] as const) {
       const refusal = yield* device.beginBackward!(
-        { ...shape, dtype: "f32", bytes: encode("f32", zeros) },
+        { ...withoutAttention(shape), dtype: "f32", bytes: encode("f32", zeros) },
         { ...outcome, [name]: outcome[name].subarray(1) },
       ).pipe(Effect.flip, Effect.orDie);
       const size = outcome[name].byteLength;
@@ -218,7 +218,18 @@ const misfits: DeviceCase = {
         refusal.message,
         new RegExp(`a shard's ${words} of ${size} bytes was announced, ${size - 4} came`),
       );
+      const wide = new Float64Array(outcome[name].length / 2) as unknown as Float32Array;
+      const { message } = yield* device.beginBackward!(
+        { ...withoutAttention(shape), dtype: "f32", bytes: encode("f32", zeros) },
+        { ...outcome, [name]: wide },
+      ).pipe(Effect.flip, Effect.orDie);
+      assert.match(message, new RegExp(`a shard's ${words} must be float32`));
     }
+    const { message } = yield* device.beginBackward!(
+      { ...withoutAttention(shape), headDim: 6, dtype: "f32", bytes: encode("f32", zeros) },
+      outcome,
+    ).pipe(Effect.flip, Effect.orDie);
+    assert.match(message, /head dim must be a multiple of 4 from 4 to 256: found 6/);
   }).pipe(Effect.scoped),
 };
 
@@ -256,7 +267,7 @@ const interleaved: DeviceCase = {
   name: "two backward passes do not disturb each other",
   run: Effect.gen(function* () {
     const ours = whole(problem({ tokens: 131 }), { lengths: [20, 51, 60] });
-    const theirs = whole(problem({ heads: 6, mask: full }), { lengths: [7, 40, 15] });
+    const theirs = whole(problem({ heads: 6, attention: full }), { lengths: [7, 40, 15] });
     const [a, b] = [yield* beginBackward(ours), yield* beginBackward(theirs)];
     for (let i = 0; i < 3; i++) {
       yield* Effect.all([

@@ -9,6 +9,7 @@ import { Effect, Layer, ManagedRuntime, Result } from "effect";
 import fc from "fast-check";
 import assert from "node:assert/strict";
 import { denseAttention, type Judgement } from "../../kernels/oracle.ts";
+import { namesOf } from "../../runtime/attention.ts";
 import { attend, type AttendResult } from "../../runtime/attend.ts";
 import { Crew } from "../../runtime/crew.ts";
 import type { Device } from "../../runtime/device.ts";
@@ -16,7 +17,6 @@ import { decode, type DType, encode } from "../../runtime/dtype.ts";
 import { headerBytes } from "../../runtime/frame.ts";
 import { type Layout, layouts } from "../../runtime/layout.ts";
 import { Links, type Slot } from "../../runtime/link.ts";
-import type { Mask } from "../../runtime/mask.ts";
 import type { Plan, Problem } from "../../runtime/plan.ts";
 import { maxAbs, relativeL2, sameNumbers } from "../support/closeness.ts";
 import {
@@ -30,6 +30,7 @@ import {
 import { type Fault, faultKinds, faultyLinks } from "../support/faulty_links.ts";
 import { normals, uniform } from "../support/random.ts";
 import { positionsOfSpan } from "../support/spans.ts";
+import { causal, full, judged, type Mask, window } from "../support/masks.ts";
 
 /** One promise of the contract; fails by `assert`. */
 export interface RingCase {
@@ -51,10 +52,6 @@ export interface Turn {
   readonly wire?: DType;
 }
 
-export const full: Mask = { kind: "full" };
-export const causal: Mask = { kind: "causal" };
-export const window = (tokens: number): Mask => ({ kind: "window", window: tokens });
-
 /** The problem of a turn. */
 export const problemOf = ({ tokens, mask, heads, headDim, batch = 1, scale }: Turn): Problem => ({
   batch,
@@ -63,7 +60,7 @@ export const problemOf = ({ tokens, mask, heads, headDim, batch = 1, scale }: Tu
   kvHeads: heads[1],
   headDim,
   scale: scale ?? 1 / Math.sqrt(headDim),
-  mask,
+  attention: mask,
 });
 
 /** Standard normal inputs. */
@@ -80,7 +77,7 @@ const expectedOf = (turn: Turn): Judgement => {
   const { q, k, v } = inputsOf(turn);
   const wire = turn.wire ?? "f32";
   const travelled = (x: Float32Array) => decode(wire, encode(wire, x));
-  return denseAttention(problemOf(turn), q, travelled(k), travelled(v));
+  return denseAttention(judged(problemOf(turn)), q, travelled(k), travelled(v));
 };
 
 /** Attention of a turn over a ring; with gradients where a cotangent is given. */
@@ -154,7 +151,7 @@ export const nameOf = (
   [
     `${typeof ring === "number" ? `ring of ${ring}` : `weights ${ring.join(":")}`}, ${layout}`,
     `${batch} × ${tokens} tokens`,
-    mask.kind === "window" ? `window ${mask.window}` : mask.kind,
+    namesOf(mask),
     `${heads.join("/")} heads of ${headDim}`,
     ...(scale === undefined ? [] : [`scale ${scale}`]),
     ...(wire === undefined ? [] : [`${wire} on the wire`]),
@@ -303,8 +300,8 @@ const anyLayout: RingCase = {
         (layout) => solve({ ring: 4, tokens: 31, layout, mask, heads: [6, 2], headDim: 16 }),
       );
       for (const { o, lse } of results) {
-        assert.ok(relativeL2(o, results[0]!.o) <= bound.o, `o of the ${mask.kind} mask`);
-        assert.ok(maxAbs(lse, results[0]!.lse) <= bound.lse, `lse of the ${mask.kind} mask`);
+        assert.ok(relativeL2(o, results[0]!.o) <= bound.o, `o of ${namesOf(mask)}`);
+        assert.ok(maxAbs(lse, results[0]!.lse) <= bound.lse, `lse of ${namesOf(mask)}`);
       }
     }
   }),

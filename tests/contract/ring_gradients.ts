@@ -17,8 +17,6 @@ import { assertGradients, GradientBound } from "../support/cut_backward.ts";
 import { normals } from "../support/random.ts";
 import { positionsOfSpan } from "../support/spans.ts";
 import {
-  causal,
-  full,
   inputsOf,
   jittery,
   nameOf,
@@ -28,8 +26,8 @@ import {
   solve,
   testRing,
   type Turn,
-  window,
 } from "./ring.ts";
+import { causal, full, judged, window } from "../support/masks.ts";
 
 const cotangentOf = ({ tokens, heads: [heads], headDim, batch = 1 }: Turn): Float32Array =>
   normals(4, batch * tokens * heads * headDim);
@@ -38,7 +36,7 @@ const expectedOf = (turn: Turn) => {
   const { q, k, v } = inputsOf(turn);
   const wire = turn.wire ?? "f32";
   const travelled = (x: Float32Array) => decode(wire, encode(wire, x));
-  return denseGradients(problemOf(turn), q, travelled(k), travelled(v), cotangentOf(turn));
+  return denseGradients(judged(problemOf(turn)), q, travelled(k), travelled(v), cotangentOf(turn));
 };
 
 const gradientsOf = (result: AttendResult) => {
@@ -55,7 +53,7 @@ const assertHops = ({ plan, ranks }: AttendResult): void => {
       2 * planned.sentBytes,
       `bytes of K/V that rank ${rank} sent in two passes`,
     );
-    const passedOn = planned.homing.filter(({ distance }) => distance > 0 && distance < plan.ring);
+    const passedOn = planned.homing.filter(({ to }) => to !== undefined);
     const bytes = passedOn.reduce((sum, { block }) => sum + block.gradientBytes, 0);
     assert.equal(sentGradientBytes, bytes, `bytes of gradients that rank ${rank} sent`);
   }

@@ -9,6 +9,7 @@ import {
 import type { Problem } from "../../runtime/plan.ts";
 import { maxAbs } from "../support/closeness.ts";
 import { normals } from "../support/random.ts";
+import { causal, full, judged, resolved, window } from "../support/masks.ts";
 
 /** Judges every row of a problem of one batch entry, with the keys in chunks that begin at `starts`. */
 const stream = (
@@ -19,7 +20,7 @@ const stream = (
   starts: ReadonlyArray<number>,
 ): Judgement => {
   const positions = Array.from({ length: problem.tokens }, (_, i) => i);
-  const oracle = new StreamingOracle({ ...problem, positions, q });
+  const oracle = new StreamingOracle({ ...judged(problem), entry: 0, positions, q });
   const width = problem.kvHeads * problem.headDim;
   starts.forEach((start, i) => {
     const [from, to] = [start * width, (starts[i + 1] ?? problem.tokens) * width];
@@ -35,14 +36,14 @@ Deno.test("denseAttention() gives what a hand finds", () => {
   const k = Float32Array.of(0, 0, 0, 0, ln(3), 0, 0, 0);
   const v = Float32Array.of(10, 1, 0, 0, 20, 1, 0, 0);
   const shape = { batch: 1, tokens: 2, heads: 1, kvHeads: 1, headDim: 4, scale: 0.5 };
-  const causal = denseAttention({ ...shape, mask: { kind: "causal" } }, q, k, v);
-  assert.ok(maxAbs(causal.o, [10, 1, 0, 0, 17.5, 1, 0, 0]) < 1e-6);
-  assert.ok(maxAbs(causal.lse, [0, ln(4)]) < 1e-7);
-  const itself = denseAttention({ ...shape, mask: { kind: "window", window: 1 } }, q, k, v);
+  const before = denseAttention(judged({ ...shape, attention: causal }), q, k, v);
+  assert.ok(maxAbs(before.o, [10, 1, 0, 0, 17.5, 1, 0, 0]) < 1e-6);
+  assert.ok(maxAbs(before.lse, [0, ln(4)]) < 1e-7);
+  const itself = denseAttention(judged({ ...shape, attention: window(1) }), q, k, v);
   assert.ok(maxAbs(itself.o, v) < 1e-12);
   assert.ok(maxAbs(itself.lse, [0, ln(3)]) < 1e-7);
-  const full = denseAttention({ ...shape, mask: { kind: "full" } }, q, k, v);
-  assert.ok(maxAbs(full.lse, [2.5 * ln(3) + Math.log1p(3 ** -2.5), ln(4)]) < 1e-6);
+  const all = denseAttention(judged({ ...shape, attention: full }), q, k, v);
+  assert.ok(maxAbs(all.lse, [2.5 * ln(3) + Math.log1p(3 ** -2.5), ln(4)]) < 1e-6);
 });
 
 Deno.test("StreamingOracle agrees with denseAttention(), however the keys are cut", () => {
@@ -53,9 +54,9 @@ Deno.test("StreamingOracle agrees with denseAttention(), however the keys are cu
     kvHeads: fc.integer({ min: 1, max: 3 }),
     headDim: fc.constantFrom(4, 8, 20),
     scale: fc.constantFrom(0.1, 0.25, 1),
-    mask: fc.oneof(
-      fc.constantFrom({ kind: "full" } as const, { kind: "causal" } as const),
-      fc.record({ kind: fc.constant("window" as const), window: fc.integer({ min: 1, max: 160 }) }),
+    attention: fc.oneof(
+      fc.constantFrom(full, causal),
+      fc.integer({ min: 1, max: 160 }).map(window),
     ),
   }).map(({ group, ...rest }) => ({ ...rest, heads: rest.kvHeads * group }));
   const property = fc.property(problem, fc.nat(), fc.array(fc.nat(149)), (problem, seed, cuts) => {
@@ -64,7 +65,7 @@ Deno.test("StreamingOracle agrees with denseAttention(), however the keys are cu
     const k = normals(seed + 1, tokens * kvHeads * headDim);
     const v = normals(seed + 2, tokens * kvHeads * headDim);
     const starts = [...new Set([0, ...cuts])].filter((cut) => cut < tokens).sort((a, b) => a - b);
-    const dense = denseAttention(problem, q, k, v);
+    const dense = denseAttention(judged(problem), q, k, v);
     const streamed = stream(problem, q, k, v, starts);
     assert.ok(maxAbs(streamed.o, dense.o) <= 1e-13);
     assert.ok(maxAbs(streamed.lse, dense.lse) <= 1e-13);
@@ -73,7 +74,8 @@ Deno.test("StreamingOracle agrees with denseAttention(), however the keys are cu
 });
 
 Deno.test("StreamingOracle says 0 and −∞ of a row that sees no key", () => {
-  const shape = { heads: 1, kvHeads: 1, headDim: 4, scale: 1, mask: { kind: "causal" } as const };
+  const rules = resolved(causal);
+  const shape = { heads: 1, kvHeads: 1, headDim: 4, scale: 1, rules, entry: 0 };
   const oracle = new StreamingOracle({ ...shape, positions: [3, 9], q: normals(1, 8) });
   oracle.absorb(5, normals(2, 8), normals(3, 8));
   const { o, lse } = oracle.finish();
@@ -83,7 +85,8 @@ Deno.test("StreamingOracle says 0 and −∞ of a row that sees no key", () => {
 });
 
 Deno.test("StreamingOracle passes a NaN on", () => {
-  const shape = { heads: 1, kvHeads: 1, headDim: 4, scale: 1, mask: { kind: "full" } as const };
+  const rules = resolved(full);
+  const shape = { heads: 1, kvHeads: 1, headDim: 4, scale: 1, rules, entry: 0 };
   const oracle = new StreamingOracle({ ...shape, positions: [0], q: normals(1, 4) });
   oracle.absorb(0, normals(2, 8).fill(NaN, 0, 1), normals(3, 8));
   const { o, lse } = oracle.finish();
@@ -101,9 +104,9 @@ Deno.test("denseGradients() is the slope of Σ dO·o in every direction", () => 
       Float32Array,
     ];
   for (
-    const mask of [{ kind: "full" }, { kind: "causal" }, { kind: "window", window: 3 }] as const
+    const mask of [full, causal, window(3)] as const
   ) {
-    const problem = { ...shape, mask };
+    const problem = judged({ ...shape, attention: mask });
     const { dq, dk, dv } = denseGradients(problem, q, k, v, dO);
     for (const [x, gradient] of [[q, dq], [k, dk], [v, dv]] as const) {
       const direction = normals(5, x.length);

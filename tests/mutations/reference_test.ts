@@ -23,8 +23,8 @@ const deviceFaults: ReadonlyArray<Fault> = [
   kernel("K and V are swapped", ["const [k, v] = [decoded", "const [v, k] = [decoded"]),
   kernel("the scale is forgotten", ["(a + b + (c + d)) * scale", "(a + b + (c + d))"]),
   kernel("key heads are tiled over query heads, not repeated", [
-    "for (let h = g * group; h < (g + 1) * group; h++) addKeys",
-    "for (let h = g; h < heads; h += kvHeads) addKeys",
+    "for (let h = g * group; h < (g + 1) * group; h++) {",
+    "for (let h = g; h < heads; h += kvHeads) {",
   ]),
   kernel("every batch entry reads the first one's keys", [
     "const token = b * block.tokens + tile.column",
@@ -43,8 +43,8 @@ const deviceFaults: ReadonlyArray<Fault> = [
     "countUpTo(tile.keys, position + band.ahead - 1)",
   ]),
   kernel("the triangle of every stripe is inclusive", [
-    "positionAt(tile.queries, i);",
-    "positionAt(tile.keys.stride > tile.keys.run" +
+    "const position = positionAt(tile.queries, i);",
+    "const position = positionAt(tile.keys.stride > tile.keys.run" +
     " ? { ...tile.queries, start: tile.keys.start } : tile.queries, i);",
   ]),
   kernel("the window is ignored", [
@@ -98,16 +98,18 @@ const ringFaults: ReadonlyArray<Fault> = [
   {
     fault: "the second half of a shard is not masked",
     changes: {
-      "runtime/plan.ts": [["const full = allowed ===", "const full = row > 0 || allowed ==="]],
+      "runtime/tiles.ts": [["const full = allowed ===", "const full = row > 0 || allowed ==="]],
     },
   },
   {
     fault: "the second half of a shard is left out",
-    changes: { "runtime/plan.ts": [["if (allowed > 0) {", "if (allowed > 0 && row === 0) {"]] },
+    changes: {
+      "runtime/tiles.ts": [["if (allowed > 0) tiles", "if (allowed > 0 && row === 0) tiles"]],
+    },
   },
   {
     fault: "the window is one token too long",
-    changes: { "runtime/mask.ts": [["back: mask.window - 1", "back: mask.window"]] },
+    changes: { "plugins/attention/window.ts": [["back: size - 1", "back: size"]] },
   },
   {
     fault: "len // N: the last tokens are nobody's",
@@ -164,8 +166,8 @@ const slot = (bytes: number) => {
     fault: "a block goes on before it has arrived",
     changes: {
       "runtime/passes.ts": [[
-        "sendBytes(right!, transfer, block.bytes, block.until);",
-        "sendBytes(right!, transfer, block.bytes);",
+        "sendBytes(links.get(to)!, transfer, block.bytes, block.until);",
+        "sendBytes(links.get(to)!, transfer, block.bytes);",
       ]],
     },
   },
@@ -205,8 +207,8 @@ const backward = (fault: string, ...changes: Changes): Fault => ({
 /** What the backward pass of a device may get wrong: the contracts of gradients must notice, of devices and of rings. */
 const backwardFaults: ReadonlyArray<Fault> = [
   backward("dk and dv are swapped", ["const [dk, dv] = [gradients", "const [dv, dk] = [gradients"]),
-  backward("the row sums of dO·o are forgotten", [" - d[row]!) * scale", ") * scale"]),
-  backward("the scale is forgotten", ["- d[row]!) * scale;", "- d[row]!);"]),
+  backward("the row sums of dO·o are forgotten", [" - d[row]!) *", ") *"]),
+  backward("the scale is forgotten", ["?? 1) * scale;", "?? 1);"]),
   backward("the log-sum-exp is that of the block alone", [
     "const top = lse[(b * heads + h) * tokens + tile.row + i]!;",
     `let sum = 0;
@@ -254,7 +256,7 @@ const homingFaults: ReadonlyArray<Fault> = [
     fault: "the shares of other ranks never come home",
     changes: {
       "runtime/plan.ts": [[
-        "homing[block.home]!.push({ block, distance: ring, own: false, receive: true });",
+        "drafts[home]!.homing.push({ block, own: false, from });",
         "",
       ]],
     },
@@ -263,8 +265,8 @@ const homingFaults: ReadonlyArray<Fault> = [
     fault: "the home rank's own share is lost",
     changes: {
       "runtime/homing.ts": [[
-        "if (item.receive && mine !== undefined)",
-        "if (item.receive && item.own && mine !== undefined)",
+        "if (from !== undefined && mine !== undefined)",
+        "if (from !== undefined && item.own && mine !== undefined)",
       ]],
     },
   },
@@ -278,9 +280,9 @@ const homingFaults: ReadonlyArray<Fault> = [
     fault: "what came from the left is not passed on",
     changes: {
       "runtime/homing.ts": [[
-        "const values = item.receive ? yield* Queue.take(arrived) : mine!;",
-        "const came = item.receive ? yield* Queue.take(arrived) : mine!;\n" +
-        "      const values = item.own && distance > 1 ? mine!.map(() => 0) : came;",
+        "const values = from === undefined ? mine! : yield* Queue.take(arrived);",
+        "const came = from === undefined ? mine! : yield* Queue.take(arrived);\n" +
+        "      const values = item.own && from !== undefined ? mine!.map(() => 0) : came;",
       ]],
     },
   },
@@ -297,8 +299,8 @@ const homingFaults: ReadonlyArray<Fault> = [
     fault: "the second pass computes on stale K and V",
     changes: {
       "runtime/passes.ts": [[
-        "      backward.absorb(keyValues(job, block), tiles, plan.band),",
-        `      backward.absorb({ ...keyValues(job, block), bytes: fresh(block.bytes) }, tiles, plan.band),`,
+        "      backward.absorb(keyValues(job, block), tiles,",
+        "      backward.absorb({ ...keyValues(job, block), bytes: fresh(block.bytes) }, tiles,",
       ], [
         "/** Attention of the rank's queries",
         `let before: Uint8Array | undefined;
@@ -337,6 +339,75 @@ const fresh = (bytes: Uint8Array) => {
         `const same = [...gradients.ofBlocks.values()].filter((x) => x.length === none.length);
         const values = same.at(-1) ?? none;`,
       ]],
+    },
+  },
+];
+
+/** What may go wrong with variants, on the way and in the loops. */
+const variantFaults: ReadonlyArray<Fault> = [
+  kernel("a mask is asked by local index", [
+    "mask!(b, h, q, positionAt(place.keys, j))",
+    "mask!(b, h, tile.row + i, positionAt(place.keys, j))",
+  ]),
+  kernel("a mask is asked about queries for keys", [
+    "mask!(b, h, q, positionAt(place.keys, j))",
+    "mask!(b, h, positionAt(place.keys, j), q)",
+  ]),
+  kernel("no mask is asked", ["if (tile.pairwise !== true)", "if (tile !== undefined)"]),
+  kernel("scores are those of the first head", [
+    "const pair = [place.b, place.h, place.q,",
+    "const pair = [place.b, 0, place.q,",
+  ]),
+  kernel("scores are left as they are", ["score = made;", "void made;"]),
+  backward("the slope of scores is forgotten", ["(slope?.(s, ...pair) ?? 1) * scale", "scale"]),
+  backward("no mask is asked by the second pass", [
+    "if (tile.pairwise === true && !mask!(...pair)) continue;",
+    "",
+  ]),
+  {
+    fault: "sinks are forgotten",
+    changes: {
+      "runtime/passes.ts": [["if (sink !== undefined) addSink", "if (false as boolean) addSink"]],
+    },
+  },
+  {
+    fault: "the sink of another head is added",
+    changes: {
+      "runtime/sink.ts": [[
+        "const [own, extra] = [lse[i]!, logit(h)];",
+        "const [own, extra] = [lse[i]!, logit(0)];",
+      ]],
+    },
+  },
+  {
+    fault: "some of a rectangle is taken for all of it",
+    changes: {
+      "runtime/tiles.ts": [[
+        'add(all ? whole : "pairwise")',
+        'add(all || pairs > 60 ? whole : "pairwise")',
+      ]],
+    },
+  },
+  {
+    fault: "rectangles of unlike keys are joined",
+    changes: { "runtime/tiles.ts": [["last.state === cut.state && ", ""]] },
+  },
+  {
+    fault: "of two variants one is asked",
+    changes: {
+      "runtime/attention.ts": [["masks.every((of) => of(...pair))", "masks[0]!(...pair)"]],
+    },
+  },
+  {
+    fault: "of two scores the second comes first",
+    changes: {
+      "runtime/attention.ts": [["scores.reduce((score, of)", "scores.reduceRight((score, of)"]],
+    },
+  },
+  {
+    fault: "the band of the last variant is taken for all",
+    changes: {
+      "runtime/attention.ts": [["back: Math.min(a.back, b.back),", "back: b.back,"]],
     },
   },
 ];
@@ -381,4 +452,9 @@ Deno.test("the contracts of gradients catch every fault of a ring and of a devic
   await catchAll(test, homingFaults, ["gradients of a ring"]);
   await catchAll(test, backwardFaults, ["gradients of a ring", "gradients of a device"]);
   printTable(["gradients of a ring", "gradients of a device"]);
+});
+
+Deno.test("the contract of variants catches every fault of masks and scores", async (test) => {
+  await catchAll(test, variantFaults, ["variants"]);
+  printTable(["variants"]);
 });

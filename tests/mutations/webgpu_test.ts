@@ -168,7 +168,7 @@ const backwardWgslFaults: ReadonlyArray<Fault> = [
       );
       dk$r_$c += dS$r_0 * qAgain0_$c`,
   ]),
-  keysPass("D is forgotten", ["(slope$r_$j - outcome$j.y)", "slope$r_$j"]),
+  keysPass("D is forgotten", ["slope$r_$j -= outcome$j.y;", ""]),
   keysPass("the log-sum-exp is forgotten", [
     "weight(score$r_$j, outcome$j.x)",
     "weight(score$r_$j, 8.0)",

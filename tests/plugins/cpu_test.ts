@@ -1,3 +1,4 @@
+import { namesOf } from "../../runtime/attention.ts";
 import { Effect } from "effect";
 import assert from "node:assert/strict";
 import { fromFileUrl } from "../../cli/paths.ts";
@@ -10,7 +11,6 @@ import { Device } from "../../runtime/device.ts";
 import { encode } from "../../runtime/dtype.ts";
 import type { AttentionKernel, KeyValues, Queries, Tile } from "../../runtime/kernel.ts";
 import { findLibrary } from "../../runtime/library.ts";
-import { bandOf } from "../../runtime/mask.ts";
 import type { Problem } from "../../runtime/plan.ts";
 import { contiguous } from "../../runtime/span.ts";
 import { inputsOf, problem, testDevice, whole } from "../contract/device.ts";
@@ -19,6 +19,7 @@ import { relativeL2, sameNumbers } from "../support/closeness.ts";
 import { attend, checkAgainstFloat32, shared } from "../support/cut.ts";
 import { checkGradients, gradientsOf } from "../support/cut_backward.ts";
 import { normals } from "../support/random.ts";
+import { bandOf, causal, full, judged, window } from "../support/masks.ts";
 
 const library = findLibrary(libraryName);
 const missing = `there is no ${libraryName}`;
@@ -71,12 +72,12 @@ const long: Problem = problem({ tokens: 1301, heads: 2, kvHeads: 1, headDim: 20 
 
 for (const [size, factor] of [["small", 1], ["large", 8]] as const) {
   for (
-    const mask of [{ kind: "full" }, { kind: "causal" }, { kind: "window", window: 700 }] as const
+    const mask of [full, causal, window(700)]
   ) {
     withLibrary(
-      `a block of many tiles with ${size} scores, ${mask.kind}`,
+      `a block of many tiles with ${size} scores, ${namesOf(mask)}`,
       checkAgainstFloat32(
-        whole({ ...long, mask }, { lengths: [1299, 2], inputs: inputsOf(long, factor) }),
+        whole({ ...long, attention: mask }, { lengths: [1299, 2], inputs: inputsOf(long, factor) }),
       ).pipe(Effect.provide(cpu.layer)),
     );
   }
@@ -98,8 +99,8 @@ withLibrary(
 withLibrary(
   "gradients of a block of many tiles",
   Effect.forEach(
-    [{ kind: "full" }, { kind: "causal" }] as const,
-    (mask) => checkGradients(whole({ ...long, mask }, { lengths: [1300, 1] })),
+    [full, causal] as const,
+    (mask) => checkGradients(whole({ ...long, attention: mask }, { lengths: [1300, 1] })),
     { discard: true },
   ).pipe(Effect.provide(cpu.layer)),
 );
@@ -113,7 +114,7 @@ withLibrary(
     const [q, k] = [side, -side].map((x) => new Float32Array(40 * 8).fill(x));
     const v = normals(3, 40 * 8).map((x) => 1e-36 * x);
     const { o } = yield* attend(whole(shape, { inputs: { q: q!, k: k!, v } }));
-    const error = relativeL2(o, denseAttention(shape, q!, k!, v).o);
+    const error = relativeL2(o, denseAttention(judged(shape), q!, k!, v).o);
     assert.ok(error <= 2e-6, `o is ${error} away`);
   }).pipe(Effect.provide(cpu.layer)),
 );
@@ -128,7 +129,7 @@ withLibrary(
         heads: 2,
         kvHeads: 1,
         headDim: 8,
-        mask: { kind: "window", window: 20 } as const,
+        attention: window(20),
       },
     });
     const queries = [{ start: 5, run: 1, stride: 700, first: 0, count: 3 }];
@@ -190,7 +191,7 @@ const tile: Tile = {
   keys: contiguous(0, 1024),
   full: true,
 };
-const full = bandOf({ kind: "full" });
+const everything = bandOf(full);
 
 /** Opens the kernel on this thread, which then is the device's own. */
 const onThisThread = (
@@ -213,7 +214,7 @@ const onThisThread = (
 onThisThread("the device's own thread is free while the others compute", async (kernel) => {
   const accumulation = await kernel.begin(queries);
   let done = false;
-  const absorbing = Promise.resolve(accumulation.absorb(block, [tile], full))
+  const absorbing = Promise.resolve(accumulation.absorb(block, [tile], everything))
     .then(() => void (done = true));
   await new Promise((resume) => setTimeout(resume)); // comes at once only where this thread is free
   assert.equal(done, false);
@@ -222,7 +223,7 @@ onThisThread("the device's own thread is free while the others compute", async (
 
 onThisThread("nothing waits for threads that were ended", async (kernel) => {
   const accumulation = await kernel.begin(queries);
-  const absorbing = accumulation.absorb(block, [tile], full);
+  const absorbing = accumulation.absorb(block, [tile], everything);
   kernel.close();
   await assert.rejects(async () => await absorbing, /the threads were ended/);
   await assert.rejects(async () => await accumulation.finish(), /the threads were ended/);
@@ -235,7 +236,7 @@ withLibrary(
     const kernel = await openCpu({ threads: 2, lifeline: lifeline.words });
     const accumulation = await kernel.begin(queries);
     const refused = assert.rejects(
-      async () => await accumulation.absorb(block, [tile], full),
+      async () => await accumulation.absorb(block, [tile], everything),
       /the device was closed/,
     );
     await new Promise((resume) => setTimeout(resume)); // one turn, in which the block is handed to the threads

@@ -1,12 +1,16 @@
 /** A node as its cluster sees it: what it says about itself, and which offers it takes. */
 import { Effect, Layer, Result, type Scope } from "effect";
 import assert from "node:assert/strict";
-import { joinCluster, rollCall, serveNode } from "../../plugins/nats_cluster.ts";
+import { causal, definitions } from "../../plugins/attention.ts";
+import { joinCluster, onCluster, rollCall, serveNode } from "../../plugins/nats_cluster.ts";
 import { connectNats } from "../../plugins/nats_connection.ts";
 import { natsLinks } from "../../plugins/nats_links.ts";
 import { Device } from "../../runtime/device.ts";
+import { attend } from "../../runtime/attend.ts";
+import type { Definition } from "../../runtime/variant.ts";
 import { version } from "../../runtime/version.ts";
 import { natsServer, noNatsServer } from "../support/nats.ts";
+import { full } from "../support/masks.ts";
 
 const cluster = "test";
 const info = {
@@ -24,6 +28,7 @@ const card = (id: string, ofVersion = version) => ({
   host: "here",
   pid: 1,
   device: info,
+  plugins: [],
   attentionGflops: 1,
   linkMegabytes: 1,
 });
@@ -37,7 +42,7 @@ const job = {
     kvHeads: 1,
     headDim: 4,
     scale: 1,
-    mask: { kind: "full" },
+    attention: full,
   },
   layout: "contiguous",
   weights: [1],
@@ -48,7 +53,12 @@ const job = {
 };
 
 /** Serves a node until the scope ends; returns when it waits. */
-const startNode = (url: string, id: string, ofVersion?: string) =>
+const startNode = (
+  url: string,
+  id: string,
+  ofVersion?: string,
+  known: ReadonlyArray<Definition> = definitions,
+) =>
   Effect.gen(function* () {
     const connection = yield* connectNats(url);
     const waiting = Promise.withResolvers<void>();
@@ -56,7 +66,8 @@ const startNode = (url: string, id: string, ofVersion?: string) =>
       Effect.sync(() => {
         if (state === "waiting") waiting.resolve();
       });
-    yield* serveNode(connection, cluster, card(id, ofVersion), tell).pipe(
+    const plugins = known.flatMap(({ name, hash }) => hash === undefined ? [] : [{ name, hash }]);
+    yield* serveNode(connection, cluster, { ...card(id, ofVersion), plugins }, known, tell).pipe(
       Effect.provide(Layer.fresh(natsLinks(connection, { cluster }))),
       Effect.provide(Layer.mock(Device, { info })),
       Effect.forkScoped,
@@ -107,7 +118,15 @@ inCluster(
           /^it does not understand the offer: .*run/s,
         ],
         [JSON.stringify({ version, rank: -1, job }), /^it does not understand the offer: .*rank/s],
-        [" ".repeat(70_000), /a message of at most 65536 bytes: found 70000/],
+        [" ".repeat(600_000), /a message of at most 524288 bytes: found 600000/],
+        [
+          JSON.stringify({
+            version,
+            rank: 0,
+            job: { ...job, problem: { ...job.problem, attention: [{ name: "odd", params: {} }] } },
+          }),
+          /^it has no attention "odd"; its operator may add it with --plugin$/,
+        ],
         [
           JSON.stringify({ version: "9.9.9", rank: 0, job }),
           new RegExp(`^it runs annulus ${version}, the driver 9\\.9\\.9$`),
@@ -167,5 +186,50 @@ inCluster(
         mixed.failure.message,
         new RegExp(`^Cannot use node b on here: it must run annulus ${version}.*found 0\\.0\\.1`),
       );
+    }),
+);
+
+inCluster(
+  "nodes that mean different things by the name of an attention refuse to run together",
+  (url) =>
+    Effect.gen(function* () {
+      const own = (hash: string): Definition => ({ ...causal.definition, name: "own", hash });
+      const [mine, theirs] = ["a".repeat(64), "b".repeat(64)];
+      const x = new Float32Array(40);
+      const refusal = (ring: number) =>
+        attend({
+          ...{ tokens: 10, heads: 1, headDim: 4, q: x, k: x, v: x, ring },
+          attention: [{ definition: own(mine), params: {} }],
+        }).pipe(Effect.provide(onCluster({ url, cluster, ring })), Effect.flip);
+      yield* startNode(url, "a", version, [own(mine)]);
+      yield* startNode(url, "b", version, [own(theirs)]);
+      const two = yield* refusal(2);
+      assert.match(
+        two.message,
+        /"own" must be the same everywhere: found a{12} on node a on here and b{12} on node b on here/,
+      );
+      yield* startNode(url, "c", version);
+      assert.match(
+        (yield* refusal(3)).message,
+        /found a{12} on node a on here and b{12} on node b/,
+      );
+      // Nobody began anything.
+      const connection = yield* connectNats(url);
+      assert.ok((yield* rollCall(connection, cluster)).every(({ state }) => state === "idle"));
+    }),
+);
+
+inCluster(
+  "a node that does not have an attention refuses to run it",
+  (url) =>
+    Effect.gen(function* () {
+      yield* startNode(url, "a");
+      const x = new Float32Array(40);
+      const definition = { ...causal.definition, name: "own", hash: "a".repeat(64) };
+      const { message } = yield* attend({
+        ...{ tokens: 10, heads: 1, headDim: 4, q: x, k: x, v: x, ring: 1 },
+        attention: [{ definition, params: {} }],
+      }).pipe(Effect.provide(onCluster({ url, cluster, ring: 1 })), Effect.flip);
+      assert.match(message, /found a{12} at the driver and not there on node a on here/);
     }),
 );

@@ -7,7 +7,6 @@ import { backwardProgram } from "../../plugins/webgpu/backward_program.ts";
 import { Gpu } from "../../plugins/webgpu/gpu.ts";
 import { decode, encode } from "../../runtime/dtype.ts";
 import type { KeyValues, Outcome, Queries, Tile } from "../../runtime/kernel.ts";
-import { bandOf } from "../../runtime/mask.ts";
 import { contiguous } from "../../runtime/span.ts";
 import { problem, testDevice, whole } from "../contract/device.ts";
 import { testGradients } from "../contract/gradients.ts";
@@ -15,6 +14,7 @@ import { relativeL2, sameNumbers } from "../support/closeness.ts";
 import { stretch, stretches } from "../support/cut.ts";
 import { beginBackward, checkGradients, gradientsOf } from "../support/cut_backward.ts";
 import { normals } from "../support/random.ts";
+import { bandOf, causal, window } from "../support/masks.ts";
 
 const adapter = await findAdapter();
 const missing = "there is no WebGPU adapter";
@@ -37,7 +37,7 @@ for (const kernel of ["textures", "registers"]) {
           name: "a window over blocks of 29",
           run: checkGradients(
             whole(
-              problem({ headDim: 8, tokens: 100, mask: { kind: "window", window: 30 } }),
+              problem({ headDim: 8, tokens: 100, attention: window(30) }),
               { lengths: [29, 29, 29, 13] },
             ),
           ),
@@ -59,7 +59,7 @@ const onAdapter = (name: string, fn: () => Promise<void>): void =>
 // --- Splitting ----------------------------------------------------------------------------------
 
 onAdapter("what exceeds a buffer is split, and has the same gradients", () => {
-  const shape = problem({ batch: 2, tokens: 131, mask: { kind: "window", window: 70 } });
+  const shape = problem({ batch: 2, tokens: 131, attention: window(70) });
   const cut = whole(shape, {
     // Tiles that begin and end inside of pieces.
     queries: [stretch(0, 50), stretch(50, 131)],
@@ -95,7 +95,7 @@ onAdapter("more rows and keys than a slab has are added up exactly", () =>
         heads: 1,
         kvHeads: 1,
         headDim: 8,
-        mask: { kind: "window", window: 1500 },
+        attention: window(1500),
       }),
       { lengths: [2303, 1] },
     ),
@@ -131,7 +131,7 @@ const tile: Tile = {
   keys: contiguous(0, tokens),
   full: false,
 };
-const causal = bandOf({ kind: "causal" });
+const before = bandOf(causal);
 
 /** Opens the backward pass on a device of its own, for as long as `use` runs. */
 const withBackward = async (
@@ -181,7 +181,7 @@ onAdapter(
         return texture;
       };
       const pass = backward.begin(queries, outcome);
-      await pass.absorb(block, [tile], causal);
+      await pass.absorb(block, [tile], before);
       await pass.finish();
       pass.close();
       assert.ok(sizes.length > 0 && Math.max(...sizes) <= 22 * 1024, `sizes ${sizes}`);
@@ -241,7 +241,7 @@ onAdapter(
       const warnings: Array<string> = [];
       await withBackward(async (backward) => {
         const pass = backward.begin(queries, outcome);
-        const [first, second] = [0, 1].map(() => pass.absorb(block, [tile], causal));
+        const [first, second] = [0, 1].map(() => pass.absorb(block, [tile], before));
         const gradients = await first!;
         assert.deepEqual(await second, gradients);
         assert.ok(gradients.every(Number.isFinite) && gradients.some((x) => x !== 0));
@@ -273,10 +273,10 @@ onAdapter(
   () =>
     withBackward(async (backward) => {
       const pass = backward.begin(queries, outcome);
-      await pass.absorb(block, [tile], causal);
+      await pass.absorb(block, [tile], before);
       const half = encode("f16", decode("f32", block.bytes));
       await assert.rejects(
-        async () => await pass.absorb({ ...block, dtype: "f16", bytes: half }, [tile], causal),
+        async () => await pass.absorb({ ...block, dtype: "f16", bytes: half }, [tile], before),
         /blocks of another number format would need other memory than those before/,
       );
       pass.close();
@@ -301,7 +301,7 @@ onAdapter(
       const createBuffer = device.createBuffer.bind(device);
       device.createBuffer = (descriptor) =>
         createBuffer({ ...descriptor, usage: descriptor.usage & ~GPUBufferUsage.COPY_DST });
-      const [first, second] = [0, 1].map(() => pass.absorb(block, [tile], causal));
+      const [first, second] = [0, 1].map(() => pass.absorb(block, [tile], before));
       await assert.rejects(async () => await first, /usage/i);
       await assert.rejects(async () => await second, /usage/i);
       device.createBuffer = createBuffer;
@@ -309,7 +309,7 @@ onAdapter(
       pass.close();
       const lost = backward.begin(queries, outcome);
       device.destroy();
-      await assert.rejects(async () => await lost.absorb(block, [tile], causal), /lost/);
+      await assert.rejects(async () => await lost.absorb(block, [tile], before), /lost/);
       lost.close();
     }),
 );

@@ -11,17 +11,18 @@ import {
 import { Gpu } from "../../plugins/webgpu/gpu.ts";
 import { type AttentionOptions, WebgpuAttention } from "../../plugins/webgpu/kernel.ts";
 import { type Choice, ladder, versionNamed } from "../../plugins/webgpu/ladder.ts";
+import { rowsWithin } from "../../plugins/webgpu/key_memory.ts";
 import { program } from "../../plugins/webgpu/program.ts";
 import { checkSubgroups, countSubgroup } from "../../plugins/webgpu/subgroups.ts";
 import { Device } from "../../runtime/device.ts";
 import { encode } from "../../runtime/dtype.ts";
 import type { KeyValues, Queries, Tile } from "../../runtime/kernel.ts";
-import { bandOf } from "../../runtime/mask.ts";
 import { contiguous } from "../../runtime/span.ts";
-import { deviceCases, testDevice } from "../contract/device.ts";
+import { deviceCases, problem, testDevice, whole } from "../contract/device.ts";
 import { maxAbs, relativeL2, sameNumbers } from "../support/closeness.ts";
 import { attend, begin, check, stretch, stretches } from "../support/cut.ts";
 import { normals } from "../support/random.ts";
+import { bandOf, causal, judged, window } from "../support/masks.ts";
 
 const adapter = await findAdapter();
 const missing = "there is no WebGPU adapter";
@@ -41,8 +42,8 @@ const somewhat: ReadonlyArray<string> = [
   "head dim 80",
   "batch 3 of 1 tokens",
   "batch 3 of 62 tokens",
-  "mask full over blocks of 29",
-  "mask window 28 over blocks of 29",
+  "bidirectional over blocks of 29",
+  "window(size: 28) over blocks of 29",
   "one block of many keys",
   "every rank of a ring of 3, weighted striped",
   "a shard without tokens",
@@ -130,7 +131,7 @@ onAdapter("what exceeds a buffer is split, and computes the same", () => {
   const shape = { batch: 2, tokens: 131, heads: 4, kvHeads: 2, headDim: 64, scale: 0.125 };
   const count = shape.batch * shape.tokens * shape.headDim;
   const cut = {
-    problem: { ...shape, mask: { kind: "window", window: 70 } as const },
+    problem: { ...shape, attention: window(70) },
     inputs: {
       q: normals(1, count * shape.heads),
       k: normals(2, count * shape.kvHeads),
@@ -165,7 +166,7 @@ onAdapter("a block of many keys, added chunk by chunk, is exact", () => {
   const shape = { batch: 1, tokens: 1000, heads: 1, kvHeads: 1, headDim: 64, scale: 0.125 };
   const [q, k, v] = [1, 2, 3].map((seed) => normals(seed, shape.tokens * shape.headDim));
   return check({
-    problem: { ...shape, mask: { kind: "window", window: 700 } },
+    problem: { ...shape, attention: window(700) },
     inputs: { q: q!, k: k!, v: v! },
     queries: [stretch(0, 1000)],
     blocks: stretches([999, 1]),
@@ -180,8 +181,8 @@ onAdapter("f16 and bf16 storage costs its rounding alone, however many blocks co
     Float32Array,
     Float32Array,
   ];
-  const problem = { ...shape, mask: { kind: "causal" } as const };
-  const exact = denseAttention(problem, q, k, v);
+  const problem = { ...shape, attention: causal };
+  const exact = denseAttention(judged(problem), q, k, v);
   return Effect.gen(function* () {
     for (const [dtype, bound] of [["f16", 5e-4], ["bf16", 4e-3]] as const) {
       const errors = [];
@@ -224,7 +225,7 @@ const tile: Tile = {
   keys: contiguous(0, 40),
   full: false,
 };
-const causal = bandOf({ kind: "causal" });
+const before = bandOf(causal);
 
 /** What an adapter runs as one. */
 const vector = adapter?.info.subgroupMaxSize ?? 1;
@@ -271,7 +272,7 @@ onAdapter("no buffer is larger than the limit", () =>
       return createBuffer(descriptor);
     };
     const accumulation = await attention.begin(queries);
-    await accumulation.absorb(block, [tile], causal);
+    await accumulation.absorb(block, [tile], before);
     await accumulation.finish();
     accumulation.close();
     assert.equal(Math.max(...sizes), 10 * 512); // ten tokens in each of four pieces
@@ -295,7 +296,7 @@ onAdapter("no texture is higher than the limit", async () => {
       await accumulation.absorb(
         many,
         [{ ...tile, keys: contiguous(0, tokens), full: true }],
-        causal,
+        before,
       );
       results.push((await accumulation.finish()).o);
       accumulation.close();
@@ -354,8 +355,8 @@ onAdapter(
         const accumulation = await attention.begin(queries);
         // Both at once: each finds the same version out.
         await Promise.all([
-          accumulation.absorb(block, [tile], causal),
-          accumulation.absorb(block, [tile], causal),
+          accumulation.absorb(block, [tile], before),
+          accumulation.absorb(block, [tile], before),
         ]);
         const { lse } = await accumulation.finish();
         assert.ok(lse.every(Number.isFinite));
@@ -409,6 +410,20 @@ onAdapter("a blocking that no program can have is refused, with what it may be",
   }
 });
 
+onAdapter("more rows than a program of that head dim compiles with are refused", async () => {
+  const blocking = { rows: 16, keys: 4, lanes: vector };
+  const error = await Effect.flip(begin(whole(problem({ headDim: 256 })))).pipe(
+    Effect.scoped,
+    Effect.provide(webgpuWith({ kernel: "registers", blocking }).layer),
+    Effect.runPromise,
+  );
+  assert.match(error.message, /a blocking of 16 rows is too large for head dim 256: at most 4/);
+});
+
+Deno.test("memory without a limit has room for any number of rows", () => {
+  assert.deepEqual([1, 2, 9, 10, Infinity].map(rowsWithin), [1, 1, 9, 9, Infinity]);
+});
+
 onAdapter("a workgroup that is not one subgroup is noticed", async () => {
   const blocking = { rows: 2, keys: 4, lanes: 2 * vector };
   await assert.rejects(
@@ -457,7 +472,7 @@ onAdapter(
       const accumulation = await attention.begin(queries);
       const calls = [];
       for (const each of texts) {
-        const call = accumulation.absorb(each, [tile], causal);
+        const call = accumulation.absorb(each, [tile], before);
         if (!atOnce) await call;
         calls.push(call);
       }
@@ -501,14 +516,14 @@ onAdapter(
       const accumulation = await attention.begin(queries);
       const createBindGroup = device.createBindGroup.bind(device);
       device.createBindGroup = (descriptor) => createBindGroup({ ...descriptor, entries: [] });
-      const first = accumulation.absorb(block, [tile], causal);
-      const second = accumulation.absorb(block, [tile], causal);
+      const first = accumulation.absorb(block, [tile], before);
+      const second = accumulation.absorb(block, [tile], before);
       for (const call of [first, second]) {
         await assert.rejects(async () => await call, /binding|entries/i);
       }
       device.createBindGroup = createBindGroup;
       await assert.rejects(
-        async () => await accumulation.absorb(block, [tile], causal),
+        async () => await accumulation.absorb(block, [tile], before),
         /binding|entries/i,
       );
       await assert.rejects(async () => await accumulation.finish(), /binding|entries/i);
@@ -530,12 +545,12 @@ onAdapter(
       await assert.rejects(async () => await attention.begin(queries), /queries/);
       without(GPUBufferUsage.COPY_SRC);
       const accumulation = await attention.begin(queries);
-      await accumulation.absorb(block, [tile], causal);
+      await accumulation.absorb(block, [tile], before);
       await assert.rejects(async () => await accumulation.finish(), /outputs/);
       accumulation.close();
       without(GPUBufferUsage.STORAGE);
       const blind = await attention.begin(queries);
-      await assert.rejects(async () => await blind.absorb(block, [tile], causal), /usage/i);
+      await assert.rejects(async () => await blind.absorb(block, [tile], before), /usage/i);
       blind.close();
     }),
 );
@@ -545,11 +560,11 @@ onAdapter(
   () =>
     withAttention(async (attention, device) => {
       const accumulation = await attention.begin(queries);
-      await accumulation.absorb(block, [tile], causal);
+      await accumulation.absorb(block, [tile], before);
       device.destroy();
       const lost = /lost/;
       await assert.rejects(async () => await accumulation.finish(), lost);
-      await assert.rejects(async () => await accumulation.absorb(block, [tile], causal), lost);
+      await assert.rejects(async () => await accumulation.absorb(block, [tile], before), lost);
       await assert.rejects(attention.begin(queries), lost);
       accumulation.close();
     }),
@@ -562,7 +577,7 @@ onAdapter(
       const accumulation = await attention.begin(queries);
       device.createBuffer({ label: "huge", size: 2 ** 40, usage: GPUBufferUsage.STORAGE });
       await assert.rejects(async () => {
-        await accumulation.absorb(block, [tile], causal);
+        await accumulation.absorb(block, [tile], before);
         await accumulation.finish();
       }, /size/);
       accumulation.close();

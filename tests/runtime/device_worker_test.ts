@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { deviceInWorker } from "../../runtime/device_worker.ts";
 import type { DeviceFailed } from "../../runtime/errors.ts";
 import type { KeyValues, Queries } from "../../runtime/kernel.ts";
-import { bandOf } from "../../runtime/mask.ts";
+import { bandOf, full } from "../support/masks.ts";
 
 /** What the device of `support/odd_worker.ts` shall do. */
 const open = (options: string) =>
@@ -14,7 +14,7 @@ const open = (options: string) =>
     options,
   });
 
-const band = bandOf({ kind: "full" });
+const band = bandOf(full);
 const shape = { batch: 1, heads: 1, kvHeads: 1, headDim: 4, scale: 1, dtype: "f32" } as const;
 const queriesIn = (bytes: Uint8Array): Queries => ({ ...shape, tokens: bytes.length / 16, bytes });
 const blockIn = (bytes: Uint8Array): KeyValues => ({

@@ -4,10 +4,10 @@ import assert from "node:assert/strict";
 import type { DeviceFailed } from "../../runtime/errors.ts";
 import { type Gradients, homing } from "../../runtime/homing.ts";
 import { layouts } from "../../runtime/layout.ts";
-import type { Mask } from "../../runtime/mask.ts";
 import { type Plan, planOf, type PlanSpec } from "../../runtime/plan.ts";
 import { uniform } from "../support/random.ts";
 import { inVirtualTime } from "../support/virtual_time.ts";
+import { causal, full, type Mask, randomBlocks, window } from "../support/masks.ts";
 
 const planned = (
   weights: ReadonlyArray<number>,
@@ -16,7 +16,7 @@ const planned = (
   mask: Mask,
 ): Plan =>
   Result.getOrThrow(planOf({
-    problem: { batch: 1, tokens, heads: 8, kvHeads: 8, headDim: 256, scale: 1, mask },
+    problem: { batch: 1, tokens, heads: 8, kvHeads: 8, headDim: 256, scale: 1, attention: mask },
     layout,
     weights,
     wire: "f32",
@@ -35,10 +35,11 @@ interface Pace {
  */
 const turn = (plan: Plan, { compute, hop }: Pace) =>
   Effect.gen(function* () {
-    const toward = yield* Effect.forEach(
-      plan.ranks,
-      () => Queue.unbounded<Gradients & { readonly taken: Deferred.Deferred<void> }>(),
-    );
+    type Sent = Gradients & { readonly taken: Deferred.Deferred<void> };
+    const toward = new Map<string, Queue.Queue<Sent>>();
+    for (const { rank, homing } of plan.ranks) {
+      for (const { to } of homing) toward.set(`${rank} ${to}`, yield* Queue.unbounded<Sent>());
+    }
     const results = yield* Effect.forEach(plan.ranks, (mine) =>
       Effect.gen(function* () {
         const { rank } = mine;
@@ -57,16 +58,19 @@ const turn = (plan: Plan, { compute, hop }: Pace) =>
           own,
           receiveLeft: ({ id }) =>
             Effect.gen(function* () {
-              const { block, values, taken } = yield* Queue.take(toward[rank]!);
+              const { from } = mine.homing.find((item) =>
+                item.block.id === id && item.from !== undefined
+              )!;
+              const { block, values, taken } = yield* Queue.take(toward.get(`${from} ${rank}`)!);
               assert.equal(block.id, id);
               yield* Effect.sleep(hop(rank));
               yield* Deferred.succeed(taken, undefined);
               return values.slice();
             }),
-          sendRight: (gradients) =>
+          sendRight: (gradients, to) =>
             Effect.gen(function* () {
               const taken = yield* Deferred.make<void>();
-              yield* Queue.offer(toward[(rank + 1) % plan.ring]!, { ...gradients, taken });
+              yield* Queue.offer(toward.get(`${rank} ${to}`)!, { ...gradients, taken });
               yield* Deferred.await(taken);
             }),
         });
@@ -82,12 +86,14 @@ const anyPlan = fc.record({
   blocks: fc.integer({ min: 1, max: 4 }),
   layout: fc.constantFrom(...layouts),
   mask: fc.oneof(
-    fc.constantFrom<Mask>({ kind: "full" }, { kind: "causal" }),
-    fc.integer({ min: 1, max: 500 }).map((window): Mask => ({ kind: "window", window })),
+    fc.constantFrom<Mask>(full, causal),
+    fc.integer({ min: 1, max: 500 }).map(window),
+    fc.nat().map((seed) => (tokens: number) => randomBlocks(tokens, 8, seed)),
   ),
-}).map(({ weights, blocks, layout, mask }) =>
-  planned(weights, weights.length * blocks * 16, layout, mask)
-);
+}).map(({ weights, blocks, layout, mask }) => {
+  const tokens = weights.length * blocks * 16;
+  return planned(weights, tokens, layout, typeof mask === "function" ? mask(tokens) : mask);
+});
 
 Deno.test("homing() brings every rank's share home exactly once, whatever takes how long", async () => {
   await fc.assert(
@@ -109,7 +115,7 @@ Deno.test("homing() brings every rank's share home exactly once, whatever takes 
 
 Deno.test("homing() hides its hops behind the arithmetic, but for the last", async () => {
   for (const ranks of [2, 3, 5, 8]) {
-    const plan = planned(Array(ranks).fill(1), ranks * 16, "contiguous", { kind: "full" });
+    const plan = planned(Array(ranks).fill(1), ranks * 16, "contiguous", full);
     const { milliseconds } = await inVirtualTime(
       turn(plan, { compute: () => 50, hop: () => 30 }),
     );
@@ -118,7 +124,7 @@ Deno.test("homing() hides its hops behind the arithmetic, but for the last", asy
 });
 
 Deno.test("homing() refuses a share that is not of the block that comes next", async () => {
-  const plan = planned([1, 1], 32, "contiguous", { kind: "full" });
+  const plan = planned([1, 1], 32, "contiguous", full);
   const mine = plan.ranks[0]!;
   const failing = Effect.gen(function* () {
     const own = yield* Queue.bounded<Gradients, DeviceFailed>(1);

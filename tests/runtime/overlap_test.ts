@@ -6,6 +6,7 @@
  */
 import { Effect, Layer, Semaphore } from "effect";
 import assert from "node:assert/strict";
+import { sinkWindow } from "../../plugins/attention.ts";
 import { memoryLinks } from "../../plugins/memory.ts";
 import { attend, type AttendResult } from "../../runtime/attend.ts";
 import { Crew } from "../../runtime/crew.ts";
@@ -13,6 +14,7 @@ import { Device } from "../../runtime/device.ts";
 import { headerBytes } from "../../runtime/frame.ts";
 import { Links } from "../../runtime/link.ts";
 import { asLse } from "../../runtime/lse.ts";
+import type { Variant } from "../../runtime/variant.ts";
 import { hiddenFraction } from "../../runtime/timeline.ts";
 import { inVirtualTime } from "../support/virtual_time.ts";
 
@@ -34,6 +36,7 @@ const waiting = Effect.map(Semaphore.make(1), (busy): Device["Service"] => {
       software: true,
       features: [],
       gradients: true,
+      forms: "TypeScript",
       memory: 2 ** 40,
       largestTensor: 2 ** 31,
     },
@@ -81,6 +84,7 @@ const run = (
   perBlock: number,
   blocks: number,
   gradients = false,
+  attention: ReadonlyArray<Variant> = [],
 ) => {
   const weights = typeof ranks === "number" ? Array<number>(ranks).fill(1) : ranks;
   const tokens = weights.filter((weight) => weight > 0).length * blocks * tokensPerBlock;
@@ -108,6 +112,7 @@ const run = (
         k: zeros,
         v: zeros,
         ...cotangent,
+        attention,
         ring: weights.length,
         weights,
         layout: "contiguous",
@@ -150,8 +155,9 @@ Deno.test("both passes hide what travels, and gradients come home one hop after 
 });
 
 Deno.test("a block goes on chunk by chunk: a far rank waits for its bytes once, not once a hop", async () => {
-  // Two ranks without tokens between those that have some.
-  const { timeline } = await run([1, 0, 0, 1], 40, 1);
+  // Of the first rank's keys everybody sees all, and else nothing but itself.
+  const attention = [sinkWindow({ first: tokensPerBlock, size: 1 })];
+  const { timeline } = await run(4, 40, 1, false, attention);
   const began = Math.min(...timeline.filter((i) => i.activity === "forward").map((i) => i.begin));
   const arrived = timeline.find(({ rank, activity }) => rank === 3 && activity === "receive")!.end;
   // A hop takes 40 ms, and each further one a chunk of 10 ms more.

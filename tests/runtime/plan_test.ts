@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { Result } from "effect";
 import fc from "fast-check";
 import { type Layout, layouts } from "../../runtime/layout.ts";
-import { allows, bandOf, type Mask } from "../../runtime/mask.ts";
+import { allows } from "../../runtime/mask.ts";
 import {
   balanceOf,
   type Plan,
@@ -12,6 +12,21 @@ import {
   refusalFor,
 } from "../../runtime/plan.ts";
 import { positionAt, type Span } from "../../runtime/span.ts";
+import {
+  causal as causalVariant,
+  chunked,
+  documents,
+  prefix,
+  sinkWindow,
+} from "../../plugins/attention.ts";
+import {
+  bandOf,
+  causal,
+  full,
+  type Mask,
+  randomBlocks,
+  window as windowed,
+} from "../support/masks.ts";
 
 const problem = (tokens: number, mask: Mask, more: Partial<Problem> = {}): Problem => ({
   batch: 1,
@@ -20,7 +35,7 @@ const problem = (tokens: number, mask: Mask, more: Partial<Problem> = {}): Probl
   kvHeads: 1,
   headDim: 8,
   scale: 1,
-  mask,
+  attention: mask,
   ...more,
 });
 const spec = (
@@ -36,8 +51,6 @@ const spec = (
 });
 const planned = (...args: Parameters<typeof spec>): Plan =>
   Result.getOrThrow(planOf(spec(...args)));
-const causal: Mask = { kind: "causal" };
-const full: Mask = { kind: "full" };
 const sum = (values: ReadonlyArray<number>) => values.reduce((a, b) => a + b, 0);
 const at = (span: Span) => Array.from({ length: span.count }, (_, i) => positionAt(span, i));
 /** Pairs of a rank, by the distance of the block's home. */
@@ -51,7 +64,7 @@ const byDistance = (plan: Plan, rank: number) =>
 const anyMask = fc.oneof(
   fc.constant(full),
   fc.constant(causal),
-  fc.record({ kind: fc.constant("window" as const), window: fc.integer({ min: 1, max: 150 }) }),
+  fc.integer({ min: 1, max: 150 }).map(windowed),
 );
 const anyRing = fc.array(fc.integer({ min: 0, max: 4 }), { minLength: 1, maxLength: 6 })
   .filter((weights) => weights.some((weight) => weight > 0));
@@ -98,7 +111,7 @@ Deno.test("planOf() every allowed pair is in exactly one tile of exactly one ste
   );
 });
 
-Deno.test("planOf() what a rank receives is what its left neighbour sends, in that order", () => {
+Deno.test("planOf() what a rank receives is what others send it, in that order, and what it computes on", () => {
   fc.assert(
     fc.property(
       fc.integer({ min: 1, max: 5000 }),
@@ -112,18 +125,24 @@ Deno.test("planOf() what a rank receives is what its left neighbour sends, in th
         };
         const plan = Result.getOrThrow(planOf(wide));
         for (const { rank, receives, steps } of plan.ranks) {
-          const left = plan.ranks[(rank - 1 + plan.ring) % plan.ring]!;
-          assert.deepEqual(receives.map(({ block }) => block), left.sends);
+          for (const { rank: other, sends } of plan.ranks) {
+            assert.deepEqual(
+              receives.filter(({ from }) => from === other).map(({ block }) => block),
+              sends.filter(({ to }) => to === rank).map(({ block }) => block),
+            );
+          }
           // Compute takes arrivals from a queue in this order, so its steps must come in the same.
-          const arrivals = receives.filter(({ compute }) => compute).map(({ block }) => block.id);
+          const arrivals = receives.map(({ block }) => block.id);
           const computed = steps.filter((step) => step.state !== "skip" && step.distance > 0);
           assert.deepEqual(computed.map(({ block }) => block.id), arrivals);
         }
         for (const block of plan.blocks) {
           const needs = plan.ranks.flatMap(({ steps }) =>
-            steps.filter((step) => step.block === block && step.pairs > 0)
+            steps.filter((step) => step.block === block && step.pairs > 0 && step.distance > 0)
           );
-          assert.equal(block.hops, Math.max(0, ...needs.map(({ distance }) => distance)));
+          const stops = needs.map(({ distance }) => distance).sort((a, b) => a - b)
+            .map((distance) => (block.home + distance) % plan.ring);
+          assert.deepEqual(block.path, stops);
         }
       },
     ),
@@ -134,7 +153,7 @@ Deno.test("planOf() what a rank receives is what its left neighbour sends, in th
 Deno.test("planOf() full mask: N − 1 hops, and bytes 2 · c · Hkv · d · e a hop", () => {
   for (const ring of [1, 2, 3, 5, 8]) {
     const plan = planned(3816, full, "contiguous", ring);
-    for (const block of plan.blocks) assert.equal(block.hops, ring - 1);
+    for (const block of plan.blocks) assert.equal(block.path.length, ring - 1);
     plan.ranks.forEach(({ sentBytes }, rank) => {
       // A rank sends every block but those of its right neighbour, which have arrived where they end.
       const tokens = 3816 - plan.ranks[(rank + 1) % ring]!.tokens;
@@ -181,7 +200,7 @@ Deno.test("planOf() contiguous causal: r whole blocks and a triangle; later rank
     );
   }
   // The last shard is of no use to anybody else, the first to everybody.
-  for (const block of plan.blocks) assert.equal(block.hops, ring - 1 - block.home);
+  for (const block of plan.blocks) assert.equal(block.path.length, ring - 1 - block.home);
   assert.equal(
     sum(plan.ranks.map(({ sentBytes }) => sentBytes)),
     (7 + 6 + 5 + 4 + 3 + 2 + 1) * c * 2 * 8 * 4,
@@ -207,10 +226,131 @@ Deno.test("planOf() zigzag: pairs follow the weights", () => {
 Deno.test("planOf() window over contiguous shards: min(N − 1, ⌈(w − 1)/c⌉) hops", () => {
   const [ring, c] = [8, 32];
   for (const window of [1, 2, c - 1, c, c + 1, c + 2, 2 * c + 3, 7 * c, ring * c + 9]) {
-    const plan = planned(ring * c, { kind: "window", window }, "contiguous", ring);
-    const hops = Math.max(...plan.blocks.map(({ hops }) => hops));
+    const plan = planned(ring * c, windowed(window), "contiguous", ring);
+    const hops = Math.max(...plan.blocks.map(({ path }) => path.length));
     assert.equal(hops, Math.min(ring - 1, Math.ceil((window - 1) / c)), `window ${window}`);
   }
+});
+
+/** Tokens that come to each rank. */
+const received = (plan: Plan): ReadonlyArray<number> =>
+  plan.ranks.map(({ receives }) => sum(receives.map(({ block }) => block.span.count)));
+
+Deno.test("planOf() window over contiguous shards: a rank gets the halo, and nothing else", () => {
+  const [ring, c] = [8, 32];
+  for (const window of [1, 2, c - 1, c, c + 1, c + 2, 2 * c + 3, 7 * c, ring * c + 9]) {
+    const plan = planned(ring * c, windowed(window), "contiguous", ring);
+    assert.deepEqual(
+      received(plan),
+      Array.from({ length: ring }, (_, rank) => Math.min(window - 1, rank * c)),
+    );
+    // Σ over the distances of what is left of the halo there, of each rank that has so many before it.
+    const halo = sum(
+      Array.from(
+        { length: ring - 1 },
+        (_, i) => (ring - 1 - i) * Math.min(c, Math.max(0, window - 1 - i * c)),
+      ),
+    );
+    assert.equal(sum(plan.ranks.map(({ sentBytes }) => sentBytes)), halo * 2 * 8 * 4);
+  }
+});
+
+Deno.test("planOf() a window of 4,096 over 32,768 tokens on 8 ranks moves 4,095 tokens a rank", () => {
+  const plan = planned(32_768, windowed(4096), "contiguous", 8);
+  assert.deepEqual(received(plan), [0, ...Array(7).fill(4095)]);
+  assert.equal(sum(plan.ranks.map(({ sentBytes }) => sentBytes)), 7 * 4095 * 2 * 8 * 4);
+  assert.ok(plan.blocks.every(({ path }) => path.length <= 1));
+});
+
+Deno.test("planOf() brings a rank no key but those that its queries see, and each once", () => {
+  const attention = fc.oneof(
+    anyMask,
+    fc.constantFrom(...[
+      [documents({ cu_seqlens: [0, 64, 128, 320, 960] })],
+      [chunked({ size: 192 }), causalVariant()],
+      [prefix({ length: 128 })],
+      [sinkWindow({ first: 64, size: 64 }), causalVariant()],
+    ]),
+  );
+  const property = fc.property(
+    attention,
+    fc.constantFrom("contiguous", "zigzag"),
+    fc.integer({ min: 1, max: 6 }),
+    (mask, layout, ring) => {
+      const plan = planned(960, mask, layout, ring);
+      const { sees } = plan.attention;
+      const shards = plan.ranks.map(({ shard }) => shard.flatMap(at));
+      plan.ranks.forEach(({ rank, receives }) => {
+        const keys = receives.flatMap(({ block }) => at(block.span));
+        assert.equal(new Set(keys).size, keys.length, "a key comes twice");
+        const mine = new Set(shards[rank]);
+        const needed = new Set<number>();
+        for (const q of mine) {
+          for (let k = 0; k < 960; k++) if (!mine.has(k) && sees(0, 0, q, k)) needed.add(k);
+        }
+        for (const k of needed) assert.ok(keys.includes(k), `rank ${rank} lacks key ${k}`);
+        // What a mask says of tiles is known in steps of 64 tokens at each end of a stretch.
+        const most = plan.attention.mask === undefined ? 0 : 4 * 64;
+        assert.ok(keys.length - needed.size <= most, `${keys.length} for ${needed.size}`);
+      });
+    },
+  );
+  fc.assert(property, { numRuns: 60 });
+});
+
+Deno.test("planOf() documents within a rank need no hop", () => {
+  const bounds = [0, 30, 100, 100, 150, 200, 300];
+  const plan = planned(300, [documents({ cu_seqlens: bounds })], "contiguous", 3);
+  assert.ok(plan.blocks.every(({ path }) => path.length === 0));
+  const pairs = bounds.slice(1).map((end, i) => (end - bounds[i]!) ** 2);
+  assert.equal(plan.pairs, sum(pairs));
+  assert.ok(plan.counted);
+});
+
+Deno.test("planOf() sends a block of a table to the ranks that need it, and to no other", () => {
+  const [ring, c] = [8, 64];
+  const mask = randomBlocks(ring * c, c, 5);
+  const table = mask[0]!.params["table"] as ReadonlyArray<number>;
+  const plan = planned(ring * c, mask, "contiguous", ring);
+  for (const { home, path } of plan.blocks) {
+    const needed = Array.from({ length: ring - 1 }, (_, i) => (home + i + 1) % ring)
+      .filter((rank) => table[rank * ring + home] === 1);
+    assert.deepEqual(path, needed);
+  }
+  assert.equal(plan.pairs, sum(table) * c * c);
+});
+
+Deno.test("planOf() refuses a variant whose tiles or heads are not what its mask says, with the pair", () => {
+  const refusal = (changes: Partial<typeof chunked.definition>) => {
+    const definition = { ...chunked.definition, ...changes };
+    const attention = [{ definition, params: { size: 64 } }];
+    const { message } = Result.getOrThrow(
+      Result.flip(planOf({ ...spec(500, [], "zigzag", 3), problem: problem(500, attention) })),
+    );
+    return message;
+  };
+  for (const said of ["all", "none"] as const) {
+    assert.match(
+      refusal({ tile: () => () => said }),
+      RegExp(
+        `"chunked": it needs tiles that say what its mask does: found a tile that says "${said}" of`,
+      ),
+    );
+  }
+  assert.match(
+    refusal({ mask: () => (_b, h, q, k) => q - k === h, tile: () => () => "some" }),
+    /needs perHead where its mask differs .*: found another answer .* of batch entry 0, head 1, query/,
+  );
+});
+
+Deno.test("planOf() says where pairs are too many to be counted, and computes them all the same", () => {
+  const { tile: _, ...untold } = chunked.definition;
+  const unknown = (size: number): Mask => [{ definition: untold, params: { size } }];
+  const small = planned(2048, unknown(64), "contiguous", 2);
+  assert.deepEqual([small.counted, small.pairs], [true, 2048 * 64]);
+  const large = planned(65_536, unknown(4096), "contiguous", 2);
+  assert.equal(large.counted, false);
+  assert.ok(large.pairs >= 65_536 * 4096);
 });
 
 Deno.test("planOf() K/V of a rank: its shard and at most three passing blocks, so 1/N of the whole", () => {
@@ -244,7 +384,11 @@ Deno.test("planOf() refuses with a sentence that says what is needed and what wa
     [{ headDim: 6 }, "the head dim must be a multiple of 4 from 4 to 256: found 6"],
     [{ headDim: 260 }, "found 260"],
     [{ scale: Infinity }, "the score scale must be a finite number: found Infinity"],
-    [{ mask: { kind: "window", window: 0 } }, "the window must be a whole number from 1"],
+    [
+      { attention: windowed(0) },
+      'Cannot use attention "window": it needs its parameter "size": found ' +
+      "0 (Expected a value greater than or equal to 1)",
+    ],
   ];
   for (const [change, sentence] of cases) {
     assert.ok(refusal(change).includes(sentence), refusal(change));

@@ -13,7 +13,6 @@ import { Held } from "../../runtime/held.ts";
 import { layouts } from "../../runtime/layout.ts";
 import { Ledger } from "../../runtime/ledger.ts";
 import { Links, type Slot } from "../../runtime/link.ts";
-import type { Mask } from "../../runtime/mask.ts";
 import { type Plan, planOf, type PlanSpec, type StepPlan } from "../../runtime/plan.ts";
 import { Recorder } from "../../runtime/recorder.ts";
 import { ring } from "../../runtime/ring.ts";
@@ -21,9 +20,8 @@ import { faultyLinks } from "../support/faulty_links.ts";
 import { inProcess } from "../support/in_process.ts";
 import { normals, uniform } from "../support/random.ts";
 import { inVirtualTime } from "../support/virtual_time.ts";
-
-const full: Mask = { kind: "full" };
-const causal: Mask = { kind: "causal" };
+import { blocks } from "../../plugins/attention.ts";
+import { causal, full, type Mask, randomBlocks, window } from "../support/masks.ts";
 
 /** 16 tokens make the smallest block. */
 const tokensPerBlock = 16;
@@ -34,7 +32,7 @@ const planned = (
   { mask = full, layout = "contiguous" }: Partial<Pick<PlanSpec, "layout">> & { mask?: Mask } = {},
 ): Plan =>
   Result.getOrThrow(planOf({
-    problem: { batch: 1, tokens, heads: 8, kvHeads: 8, headDim: 256, scale: 1, mask },
+    problem: { batch: 1, tokens, heads: 8, kvHeads: 8, headDim: 256, scale: 1, attention: mask },
     layout,
     weights: typeof ranks === "number" ? Array(ranks).fill(1) : ranks,
     wire: "f32",
@@ -62,10 +60,11 @@ interface Deeds {
  */
 const turn = (plan: Plan, { compute, hop }: Pace) =>
   Effect.gen(function* () {
-    const toward = yield* Effect.forEach(
-      plan.ranks,
-      () => Queue.unbounded<{ readonly block: Block; readonly taken: Deferred.Deferred<void> }>(),
-    );
+    type Sent = { readonly block: Block; readonly taken: Deferred.Deferred<void> };
+    const toward = new Map<string, Queue.Queue<Sent>>();
+    for (const { rank, sends } of plan.ranks) {
+      for (const { to } of sends) toward.set(`${rank} ${to}`, yield* Queue.unbounded<Sent>());
+    }
     const deeds = yield* Effect.forEach(plan.ranks, (mine) =>
       Effect.gen(function* () {
         const { rank } = mine;
@@ -73,7 +72,7 @@ const turn = (plan: Plan, { compute, hop }: Pace) =>
         const done: Deeds = { absorbed: [], received: [], sent: [], sentAt: [], held };
         const home = new Map<number, Block>();
         for (const block of plan.blocks.filter((block) => block.home === rank)) {
-          held.hold(block, block.hops > 0 ? 2 : 1);
+          held.hold(block, block.path.length > 0 ? 2 : 1);
           home.set(block.id, Block.whole(block, Uint8Array.of(block.id)));
         }
         // A device works on one block at a time, in the order in which they were queued.
@@ -92,18 +91,20 @@ const turn = (plan: Plan, { compute, hop }: Pace) =>
           recorder: yield* Recorder.start(rank, () => Effect.void),
           receiveLeft: (block) =>
             Effect.gen(function* () {
-              const { block: sent, taken } = yield* Queue.take(toward[rank]!);
+              const stops = [block.plan.home, ...block.plan.path];
+              const from = stops[stops.indexOf(rank) - 1]!;
+              const { block: sent, taken } = yield* Queue.take(toward.get(`${from} ${rank}`)!);
               assert.equal(sent.plan.id, block.plan.id);
               yield* Effect.sleep(hop(rank));
               done.received.push(block.plan.id);
               block.arrivedUntil(block.bytes.length);
               yield* Deferred.succeed(taken, undefined);
             }),
-          sendRight: (block) =>
+          sendRight: (block, to) =>
             Effect.gen(function* () {
               yield* block.until(block.bytes.length);
               const taken = yield* Deferred.make<void>();
-              yield* Queue.offer(toward[(rank + 1) % plan.ring]!, { block, taken });
+              yield* Queue.offer(toward.get(`${rank} ${to}`)!, { block, taken });
               yield* Deferred.await(taken);
               done.sent.push(block.plan.id);
               done.sentAt.push(yield* Clock.currentTimeMillis);
@@ -140,7 +141,7 @@ Deno.test("ring() makes the left neighbour of a slow device wait", async () => {
 });
 
 Deno.test("ring() holds three passing blocks where some are only computed on and some only go on", async () => {
-  const mask: Mask = { kind: "window", window: 20 };
+  const mask: Mask = window(20);
   const plan = planned(5, 5 * tokensPerBlock, { mask, layout: "zigzag" });
   // All that reaches rank 4 waits there, for the device or for the way to rank 0.
   const pace: Pace = {
@@ -159,6 +160,26 @@ Deno.test("ring() skips what the mask empties, and sends no block farther than i
   assert.deepEqual(deeds.map(({ received }) => received), [[], [0], [1, 0], [2, 1, 0]]);
 });
 
+Deno.test("ring() has room for blocks that several ranks send at once, each of which must go on", async () => {
+  // Ranks 4 and 9 need what all have. From 0 … 3 it comes to 4 first and from 5 … 8 to 9, and then they exchange it: with
+  // room for three each would wait for the other to take one.
+  const ranks = 10;
+  const table = Array.from({ length: ranks ** 2 }, (_, i) => {
+    const [query, key] = [Math.floor(i / ranks), i % ranks];
+    return Number(query === key || (query % 5 === 4 && key % 5 !== 4));
+  });
+  const mask = [blocks({ size: tokensPerBlock, table })];
+  const plan = planned(ranks, ranks * tokensPerBlock, { mask });
+  assert.deepEqual(plan.blocks.map(({ path }) => path), [
+    ...Array(4).fill([4, 9]),
+    [],
+    ...Array(4).fill([9, 4]),
+    [],
+  ]);
+  const { deeds } = await inVirtualTime(turn(plan, steadily(5, 5)));
+  for (const rank of [4, 9]) assert.equal(deeds[rank]!.absorbed.length, 9);
+});
+
 const anyPlan = fc.record({
   weights: fc.array(fc.integer({ min: 0, max: 5 }), { minLength: 1, maxLength: 16 })
     .filter((weights) => weights.some((weight) => weight > 0)),
@@ -167,11 +188,16 @@ const anyPlan = fc.record({
   mask: fc.oneof(
     fc.constant(full),
     fc.constant(causal),
-    fc.integer({ min: 1, max: 500 }).map((window): Mask => ({ kind: "window", window })),
+    fc.integer({ min: 1, max: 500 }).map(window),
+    fc.nat().map((seed) => (tokens: number) => randomBlocks(tokens, tokensPerBlock / 2, seed)),
   ),
-}).map(({ weights, blocks, layout, mask }) =>
-  planned(weights, weights.length * blocks * tokensPerBlock, { layout, mask })
-);
+}).map(({ weights, blocks, layout, mask }) => {
+  const tokens = weights.length * blocks * tokensPerBlock;
+  return planned(weights, tokens, {
+    layout,
+    mask: typeof mask === "function" ? mask(tokens) : mask,
+  });
+});
 
 /** Some ranks are slow throughout, and every block takes another while. */
 const anyPace = fc.record({ seed: fc.nat(), slow: fc.array(fc.nat(15), { maxLength: 3 }) }).map(
@@ -193,7 +219,7 @@ Deno.test("ring() ends, in the order, the memory and the bytes of its plan, what
         const { absorbed, sent, received, held } = deeds[rank]!;
         const computed = steps.filter(({ state }) => state !== "skip");
         assert.deepEqual(absorbed, computed.map(({ block }) => block.id));
-        assert.deepEqual(sent, sends.map(({ id }) => id));
+        assert.deepEqual(sent, sends.map(({ block }) => block.id));
         assert.deepEqual(received, receives.map(({ block }) => block.id));
         assert.equal(bytes(sent), sentBytes);
         assert.ok(held.peak <= kvBytes, `rank ${rank} held ${held.peak}, planned ${kvBytes}`);

@@ -6,8 +6,8 @@
 import { Context, Effect, Layer } from "effect";
 import { cpuWith } from "../../plugins/cpu.ts";
 import { Device } from "../../runtime/device.ts";
-import { bandOf } from "../../runtime/mask.ts";
 import { contiguous } from "../../runtime/span.ts";
+import { bandOf, full } from "./masks.ts";
 
 const shape = { batch: 1, heads: 8, kvHeads: 8, headDim: 64, tokens: 4096 };
 const bytes = new Uint8Array(new SharedArrayBuffer(2 * 4 * shape.tokens * 8 * 64));
@@ -19,7 +19,7 @@ await Effect.gen(function* () {
   const q = bytes.subarray(bytes.length / 2);
   const accumulator = yield* device.begin({ ...shape, scale: 0.125, dtype: "f32", bytes: q });
   const block = { tokens: shape.tokens, dtype: "f32", bytes } as const;
-  const absorb = accumulator.absorb(block, [tile], bandOf({ kind: "full" }));
+  const absorb = accumulator.absorb(block, [tile], bandOf(full));
   // The whole block takes longer.
   yield* Effect.raceFirst(absorb, Effect.sleep("20 millis"));
   console.log("gave up");

@@ -12,11 +12,11 @@ import { type Accumulator, Device } from "../../runtime/device.ts";
 import { type DType, encode } from "../../runtime/dtype.ts";
 import type { DeviceFailed } from "../../runtime/errors.ts";
 import type { Attended, Tile } from "../../runtime/kernel.ts";
-import { bandOf, type Mask } from "../../runtime/mask.ts";
 import type { Span } from "../../runtime/span.ts";
 import { maxAbs, relativeL2 } from "./closeness.ts";
 import { denseFloat32 } from "./dense_f32.ts";
 import { positionsOfSpan } from "./spans.ts";
+import { bandOf, judged, type Mask } from "./masks.ts";
 
 /** How far from float64 a device may be on standard normal float32 input. */
 export interface DeviceBound {
@@ -72,8 +72,10 @@ export const stretches = (lengths: ReadonlyArray<number>): ReadonlyArray<Tokens>
   return lengths.map((length) => [stretch(from, from += length)]);
 };
 
-const seesIn = (mask: Mask, q: number, k: number): boolean =>
-  mask.kind === "full" || k <= q && (mask.kind === "causal" || q - k < mask.window);
+const sees = (mask: Mask, q: number, k: number): boolean =>
+  mask.every(({ definition: { name }, params }) =>
+    k <= q && (name === "causal" || q - k < Number(params["size"]))
+  );
 
 /** Every span of queries against every span of keys, where at least one pair counts. */
 export const tilesOf = (mask: Mask, queries: Tokens, keys: Tokens, offset: number): Array<Tile> => {
@@ -84,7 +86,7 @@ export const tilesOf = (mask: Mask, queries: Tokens, keys: Tokens, offset: numbe
     let column = 0;
     for (const columns of keys) {
       const pairs = positionsOfSpan(rows).flatMap((q) =>
-        positionsOfSpan(columns).map((k) => seesIn(mask, q, k))
+        positionsOfSpan(columns).map((k) => sees(mask, q, k))
       );
       if (pairs.includes(true)) {
         const full = !pairs.includes(false);
@@ -161,16 +163,16 @@ export const absorb = (
   cut: Cut,
   accumulator: Accumulator,
   block: Tokens,
-  tiles = tilesOf(cut.problem.mask, cut.queries, block, cut.offset ?? 0),
+  tiles = tilesOf(cut.problem.attention, cut.queries, block, cut.offset ?? 0),
 ): Effect.Effect<void, DeviceFailed> =>
   Effect.gen(function* () {
     const { problem, inputs, dtype = "f32", place = shared } = cut;
-    const { batch, kvHeads, headDim, mask } = problem;
+    const { batch, kvHeads, headDim, attention } = problem;
     const positions = positionsOf(block);
     const [k, v] = [inputs.k, inputs.v].map((x) => gather(x, batch, kvHeads * headDim, positions));
     const bytes = place(encode(dtype, concat(k!, v!)));
     const keyValues = { tokens: positions.length, dtype, bytes };
-    const busy = yield* accumulator.absorb(keyValues, tiles, bandOf(mask));
+    const busy = yield* accumulator.absorb(keyValues, tiles, bandOf(attention));
     assert.ok(busy >= 0, `the device was busy for ${busy} ms`);
     bytes.fill(0xff);
   });
@@ -180,7 +182,7 @@ export const attend = (cut: Cut): Effect.Effect<Attended, DeviceFailed, Device> 
   Effect.gen(function* () {
     const accumulator = yield* begin(cut);
     for (const block of cut.blocks) {
-      const tiles = tilesOf(cut.problem.mask, cut.queries, block, cut.offset ?? 0);
+      const tiles = tilesOf(cut.problem.attention, cut.queries, block, cut.offset ?? 0);
       if (tiles.length > 0) yield* absorb(cut, accumulator, block, tiles);
     }
     return yield* accumulator.finish;
@@ -226,7 +228,7 @@ export const assertClose = (actual: Rows, expected: Rows, bound: DeviceBound): v
 /** Runs a cut and compares it with the oracle. */
 export const check = (cut: Cut): Effect.Effect<void, DeviceFailed, Device> =>
   Effect.gen(function* () {
-    const whole = denseAttention(cut.problem, cut.inputs.q, cut.inputs.k, cut.inputs.v);
+    const whole = denseAttention(judged(cut.problem), cut.inputs.q, cut.inputs.k, cut.inputs.v);
     const expected = rowsOf(cut, whole);
     assertClose(yield* attend(cut), expected, yield* DeviceBound);
   });
@@ -235,7 +237,7 @@ export const check = (cut: Cut): Effect.Effect<void, DeviceFailed, Device> =>
 export const checkAgainstFloat32 = (cut: Cut): Effect.Effect<void, DeviceFailed, Device> =>
   Effect.gen(function* () {
     const { q, k, v } = cut.inputs;
-    const exact = denseAttention(cut.problem, q, k, v);
+    const exact = denseAttention(judged(cut.problem), q, k, v);
     const plain = denseFloat32(cut.problem, q, k, v);
     const bound = yield* DeviceBound;
     const expected = rowsOf(cut, exact);

@@ -9,10 +9,10 @@ import { denseAttention, denseGradients } from "../../kernels/oracle.ts";
 import { type BackwardAccumulator, Device } from "../../runtime/device.ts";
 import { encode } from "../../runtime/dtype.ts";
 import type { DeviceFailed } from "../../runtime/errors.ts";
-import { bandOf } from "../../runtime/mask.ts";
 import { relativeL2 } from "./closeness.ts";
 import { concat, type Cut, gather, positionsOf, rms, shared, tilesOf, type Tokens } from "./cut.ts";
 import { normals } from "./random.ts";
+import { bandOf, judged, withoutAttention } from "./masks.ts";
 
 /** Largest relative L2 distance of dq, dk and dv from float64. */
 export const GradientBound = Context.Reference<number>("annulus/tests/GradientBound", {
@@ -51,7 +51,7 @@ export const beginBackward = (
     const { batch, heads } = problem;
     const positions = positionsOf(queries);
     const { rows } = widthsOf(cut);
-    const whole = denseAttention(problem, q, k, v);
+    const whole = denseAttention(judged(problem), q, k, v);
     const bytes = place(encode(dtype, Float32Array.from(gather(q, batch, rows, positions))));
     const outcome = {
       o: placed(gather(whole.o, batch, rows, positions)),
@@ -62,7 +62,7 @@ export const beginBackward = (
     const begin = device.beginBackward;
     assert.ok(begin !== undefined, `device ${device.info.name} has no backward pass`);
     const backward = yield* begin(
-      { ...problem, tokens: positions.length, dtype, bytes },
+      { ...withoutAttention(problem), tokens: positions.length, dtype, bytes },
       outcome,
     );
     bytes.fill(0xff);
@@ -75,17 +75,17 @@ export const absorbBackward = (
   cut: Cut,
   backward: BackwardAccumulator,
   block: Tokens,
-  tiles = tilesOf(cut.problem.mask, cut.queries, block, cut.offset ?? 0),
+  tiles = tilesOf(cut.problem.attention, cut.queries, block, cut.offset ?? 0),
 ): Effect.Effect<Float32Array, DeviceFailed> =>
   Effect.gen(function* () {
-    const { problem: { batch, mask }, inputs, dtype = "f32", place = shared } = cut;
+    const { problem: { batch, attention }, inputs, dtype = "f32", place = shared } = cut;
     const positions = positionsOf(block);
     const [k, v] = [inputs.k, inputs.v].map((x) => gather(x, batch, widthsOf(cut).keys, positions));
     const bytes = place(encode(dtype, concat(k!, v!)));
     const { gradients, busy } = yield* backward.absorb(
       { tokens: positions.length, dtype, bytes },
       tiles,
-      bandOf(mask),
+      bandOf(attention),
     );
     assert.ok(busy >= 0, `the device was busy for ${busy} ms`);
     assert.equal(gradients.length, k!.length + v!.length);
@@ -120,7 +120,7 @@ export const expectedGradients = (cut: Cut): ShardGradients => {
       dO.set(all.subarray(at, at + rows), at);
     }
   }
-  const { dq, dk, dv } = denseGradients(problem, q, k, v, dO);
+  const { dq, dk, dv } = denseGradients(judged(problem), q, k, v, dO);
   const ofBlocks = (x: Float64Array) =>
     blocks.flatMap((block) => Array.from(gather(x, batch, keys, positionsOf(block))));
   return { dq: gather(dq, batch, rows, mine), dk: ofBlocks(dk), dv: ofBlocks(dv) };

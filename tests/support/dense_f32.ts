@@ -5,7 +5,8 @@
  * @module
  */
 import type { Problem } from "../../runtime/plan.ts";
-import { allows, bandOf } from "../../runtime/mask.ts";
+import { allows } from "../../runtime/mask.ts";
+import { bandOf } from "./masks.ts";
 
 const f = Math.fround;
 
@@ -17,7 +18,7 @@ export const denseFloat32 = (
   v: Float32Array,
 ): { readonly o: Float32Array; readonly lse: Float32Array } => {
   const { batch, tokens, heads, kvHeads, headDim, scale } = problem;
-  const band = bandOf(problem.mask);
+  const band = bandOf(problem.attention);
   const o = new Float32Array(batch * tokens * heads * headDim);
   const lse = new Float32Array(batch * heads * tokens);
   for (let b = 0; b < batch; b++) {

@@ -18,6 +18,7 @@ const folders = [
   "kernels/",
   "kernels/softmax/",
   "plugins/",
+  "plugins/attention/",
   "plugins/cpu/",
   "plugins/webgpu/",
   "tests/contract/",
@@ -73,6 +74,7 @@ const contracts = {
   device: ["tests/contract/device.ts", "deviceCases"],
   "gradients of a ring": ["tests/contract/ring_gradients.ts", "ringGradientCases"],
   "gradients of a device": ["tests/contract/gradients.ts", "gradientCases"],
+  variants: ["tests/contract/variants.ts", "variantCases"],
 } as const;
 /** One of them. */
 export type Contract = keyof typeof contracts;

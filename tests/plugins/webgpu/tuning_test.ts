@@ -91,6 +91,8 @@ Deno.test("a tuning that is no tuning is ignored with a note", () =>
         good.replace('"keys": 4', '"keys": 3'),
         good.replace('"lanes": 16', '"lanes": "16"'),
         good.replace('"rows": 2', '"rows": 16').replace('"keys": 4', '"keys": 8'),
+        good.replace('"f32 64"', '"f32 1024"'),
+        good.replace('"f32 64"', '"f64 64"'),
         good.replace('"adapters"', '"adepts"'),
       ]
     ) {

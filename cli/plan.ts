@@ -1,0 +1,120 @@
+/**
+ * `annulus plan`: what a run would do, before there is one: for each layer what its attention leaves to compute and to
+ * move, and which layout suits it.
+ *
+ * @module
+ */
+import { Effect, Result } from "effect";
+import { namesOf } from "../runtime/attention.ts";
+import { type DType, elementBytes } from "../runtime/dtype.ts";
+import type { Layout } from "../runtime/layout.ts";
+import { cheapest, costOf, type LayoutCost, layoutCosts } from "../runtime/layout_choice.ts";
+import { planOf } from "../runtime/plan.ts";
+import type { Definition } from "../runtime/variant.ts";
+import { knownAttention, parseAttention } from "./attention.ts";
+import { misuse } from "./command_line.ts";
+import { print, printJson, sizeInWords, table } from "./output.ts";
+
+/** All that `plan` can be told. */
+export interface PlanFlags {
+  readonly tokens: number;
+  readonly batch: number;
+  readonly heads: number;
+  readonly kvHeads: number | undefined;
+  readonly headDim: number;
+  readonly ring: number;
+  readonly wire: DType;
+  readonly layout: Layout | undefined;
+  /** One expression a layer. */
+  readonly attention: ReadonlyArray<string>;
+  /** How often the layers are repeated. */
+  readonly times: number;
+  readonly plugin: ReadonlyArray<string>;
+  readonly json: boolean;
+}
+
+/** Plans one layer. */
+const planLayer = Effect.fnUntraced(function* (
+  { tokens, batch, heads, kvHeads = heads, headDim, wire, ring, layout }: PlanFlags,
+  known: ReadonlyArray<Definition>,
+  expression: string,
+) {
+  const parsed = parseAttention(expression, known);
+  if (Result.isFailure(parsed)) return yield* misuse(parsed.failure);
+  const attention = parsed.success;
+  const problem = {
+    ...{ batch, tokens, heads, kvHeads, headDim },
+    scale: 1 / Math.sqrt(headDim),
+    attention,
+  };
+  const spec = { problem, weights: Array.from({ length: ring }, () => 1), wire };
+  const costs = yield* Effect.fromResult(layoutCosts(spec));
+  const plan = yield* Effect.fromResult(planOf({ ...spec, layout: layout ?? cheapest(costs) }));
+  return {
+    attention: namesOf(attention),
+    ...costOf(plan),
+    pairs: plan.pairs,
+    counted: plan.counted,
+    untiled: plan.attention.untiled,
+    flops: plan.flops,
+    bytesReceived: plan.ranks.map(({ receives }) =>
+      receives.reduce((sum, { block }) => sum + block.bytes, 0)
+    ),
+    memory: Math.max(...plan.ranks.map(({ bytes }) => bytes)),
+    layouts: costs,
+  };
+});
+
+/** Plans every layer and prints it. */
+export const runPlan = Effect.fn("runPlan")(function* (flags: PlanFlags) {
+  const { tokens, batch, heads, kvHeads = heads, headDim, wire, ring, times } = flags;
+  const known = yield* knownAttention(flags.plugin);
+  const expressions = flags.attention.length === 0 ? ["bidirectional"] : flags.attention;
+  const layers = yield* Effect.forEach(
+    expressions,
+    (expression) => planLayer(flags, known, expression),
+  );
+  const sum = (of: (layer: typeof layers[number]) => number) =>
+    times * layers.reduce((total, layer) => total + of(layer), 0);
+  // What the same layers would take without any mask, each block going once around.
+  const everything = {
+    flops: times * layers.length * 4 * headDim * heads * batch * tokens ** 2,
+    sentBytes: times * layers.length * (ring - 1) * 2 * tokens * batch * kvHeads * headDim *
+      elementBytes(wire),
+  };
+  const total = { flops: sum(({ flops }) => flops), sentBytes: sum(({ sentBytes }) => sentBytes) };
+  if (flags.json) return yield* printJson({ tokens, ring, times, layers, total, everything });
+  yield* print(table([
+    ["layer", "attention", "layout", "balance", "hops", "moves", "GFLOP", "memory a rank"],
+    ...layers.map((layer, i) => [
+      String(i),
+      layer.attention,
+      layer.layout,
+      layer.balance.toFixed(3),
+      String(layer.hops),
+      sizeInWords(layer.sentBytes),
+      `${layer.counted ? "" : "≤ "}${(layer.flops / 1e9).toFixed(1)}`,
+      sizeInWords(layer.memory),
+    ]),
+  ]));
+  for (const layer of new Map(layers.map((layer) => [layer.attention, layer])).values()) {
+    yield* print(`\n${layer.attention}, by layout: ${inWords(layer.layouts)}`);
+    if (layer.untiled.length === 0) continue;
+    const names = layer.untiled.join(" and ");
+    yield* print(
+      `${names} ${layer.untiled.length === 1 ? "does" : "do"} not say which tiles to skip`,
+    );
+  }
+  const share = (a: number, b: number) => b === 0 ? "none" : `${(100 * a / b).toFixed(1)} %`;
+  yield* print(
+    `\n${times * layers.length} layer${times * layers.length === 1 ? "" : "s"}: ` +
+      `${(total.flops / 1e9).toFixed(1)} GFLOP, ${share(total.flops, everything.flops)} of full ` +
+      `attention; ${sizeInWords(total.sentBytes)} travel, ` +
+      `${share(total.sentBytes, everything.sentBytes)} of full attention's`,
+  );
+});
+
+const inWords = (costs: ReadonlyArray<LayoutCost>): string =>
+  costs.map(({ layout, balance, sentBytes }) =>
+    `${layout} ${balance.toFixed(3)} (${sizeInWords(sentBytes)})`
+  ).join(", ");

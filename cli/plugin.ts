@@ -1,0 +1,72 @@
+/**
+ * `annulus plugin new NAME` and `annulus plugin check FILE`.
+ *
+ * @module
+ */
+import { Effect } from "effect";
+import { FileInvalid } from "../runtime/errors.ts";
+import { chooseDevice } from "../runtime/plugin.ts";
+import { contract } from "../runtime/variant.ts";
+import { devices } from "./devices.ts";
+import { print, printJson } from "./output.ts";
+import { checkAttention } from "./plugin_check.ts";
+
+/** A variant that works, to begin from. */
+const template = (name: string): string =>
+  `import { defineAttention, int } from "annulus/variant";
+
+/** Query q sees the keys k ≤ q at a distance that is a multiple of step. */
+export default defineAttention({
+  name: "${name}",
+  contract: ${contract},
+  module: import.meta.url,
+  params: { step: int({ least: 1 }) },
+  examples: () => [{ step: 2 }, { step: 5 }],
+  mask: ({ step }) => (_b, _h, q, k) => k <= q && (q - k) % step === 0,
+  wgsl: { mask: "return k <= q && (q - k) % step == 0;" },
+});
+`;
+
+/** Writes NAME.ts into this folder, and gives its name; never over another file. */
+export const writePlugin = Effect.fn("writePlugin")(function* (name: string) {
+  const file = `${name}.ts`;
+  const refused = (needed: string, found: string) =>
+    new FileInvalid({ attempted: "write an attention to", file, needed, found });
+  if (!/^[A-Za-z][A-Za-z0-9-]*$/.test(name)) {
+    return yield* refused("it needs a name of letters, digits and dashes", `"${name}"`);
+  }
+  yield* Effect.tryPromise({
+    try: () => Deno.writeTextFile(file, template(name), { createNew: true }),
+    catch: (cause) =>
+      cause instanceof Deno.errors.AlreadyExists
+        ? refused("it needs a name that no file has", "a file")
+        : refused("it needs a folder to write to", String(cause)),
+  });
+  return file;
+});
+
+/** Prints what was looked at and what is wrong; true where nothing is. */
+export const runPluginCheck = Effect.fn("runPluginCheck")(function* (
+  file: string,
+  device: string,
+  json: boolean,
+) {
+  const wanted = device === "auto" ? devices : [yield* chooseDevice(devices, device)];
+  const { name, checks } = yield* checkAttention(file, wanted);
+  const faults = checks.filter(({ complaint }) => complaint !== undefined);
+  if (json) {
+    yield* printJson({ file, name, ok: faults.length === 0, checks });
+    return faults.length === 0;
+  }
+  for (const { name, complaint, skipped } of checks) {
+    const why = complaint ?? skipped;
+    const mark = complaint !== undefined ? "✗" : skipped !== undefined ? "–" : "✓";
+    yield* print(why === undefined ? `${mark} ${name}` : `${mark} ${name}: ${why}`);
+  }
+  yield* print(
+    faults.length === 0
+      ? `attention "${name}" keeps its contract`
+      : `attention "${name}" does not keep its contract: ${faults.length} of ${checks.length} checks`,
+  );
+  return faults.length === 0;
+});

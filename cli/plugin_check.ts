@@ -1,0 +1,389 @@
+/**
+ * `annulus plugin check FILE`: does an attention keep its contract? Its two forms are compared pair by pair, what it says
+ * of tiles and bands is held against its mask, and rings of every size and layout against float64. Each complaint names
+ * the first pair of indices that shows it.
+ *
+ * @module
+ */
+import { Effect, Layer, Result } from "effect";
+import { denseAttention, denseGradients } from "../kernels/oracle.ts";
+import { loadAttention } from "../plugins/attention_file.ts";
+import { inProcess } from "../plugins/memory.ts";
+import { findAdapter } from "../plugins/webgpu/adapter.ts";
+import { type Asked, evaluatePairs } from "../plugins/webgpu/evaluate.ts";
+import { attend } from "../runtime/attend.ts";
+import { type Attention, namesOf, resolveAttention } from "../runtime/attention.ts";
+import { Device } from "../runtime/device.ts";
+import { layouts } from "../runtime/layout.ts";
+import { allows } from "../runtime/mask.ts";
+import type { DevicePlugin } from "../runtime/plugin.ts";
+import type { Definition, Shape, Variant } from "../runtime/variant.ts";
+import { normals } from "./normals.ts";
+
+/** One thing that was looked at. */
+export interface Check {
+  readonly name: string;
+  /** What is wrong, if anything. */
+  readonly complaint?: string;
+  /** Why nobody looked. */
+  readonly skipped?: string;
+}
+
+/** Ranges of all lengths are tried against each other. */
+const small: Shape = { batch: 2, tokens: 23, heads: 3, kvHeads: 1, headDim: 8 };
+/** Sizes that are multiples of nothing. */
+const middle: Shape = { batch: 2, tokens: 71, heads: 4, kvHeads: 2, headDim: 8 };
+const large: Shape = { batch: 2, tokens: 5003, heads: 4, kvHeads: 2, headDim: 8 };
+
+/** Scores that show what a form does at its edges. */
+const scores = [0, 1, -1, 1e-3, -0.37, 5.5, -7.25, 30, -30, 88, -1e3, 1e4];
+
+const bounds = { o: 2e-6, lse: 1e-5, gradient: 5e-6 };
+
+const pairOf = ({ b, h, q, k }: Omit<Asked, "s">): string =>
+  `batch entry ${b}, head ${h}, query ${q}, key ${k}`;
+
+/** Every pair of a shape. */
+function* pairsIn({ batch, heads, tokens }: Shape): Generator<Omit<Asked, "s">> {
+  for (let b = 0; b < batch; b++) {
+    for (let h = 0; h < heads; h++) {
+      for (let q = 0; q < tokens; q++) for (let k = 0; k < tokens; k++) yield { b, h, q, k };
+    }
+  }
+}
+
+/** Random pairs, half of them near the diagonal, and the corners. */
+const somePairs = ({ batch, heads, tokens }: Shape, count: number): Array<Omit<Asked, "s">> => {
+  const random = normals(3)(4 * count);
+  const index = (x: number, n: number) => Math.min(n - 1, Math.floor(Math.abs(x * 7919) % n));
+  const corners = [0, tokens - 1].flatMap((q) =>
+    [0, tokens - 1].map((k) => ({ b: batch - 1, h: heads - 1, q, k }))
+  );
+  return [
+    ...corners,
+    ...Array.from({ length: count }, (_, i) => {
+      const [x, y, z, w] = random.subarray(4 * i, 4 * i + 4) as unknown as [
+        number,
+        number,
+        number,
+        number,
+      ];
+      const q = index(x, tokens);
+      const near = Math.min(tokens - 1, Math.max(0, q + Math.round(4 * y)));
+      return {
+        b: index(z, batch),
+        h: index(w, heads),
+        q,
+        k: i % 2 === 0 ? near : index(y, tokens),
+      };
+    }),
+  ];
+};
+
+/** The attention of one variant alone, with its mask asked whatever its band says. */
+const aloneOf = ({ definition, params }: Variant, shape: Shape) =>
+  resolveAttention([{ definition: { ...definition, bandSaysAll: false }, params }], shape);
+
+/** Throws where a variant cannot be resolved, which was looked at before. */
+const alone = (variant: Variant, shape: Shape): Attention =>
+  Result.getOrThrow(aloneOf(variant, shape));
+
+/** What the two forms say of pairs, compared; the first pair on which they differ. */
+const disagreement = async (variant: Variant, shape: Shape): Promise<string | undefined> => {
+  const attention = alone(variant, shape);
+  const all = shape.tokens > 100 ? somePairs(shape, 20_000) : [...pairsIn(shape)];
+  const asked = all.map((pair, i) => ({ ...pair, s: scores[i % scores.length]! }));
+  const answers = await evaluatePairs(attention, asked);
+  if (answers === undefined) return undefined;
+  const { mask, score, slope } = attention;
+  for (const [i, { b, h, q, k, s }] of asked.entries()) {
+    const where = pairOf({ b, h, q, k });
+    if (answers.mask !== undefined && mask !== undefined) {
+      const [own, wgsl] = [mask(b, h, q, k), answers.mask[i]];
+      if (own !== wgsl) return `its masks differ at ${where}: TypeScript ${own}, WGSL ${wgsl}`;
+    }
+    for (const [form, of] of [["score", score], ["slope", slope]] as const) {
+      const wgsl = answers[form]?.[i];
+      if (of === undefined || wgsl === undefined) continue;
+      const own = of(s, b, h, q, k);
+      const apart = Math.abs(own - wgsl);
+      if (apart <= 2e-5 * Math.max(1, Math.abs(own), Math.abs(s))) continue;
+      return `its ${form}s differ at ${where} for a score of ${s}: TypeScript ${own}, WGSL ${wgsl}`;
+    }
+  }
+};
+
+/** A score that is no number, or a slope that is not the derivative. */
+const oddScore = (variant: Variant, shape: Shape): string | undefined => {
+  const { score, slope } = alone(variant, shape);
+  if (score === undefined) return;
+  for (const [i, { b, h, q, k }] of somePairs(shape, 2000).entries()) {
+    const s = scores[i % scores.length]!;
+    const made = score(s, b, h, q, k);
+    if (Number.isNaN(made)) {
+      return `its score is NaN at ${pairOf({ b, h, q, k })} for a score of ${s}`;
+    }
+    if (slope === undefined) continue;
+    const step = 1e-4 * Math.max(1, Math.abs(s));
+    const rise = score(s + step, b, h, q, k) - score(s - step, b, h, q, k);
+    const [measured, said] = [rise / (2 * step), slope(s, b, h, q, k)];
+    if (Math.abs(measured - said) <= 1e-4 * Math.max(1, Math.abs(measured))) continue;
+    return `its slope is ${said} at ${pairOf({ b, h, q, k })} for a score of ${s}, and its score ` +
+      `rises by ${measured}`;
+  }
+};
+
+/** What a variant says of bands and tiles, against its mask, for every pair of ranges. */
+const lie = (variant: Variant, shape: Shape): string | undefined => {
+  const { definition } = variant;
+  const { mask, band, overlap } = alone(variant, shape);
+  if (mask === undefined) return;
+  const { tokens, heads, batch } = shape;
+  for (const pair of pairsIn(shape)) {
+    const { b, h, q, k } = pair;
+    const counts = mask(b, h, q, k), within = allows(band, q, k);
+    if (counts && !within) return `its mask lets ${pairOf(pair)} count, and its band does not`;
+    if (definition.bandSaysAll === true && within && !counts) {
+      return `its band says all, and its mask does not let ${pairOf(pair)} count`;
+    }
+    if (definition.perHead !== true && counts !== mask(0, 0, q, k)) {
+      return `its mask differs between heads or batch entries at ${
+        pairOf(pair)
+      }, and it does not ` +
+        "say perHead";
+    }
+  }
+  const first = (q0: number, q1: number, k0: number, k1: number, wanted: boolean) => {
+    for (let b = 0; b < batch; b++) {
+      for (let h = 0; h < heads; h++) {
+        for (let q = q0; q <= q1; q++) {
+          for (let k = k0; k <= k1; k++) if (mask(b, h, q, k) === wanted) return { b, h, q, k };
+        }
+      }
+    }
+  };
+  // How many pairs before (q, k) count, over all heads and batch entries.
+  const before = Array.from({ length: tokens + 1 }, () => new Float64Array(tokens + 1));
+  for (let q = 0; q < tokens; q++) {
+    for (let k = 0; k < tokens; k++) {
+      let here = 0;
+      for (let b = 0; b < batch; b++) {
+        for (let h = 0; h < heads; h++) here += Number(mask(b, h, q, k));
+      }
+      before[q + 1]![k + 1] = here + before[q]![k + 1]! + before[q + 1]![k]! - before[q]![k]!;
+    }
+  }
+  for (let q0 = 0; q0 < tokens; q0++) {
+    for (let q1 = q0; q1 < tokens; q1++) {
+      for (let k0 = 0; k0 < tokens; k0++) {
+        for (let k1 = k0; k1 < tokens; k1++) {
+          const said = overlap({ first: q0, last: q1 }, { first: k0, last: k1 });
+          if (said === "some") continue;
+          const counted = before[q1 + 1]![k1 + 1]! - before[q0]![k1 + 1]! -
+            before[q1 + 1]![k0]! + before[q0]![k0]!;
+          const all = (q1 - q0 + 1) * (k1 - k0 + 1) * heads * batch;
+          if (said === "none" ? counted === 0 : counted === all) continue;
+          const pair = first(q0, q1, k0, k1, said === "none")!;
+          return `its tile says "${said}" of queries ${q0} … ${q1} and keys ${k0} … ${k1}, and ` +
+            `${pairOf(pair)} ${said === "none" ? "counts" : "does not count"}`;
+        }
+      }
+    }
+  }
+};
+
+/** A parameter that makes no difference to anything, whatever its examples. */
+const ignored = (definition: Definition, shape: Shape): string | undefined => {
+  const examples = definition.examples?.(shape) ?? [];
+  for (const key of Object.keys(definition.params ?? {})) {
+    let differs = false, tried = false, shown = "";
+    for (const one of examples) {
+      for (const other of examples) {
+        const [from, to] = [one, other].map((example) => (example as Record<string, unknown>)[key]);
+        if (JSON.stringify(from) === JSON.stringify(to) || differs) continue;
+        const [a, b] = [
+          aloneOf({ definition, params: one }, shape),
+          aloneOf({
+            definition,
+            params: { ...one, [key]: to },
+          }, shape),
+        ];
+        if (Result.isFailure(a) || Result.isFailure(b)) continue;
+        tried = true;
+        const says = ({ mask, score, sink }: Attention, { b, h, q, k }: Omit<Asked, "s">) =>
+          JSON.stringify([mask?.(b, h, q, k), score?.(0.7, b, h, q, k), sink?.(h)]);
+        for (const pair of pairsIn(shape)) {
+          if (says(a.success, pair) === says(b.success, pair)) continue;
+          differs = true;
+          break;
+        }
+        const last = { b: 0, h: 0, q: shape.tokens - 1, k: 0 };
+        shown = `${
+          pairOf(last)
+        } is the same for ${key} of ${from} and of ${to}, and so is every other`;
+      }
+    }
+    if (tried && !differs) return `its parameter "${key}" is ignored: ${shown}`;
+    if (!tried) {
+      return `its examples have one value for "${key}" alone: nobody can tell whether it is ignored`;
+    }
+  }
+};
+
+/** Parameters that no WGSL form names, though there is one. */
+const unbound = ({ wgsl, params, precompute }: Definition): string | undefined => {
+  const text = Object.values(wgsl ?? {}).join("\n");
+  if (text === "") return;
+  const named = (key: string) => new RegExp(`\\b${key}\\b`).test(text);
+  const computed = Object.keys(precompute?.params ?? {});
+  const unused = computed.find((key) => !named(key));
+  if (unused !== undefined) return `none of its WGSL forms reads "${unused}", which it computes`;
+  const missing = Object.keys(params ?? {}).find((key) => !named(key));
+  if (missing === undefined || computed.length > 0) return;
+  return `none of its WGSL forms reads its parameter "${missing}"`;
+};
+
+/** Which element of [batch, tokens, heads, headDim] is the first that is off, in words. */
+const worst = (
+  found: ArrayLike<number>,
+  wanted: ArrayLike<number>,
+  { heads, headDim, tokens }: Shape,
+): string => {
+  let at = 0, apart = -1;
+  for (let i = 0; i < wanted.length; i++) {
+    const here = Math.abs(found[i]! - wanted[i]!);
+    if (!(here <= apart)) [at, apart] = [i, here];
+  }
+  const row = Math.floor(at / headDim);
+  const token = Math.floor(row / heads) % tokens;
+  return `at batch entry ${Math.floor(row / heads / tokens)}, token ${token}, head ${
+    row % heads
+  }: ` +
+    `${found[at]}, not ${wanted[at]}`;
+};
+
+const relative = (found: ArrayLike<number>, wanted: ArrayLike<number>): number => {
+  let apart = 0, norm = 0;
+  for (let i = 0; i < wanted.length; i++) {
+    apart += (found[i]! - wanted[i]!) ** 2;
+    norm += wanted[i]! ** 2;
+  }
+  return Math.sqrt(apart / Math.max(norm, 1e-12));
+};
+
+/** Rings of a device against float64; the first that is off. */
+const wrongRing = Effect.fnUntraced(function* (variant: Variant) {
+  const { info } = yield* Device;
+  const { batch, tokens, heads, kvHeads, headDim } = middle;
+  const random = normals(1);
+  const rows = batch * tokens * headDim;
+  const [q, k, v, cotangent] = [rows * heads, rows * kvHeads, rows * kvHeads, rows * heads]
+    .map(random) as [Float32Array, Float32Array, Float32Array, Float32Array];
+  const attention = Result.getOrThrow(resolveAttention([variant], middle));
+  const form = info.forms;
+  const lacking = attention.lacking("mask", form) ?? attention.lacking("score", form);
+  if (lacking !== undefined) return undefined;
+  const judged = { ...middle, scale: 1 / Math.sqrt(headDim), rules: attention };
+  const expected = denseAttention(judged, q, k, v);
+  const gradients = info.gradients && attention.lacking("slope", form) === undefined &&
+      attention.lacking("slope", "TypeScript") === undefined
+    ? denseGradients(judged, q, k, v, cotangent)
+    : undefined;
+  const shape = { ...middle, q, k, v, attention: [variant] };
+  for (const ring of [1, 2, 3, 5]) {
+    for (const layout of layouts) {
+      const where = `on ${info.name}, ring of ${ring}, ${layout}`;
+      const given = gradients === undefined ? {} : { cotangent };
+      const result = yield* attend({ ...shape, ...given, ring, layout });
+      if (!(relative(result.o, expected.o) <= bounds.o)) {
+        return `${where}: o is wrong ${worst(result.o, expected.o, middle)}`;
+      }
+      const odd = result.lse.findIndex((x, i) => {
+        const wanted = expected.lse[i]!;
+        return x !== wanted && !(Math.abs(x - wanted) <= bounds.lse + Math.abs(wanted) * 2 ** -22);
+      });
+      if (odd >= 0) {
+        return `${where}: the log-sum-exp of head ${Math.floor(odd / tokens) % heads}, query ` +
+          `${odd % tokens} is ${result.lse[odd]}, not ${expected.lse[odd]}`;
+      }
+      for (const name of gradients === undefined ? [] : ["dq", "dk", "dv"] as const) {
+        const [found, wanted] = [result.gradients![name], gradients![name]];
+        if (relative(found, wanted) <= bounds.gradient) continue;
+        const own = name === "dq" ? middle : { ...middle, heads: kvHeads };
+        return `${where}: ${name} is wrong ${worst(found, wanted, own)}`;
+      }
+    }
+  }
+});
+
+/** Looks at everything; what depends on parameters with each of the examples. */
+export const checkAttention = Effect.fn("checkAttention")(function* (
+  path: string,
+  devices: ReadonlyArray<DevicePlugin>,
+) {
+  const definition = yield* loadAttention(path);
+  const checks: Array<Check> = [];
+  const look = (name: string, complaint: string | undefined) =>
+    void checks.push({ name, ...(complaint === undefined ? {} : { complaint }) });
+  const guarded = (name: string, work: () => string | undefined | Promise<string | undefined>) =>
+    Effect.promise(async () => {
+      try {
+        look(name, await work());
+      } catch (cause) {
+        look(name, cause instanceof Error ? cause.message : String(cause));
+      }
+    });
+
+  const { params = {}, name } = definition;
+  const variants: Array<Variant> = [];
+  yield* guarded("parameters", () => {
+    const examples = definition.examples?.(middle) ?? [];
+    if (Object.keys(params).length > 0 && examples.length === 0) {
+      return "it has parameters, and no examples to try";
+    }
+    for (const shape of [small, middle, large]) {
+      for (const one of Object.keys(params).length === 0 ? [{}] : definition.examples!(shape)) {
+        const resolved = aloneOf({ definition, params: one }, shape);
+        if (Result.isFailure(resolved)) return `its example fails: ${resolved.failure.message}`;
+      }
+    }
+    for (const one of Object.keys(params).length === 0 ? [{}] : examples) {
+      variants.push({ definition, params: one });
+    }
+  });
+  if (checks.some(({ complaint }) => complaint !== undefined)) return { name, checks };
+  yield* guarded("bindings", () => unbound(definition));
+  yield* guarded("parameters matter", () => ignored(definition, small));
+  /** The examples of another shape. */
+  const of = (shape: Shape): ReadonlyArray<Variant> =>
+    Object.keys(params).length === 0
+      ? variants
+      : definition.examples!(shape).map((params) => ({ definition, params }));
+  const compared = (yield* Effect.promise(findAdapter)) !== undefined;
+  if (!compared) checks.push({ name: "forms agree", skipped: "there is no WebGPU adapter" });
+  for (const shape of [middle, large]) {
+    for (const variant of of(shape)) {
+      const what = `${namesOf([variant])}, ${shape.tokens} tokens`;
+      if (compared) yield* guarded(`forms agree: ${what}`, () => disagreement(variant, shape));
+      yield* guarded(`scores: ${what}`, () => oddScore(variant, shape));
+    }
+  }
+  for (const variant of of(small)) {
+    yield* guarded(`bands and tiles: ${namesOf([variant])}`, () => lie(variant, small));
+  }
+  if (checks.some(({ complaint }) => complaint !== undefined)) return { name, checks };
+  for (const plugin of devices) {
+    if ((yield* plugin.score) === 0) continue;
+    yield* Effect.scoped(Effect.gen(function* () {
+      const services = yield* Layer.build(inProcess(plugin));
+      for (const variant of of(middle)) {
+        const complaint = yield* wrongRing(variant).pipe(
+          Effect.provideContext(services),
+          Effect.catch((error) => Effect.succeed(error.message)),
+        );
+        look(`rings on ${plugin.name}: ${namesOf([variant])}`, complaint);
+      }
+    }));
+  }
+  return { name, checks };
+});

@@ -1,0 +1,214 @@
+/**
+ * `annulus plugin new` writes a variant that keeps its contract, and `plugin check` finds those that do not, with the
+ * pair that shows it.
+ *
+ * @module
+ */
+import assert from "node:assert/strict";
+import { findAdapter } from "../../plugins/webgpu/adapter.ts";
+import { annulus } from "../support/cli.ts";
+
+const adapter = await findAdapter();
+const root = new URL("../../", import.meta.url);
+
+/** Runs `use` in a folder that is gone afterwards. */
+const inFolder = async (use: (folder: string) => Promise<void>): Promise<void> => {
+  const folder = await Deno.makeTempDir({ prefix: "annulus-plugin-" });
+  try {
+    await use(folder);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+};
+
+/** A variant with one parameter, in the usual form but for what is told. */
+const variant = (parts: Readonly<Record<string, string>>): string => {
+  const all = {
+    name: '"mine"',
+    contract: "1",
+    module: "import.meta.url",
+    params: "{ size: int({ least: 1 }) }",
+    examples: "() => [{ size: 2 }, { size: 5 }]",
+    mask: "({ size }) => (_b, _h, q, k) => k <= q && q - k < size",
+    wgsl: '{ mask: "return k <= q && q - k < size;" }',
+    ...parts,
+  };
+  return 'import { defineAttention, int, ints } from "annulus/variant";\nexport default defineAttention({\n' +
+    Object.entries(all).map(([key, value]) => `  ${key}: ${value},`).join("\n") + "\n});\n";
+};
+
+const pair = "batch entry \\d, head \\d, query \\d+, key \\d+";
+
+/** What is wrong with a variant, and what the report says of it. */
+const faults: ReadonlyArray<{
+  readonly fault: string;
+  readonly parts: Readonly<Record<string, string>>;
+  readonly says: RegExp;
+  /** Only WGSL that runs shows it. */
+  readonly wgsl?: true;
+}> = [
+  {
+    fault: "its WGSL half is wrong",
+    parts: { wgsl: '{ mask: "return k < q && q - k < size;" }' },
+    says: RegExp(`its masks differ at ${pair}: TypeScript true, WGSL false`),
+    wgsl: true,
+  },
+  {
+    fault: "its tile lies",
+    parts: { tile: '({ size }) => (q, k) => q.first - k.last > size - 2 ? "none" : "some"' },
+    says: RegExp(
+      `its tile says "none" of queries \\d+ … \\d+ and keys \\d+ … \\d+, and ${pair} counts`,
+    ),
+  },
+  {
+    fault: "its tile says all of some",
+    parts: { tile: '() => (q, k) => k.first <= q.first ? "all" : "some"' },
+    says: RegExp(`its tile says "all" of .*, and ${pair} does not count`),
+  },
+  {
+    fault: "its band is too narrow",
+    parts: { band: "({ size }) => ({ back: size - 2, ahead: 0 })" },
+    says: RegExp(`its mask lets ${pair} count, and its band does not`),
+  },
+  {
+    fault: "its mask goes by local index",
+    parts: {
+      params: "{ document: ints() }",
+      examples: "({ tokens }) => [1, 3].map((n) => " +
+        "({ document: Array.from({ length: tokens }, (_, i) => Math.floor(i * n / tokens)) }))",
+      mask: "({ document }) => (_b, _h, q, k) => document[q] === document[k]",
+      wgsl: '{ mask: "return document[q % 16] == document[k % 16];" }',
+    },
+    says: RegExp(`its masks differ at ${pair}: TypeScript false, WGSL true`),
+    wgsl: true,
+  },
+  {
+    fault: "it ignores a parameter",
+    parts: {
+      mask: "() => (_b, _h, q, k) => k <= q && q - k < 3",
+      wgsl: '{ mask: "let unused = size; return k <= q && q - k < 3;" }',
+    },
+    says: RegExp(`its parameter "size" is ignored: ${pair} is the same for size of \\d and of \\d`),
+  },
+  {
+    fault: "its WGSL does not name a parameter",
+    parts: { wgsl: '{ mask: "return k <= q && q - k < 2;" }' },
+    says: /none of its WGSL forms reads its parameter "size"/,
+  },
+  {
+    fault: "its WGSL does not compile",
+    parts: { wgsl: '{ mask: "let a = size;\\nreturn k <= q && q - k < sise;" }' },
+    says:
+      /attention "mine", line 2 of its WGSL mask: return k <= q && q - k < sise;: no definition/,
+    wgsl: true,
+  },
+  {
+    fault: "its mask differs between heads without saying so",
+    parts: {
+      mask: "({ size }) => (_b, h, q, k) => k <= q && q - k < size + h",
+      wgsl: '{ mask: "return k <= q && q - k < size + h;" }',
+    },
+    says: RegExp(`its mask differs between heads or batch entries at ${pair}`),
+  },
+  {
+    fault: "its score is no number",
+    parts: {
+      score: "({ size }) => (s, _b, _h, q, k) => q - k === size ? NaN : s",
+      slope: "() => () => 1",
+    },
+    says: RegExp(`its score is NaN at ${pair}`),
+  },
+  {
+    fault: "its slope is not that of its score",
+    parts: { score: "({ size }) => (s) => s * size", slope: "() => () => 1" },
+    says: RegExp(`its slope is 1 at ${pair} for a score of .*, and its score rises by`),
+  },
+  {
+    fault: "it has no examples",
+    parts: { examples: "() => []" },
+    says: /it has parameters, and no examples to try/,
+  },
+  {
+    fault: "it is of another version of the contract",
+    parts: { contract: "2" },
+    says: /Cannot use attention "mine": it needs version 1 of the contract: found version 2/,
+  },
+];
+
+for (const { fault, parts, says, wgsl } of faults) {
+  const missing = wgsl === true && adapter === undefined;
+  Deno.test({
+    name: `plugin check finds where ${fault}${missing ? " (not here: there is no adapter)" : ""}`,
+    ignore: missing,
+    fn: () =>
+      inFolder(async (folder) => {
+        const file = `${folder}/mine.ts`;
+        await Deno.writeTextFile(file, variant(parts));
+        const { code, stdout, stderr } = await annulus([
+          "plugin",
+          "check",
+          "--device",
+          "reference",
+          file,
+        ]);
+        assert.equal(code, 1, stdout + stderr);
+        assert.match(stdout + stderr, says);
+      }),
+  });
+}
+
+Deno.test("plugin new writes a variant that keeps its contract, and no other file", () =>
+  inFolder(async (folder) => {
+    const run = (...args: ReadonlyArray<string>) =>
+      new Deno.Command(Deno.execPath(), {
+        args: [
+          ...["run", "-A", "--config", new URL("deno.json", root).pathname],
+          ...[new URL("cli/main.ts", root).pathname, "plugin", ...args],
+        ],
+        cwd: folder,
+      }).output();
+    const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
+    assert.equal((await run("new", "every")).code, 0);
+    const lines = (await Deno.readTextFile(`${folder}/every.ts`)).split("\n")
+      .filter((line) => line !== "" && !line.startsWith("/**"));
+    assert.ok(lines.length <= 10, `it has ${lines.length} lines of its own`);
+    const again = await run("new", "every");
+    assert.equal(again.code, 1);
+    assert.match(text(again.stderr), /needs a name that no file has: found a file/);
+    assert.equal((await run("new", "no/name")).code, 1);
+    assert.deepEqual(Array.from(Deno.readDirSync(folder), ({ name }) => name), ["every.ts"]);
+    const { code, stdout } = await run("check", "--device", "reference", "--json", "every.ts");
+    const { ok, checks } = JSON.parse(text(stdout));
+    assert.deepEqual([code, ok], [0, true]);
+    assert.ok(checks.length >= 10);
+  }));
+
+Deno.test("plugin check says of a file that is no variant what it needs", () =>
+  inFolder(async (folder) => {
+    const file = `${folder}/odd.ts`;
+    await Deno.writeTextFile(file, "export default 5;\n");
+    for (const path of [file, `${folder}/none.ts`]) {
+      const { code, stderr } = await annulus(["plugin", "check", path]);
+      assert.equal(code, 1);
+      assert.match(stderr, /Cannot load an attention from ".*": it needs a default export made by/);
+    }
+  }));
+
+Deno.test("the variant of docs/plugins.md keeps its contract", () =>
+  inFolder(async (folder) => {
+    const text = await Deno.readTextFile(new URL("docs/plugins.md", root));
+    const [, code] = /```ts\n(.*?)```/s.exec(text)!;
+    await Deno.writeTextFile(`${folder}/every.ts`, code!);
+    const check = await annulus(["plugin", "check", "--device", "reference", `${folder}/every.ts`]);
+    assert.equal(check.code, 0, check.stdout);
+    assert.match(check.stdout, /attention "every" keeps its contract/);
+  }));
+
+Deno.test("every variant that comes with annulus keeps its contract", async () => {
+  const folder = new URL("plugins/attention/", root);
+  for await (const { name } of Deno.readDir(folder)) {
+    const file = new URL(name, folder).pathname;
+    const { code, stdout } = await annulus(["plugin", "check", "--device", "reference", file]);
+    assert.equal(code, 0, stdout);
+  }
+});
