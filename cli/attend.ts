@@ -12,6 +12,7 @@ import type { Layout } from "../runtime/layout.ts";
 import type { Variant } from "../runtime/variant.ts";
 import { DeviceUnavailable } from "../runtime/errors.ts";
 import { planOfJob } from "../runtime/job.ts";
+import type { DevicePlugin } from "../runtime/plugin.ts";
 import { refusalFor } from "../runtime/plan.ts";
 import { version } from "../runtime/version.ts";
 import { findCrew } from "./crews.ts";
@@ -36,7 +37,9 @@ export interface AttendFlags {
   readonly nats: string | undefined;
   readonly cluster: string | undefined;
   readonly wire: DType | undefined;
-  /** Files of variants that nodes started for the run load as well. */
+  /** What to choose `device` from. */
+  readonly devices: ReadonlyArray<DevicePlugin>;
+  /** Files of plugins that nodes started for the run load as well. */
   readonly plugin: ReadonlyArray<string>;
   readonly trace: string | undefined;
   /** Rows of every rank that are compared with the float64 reference. */

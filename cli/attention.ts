@@ -5,31 +5,10 @@
  * @module
  */
 import { Effect, Result } from "effect";
-import { definitions } from "../plugins/attention.ts";
-import { loadAttention } from "../plugins/attention_file.ts";
 import type { SafetensorsFile } from "../plugins/safetensors.ts";
 import { decode } from "../runtime/dtype.ts";
-import { FileInvalid, TensorInvalid } from "../runtime/errors.ts";
+import { TensorInvalid } from "../runtime/errors.ts";
 import type { Definition, Variant } from "../runtime/variant.ts";
-
-/** The variants that come with annulus, and those of the files that somebody named. */
-export const knownAttention = Effect.fn("knownAttention")(function* (files: ReadonlyArray<string>) {
-  const known = [...definitions];
-  for (const file of files) {
-    const definition = yield* loadAttention(file);
-    const { name } = definition;
-    if (known.some((one) => one.name === name)) {
-      return yield* new FileInvalid({
-        attempted: "load an attention from",
-        file,
-        needed: "it needs a name that no other has",
-        found: `"${name}"`,
-      });
-    }
-    known.push(definition);
-  }
-  return known as ReadonlyArray<Definition>;
-});
 
 const pattern = /^\s*([A-Za-z][A-Za-z0-9-]*)\s*(?:\(([^()]*)\))?\s*$/;
 

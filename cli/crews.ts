@@ -21,14 +21,15 @@ import {
 import { newRun } from "../runtime/job.ts";
 import type { DeviceInfo } from "../runtime/kernel.ts";
 import { Links } from "../runtime/link.ts";
-import { chooseDevice } from "../runtime/plugin.ts";
+import { chooseDevice, type DevicePlugin } from "../runtime/plugin.ts";
 import { startNode } from "./children.ts";
-import { devices } from "./devices.ts";
 
 /** How to find a crew. */
 export interface CrewOptions {
   readonly link: "memory" | "nats";
   readonly device: string;
+  /** What to choose it from, in this process. */
+  readonly devices: ReadonlyArray<DevicePlugin>;
   /** Ranks; all idle nodes of a cluster where undefined, else 1. */
   readonly ring: number | undefined;
   /** A server that runs; one is started where undefined. */
@@ -49,7 +50,7 @@ export interface ReadyCrew {
   readonly devices: ReadonlyArray<DeviceInfo>;
 }
 
-const fibers = Effect.fnUntraced(function* ({ device, ring = 1 }: CrewOptions) {
+const fibers = Effect.fnUntraced(function* ({ device, devices, ring = 1 }: CrewOptions) {
   const plugin = yield* chooseDevice(devices, device);
   const services = yield* Layer.build(inProcess(plugin));
   const { info } = Context.get(services, Device);

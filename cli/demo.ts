@@ -8,6 +8,7 @@ import { causal } from "../plugins/attention.ts";
 import { createSafetensors } from "../plugins/safetensors.ts";
 import { FileInvalid } from "../runtime/errors.ts";
 import { attendFiles } from "./attend.ts";
+import { devices } from "./devices.ts";
 import { normals } from "./normals.ts";
 import { note, print } from "./output.ts";
 import { reportInWords } from "./report.ts";
@@ -68,6 +69,7 @@ export const runDemo = Effect.gen(function* () {
     ring: 4,
     attention: [causal()],
     plugin: [],
+    devices,
     layout: undefined,
     weights: undefined,
     device: "auto",

@@ -11,7 +11,7 @@ import { causal, window } from "../plugins/attention.ts";
 import { allLayouts } from "../runtime/layout_choice.ts";
 import { dtypes } from "../runtime/dtype.ts";
 import { attendFiles } from "./attend.ts";
-import { knownAttention, parseAttention } from "./attention.ts";
+import { parseAttention } from "./attention.ts";
 import { runBench, showKept } from "./bench.ts";
 import { misuse, runCommandLine } from "./command_line.ts";
 import { runDemo } from "./demo.ts";
@@ -22,6 +22,7 @@ import { listNodes } from "./nodes.ts";
 import { print, printJson } from "./output.ts";
 import { runPlan } from "./plan.ts";
 import { runPluginCheck, writePlugin } from "./plugin.ts";
+import { knownPlugins } from "./plugins.ts";
 import { runMain } from "./platform.ts";
 import { reportInWords } from "./report.ts";
 import { runUp } from "./up.ts";
@@ -31,13 +32,20 @@ const optional = <A>(flag: Flag.Flag<A>) =>
   flag.pipe(Flag.optional, Flag.map((value) => Option.getOrUndefined(value)));
 const boolean = (name: string) => Flag.withDefault(Flag.Boolean(name), false);
 const json = boolean("json").pipe(Flag.withDescription("Print the result as JSON"));
-const device = Flag.Literals("device", ["auto", ...devices.map(({ name }) => name)]).pipe(
+const device = Flag.String("device").pipe(
   Flag.withDefault("auto"),
-  Flag.withDescription("What computes; auto takes the best that is there"),
+  Flag.withDescription(
+    `What computes: ${
+      devices.map(({ name }) => name).join(", ")
+    }, or one of a --plugin; auto takes the ` +
+      "best that is there",
+  ),
 );
 const plugin = Flag.String("plugin").pipe(
   Flag.atLeast(0),
-  Flag.withDescription("A file with an attention of your own; may be given several times"),
+  Flag.withDescription(
+    "A file with an attention or a device of your own; may be given several times",
+  ),
 );
 const nats = Flag.String("nats").pipe(
   Flag.withDescription("A running NATS server, nats://host:port; without it one is started"),
@@ -150,12 +158,14 @@ const attend = Command.make(
         `--weights needs numbers with commas between them: found "${flags.weights}"`,
       );
     }
+    const known = yield* knownPlugins(flags.plugin);
     const named = flags.attention === undefined
       ? Result.succeed([])
-      : parseAttention(flags.attention, yield* knownAttention(flags.plugin));
+      : parseAttention(flags.attention, known.attentions);
     if (Result.isFailure(named)) return yield* misuse(named.failure);
     const report = yield* attendFiles({
       ...flags,
+      devices: known.devices,
       attention: [
         ...(flags.causal ? [causal()] : []),
         ...(flags.window === undefined ? [] : [window({ size: flags.window })]),

@@ -4,7 +4,6 @@
  * @module
  */
 import { Effect, Layer } from "effect";
-import { knownAttention } from "./attention.ts";
 import { type NodeState, serveNode } from "../plugins/nats_cluster.ts";
 import { connectNats } from "../plugins/nats_connection.ts";
 import { natsLinks } from "../plugins/nats_links.ts";
@@ -12,15 +11,15 @@ import { measureAttention, measureLink } from "../runtime/calibrate.ts";
 import { Device } from "../runtime/device.ts";
 import { chooseDevice } from "../runtime/plugin.ts";
 import { version } from "../runtime/version.ts";
-import { devices } from "./devices.ts";
 import { print } from "./output.ts";
+import { knownPlugins } from "./plugins.ts";
 
 /** All that `node` can be told. */
 export interface NodeFlags {
   readonly nats: string;
   readonly cluster: string;
   readonly device: string;
-  /** Files of attention variants that its operator trusts. */
+  /** Files of plugins that its operator trusts. */
   readonly plugin: ReadonlyArray<string>;
   readonly json: boolean;
   /** End when standard input does, so as not to outlive the process that started this one. */
@@ -34,7 +33,7 @@ const stdinEnds: Effect.Effect<void> = Effect.promise(async () => {
 /** Joins the cluster and serves it until the connection ends. */
 export const runNode = Effect.fn("runNode")(function* (flags: NodeFlags) {
   const connection = yield* connectNats(flags.nats);
-  const known = yield* knownAttention(flags.plugin);
+  const { attentions, devices } = yield* knownPlugins(flags.plugin);
   const plugin = yield* chooseDevice(devices, flags.device);
   const services = yield* Layer.build(
     Layer.mergeAll(plugin.layer, natsLinks(connection, { cluster: flags.cluster })),
@@ -47,7 +46,7 @@ export const runNode = Effect.fn("runNode")(function* (flags: NodeFlags) {
       host: Deno.hostname(),
       pid: Deno.pid,
       device: info,
-      plugins: known.flatMap(({ name, hash }) => hash === undefined ? [] : [{ name, hash }]),
+      plugins: attentions.flatMap(({ name, hash }) => hash === undefined ? [] : [{ name, hash }]),
       attentionGflops: yield* measureAttention,
       linkMegabytes: yield* measureLink,
     };
@@ -76,7 +75,7 @@ export const runNode = Effect.fn("runNode")(function* (flags: NodeFlags) {
           );
       }
     };
-    return yield* serveNode(connection, flags.cluster, card, known, tell);
+    return yield* serveNode(connection, flags.cluster, card, attentions, tell);
   }).pipe(Effect.provideContext(services));
   yield* flags.untilStdinEnds ? Effect.raceFirst(serve, stdinEnds) : serve;
 }, Effect.scoped);

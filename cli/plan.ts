@@ -11,9 +11,10 @@ import type { Layout } from "../runtime/layout.ts";
 import { cheapest, costOf, type LayoutCost, layoutCosts } from "../runtime/layout_choice.ts";
 import { planOf } from "../runtime/plan.ts";
 import type { Definition } from "../runtime/variant.ts";
-import { knownAttention, parseAttention } from "./attention.ts";
+import { parseAttention } from "./attention.ts";
 import { misuse } from "./command_line.ts";
 import { print, printJson, sizeInWords, table } from "./output.ts";
+import { knownPlugins } from "./plugins.ts";
 
 /** All that `plan` can be told. */
 export interface PlanFlags {
@@ -68,11 +69,11 @@ const planLayer = Effect.fnUntraced(function* (
 /** Plans every layer and prints it. */
 export const runPlan = Effect.fn("runPlan")(function* (flags: PlanFlags) {
   const { tokens, batch, heads, kvHeads = heads, headDim, wire, ring, times } = flags;
-  const known = yield* knownAttention(flags.plugin);
+  const { attentions } = yield* knownPlugins(flags.plugin);
   const expressions = flags.attention.length === 0 ? ["bidirectional"] : flags.attention;
   const layers = yield* Effect.forEach(
     expressions,
-    (expression) => planLayer(flags, known, expression),
+    (expression) => planLayer(flags, attentions, expression),
   );
   const sum = (of: (layer: typeof layers[number]) => number) =>
     times * layers.reduce((total, layer) => total + of(layer), 0);

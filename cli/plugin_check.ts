@@ -7,13 +7,14 @@
  */
 import { Effect, Layer, Result } from "effect";
 import { denseAttention, denseGradients } from "../kernels/oracle.ts";
-import { loadAttention } from "../plugins/attention_file.ts";
+import { loadPlugin } from "../plugins/plugin_file.ts";
 import { inProcess } from "../plugins/memory.ts";
 import { findAdapter } from "../plugins/webgpu/adapter.ts";
 import { type Asked, evaluatePairs } from "../plugins/webgpu/evaluate.ts";
 import { attend } from "../runtime/attend.ts";
 import { type Attention, namesOf, resolveAttention } from "../runtime/attention.ts";
 import { Device } from "../runtime/device.ts";
+import { FileInvalid } from "../runtime/errors.ts";
 import { layouts } from "../runtime/layout.ts";
 import { allows } from "../runtime/mask.ts";
 import type { DevicePlugin } from "../runtime/plugin.ts";
@@ -321,7 +322,16 @@ export const checkAttention = Effect.fn("checkAttention")(function* (
   path: string,
   devices: ReadonlyArray<DevicePlugin>,
 ) {
-  const definition = yield* loadAttention(path);
+  const loaded = yield* loadPlugin(path);
+  if (loaded.kind === "device") {
+    return yield* new FileInvalid({
+      attempted: "check",
+      file: path,
+      needed: "it needs an attention",
+      found: `the device "${loaded.device.name}", for which there is testDevice()`,
+    });
+  }
+  const { definition } = loaded;
   const checks: Array<Check> = [];
   const look = (name: string, complaint: string | undefined) =>
     void checks.push({ name, ...(complaint === undefined ? {} : { complaint }) });

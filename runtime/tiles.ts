@@ -14,6 +14,9 @@ import type { Range } from "./variant.ts";
 
 /** Rows and keys of a rectangle that is not cut any more. */
 const smallest = 64;
+/** And rows in a long shard: each rectangle is a call of the device, and the more rows it has the less these cost. */
+const smallestOfMany = 256;
+const many = 4096;
 
 /** Pairs of a run that are asked for one by one, at most: a fraction of a second's work. */
 const mostAsked = 2 ** 26;
@@ -152,6 +155,7 @@ const cutUp = (
   into: Array<Cut>,
 ): number => {
   const { band, overlap, countable } = attention;
+  const smallestRows = queries.count < many ? smallest : smallestOfMany;
   const visit = (row: number, rows: number, column: number, columns: number): number => {
     const [some, others] = [slice(queries, row, rows), slice(keys, column, columns)];
     const inBand = pairsBetween(band, some, others);
@@ -171,14 +175,14 @@ const cutUp = (
       add("pairwise");
       return inBand;
     }
-    if (rows <= smallest && columns <= smallest) {
+    if (rows <= smallestRows && columns <= smallest) {
       const pairs = asking.take(inBand) ? count(attention, some, others) : inBand;
       const all = pairs === inBand && !asking.exhausted;
       if (pairs > 0) add(all ? whole : "pairwise");
       return pairs;
     }
-    if (rows >= columns) {
-      const half = Math.ceil(rows / 2 / smallest) * smallest;
+    if (rows > smallestRows && rows >= columns || columns <= smallest) {
+      const half = Math.ceil(rows / 2 / smallestRows) * smallestRows;
       return visit(row, half, column, columns) + visit(row + half, rows - half, column, columns);
     }
     const half = Math.ceil(columns / 2 / smallest) * smallest;

@@ -25,6 +25,8 @@ export class Asker {
   /** By element of a tile: the slope of its score, and whether its pair counts. */
   readonly #slopes = new Float32Array(tileElements);
   readonly #seen = new Uint8Array(tileElements);
+  /** Positions of the keys of a part. */
+  readonly #keys = new Int32Array(keysAtOnce);
 
   constructor(attention: Attention, softmax: Softmax) {
     this.#attention = attention;
@@ -36,40 +38,31 @@ export class Asker {
     return this.#attention.score !== undefined;
   }
 
-  /** Visits the pairs that the band lets count, with their element of a tile. */
-  #each(
-    { rectangle, part }: Pairs,
-    visit: (at: number, q: number, k: number) => void,
-  ): void {
-    const { lo, hi } = this.#softmax;
+  /** Makes the scores of the first tile what variants say, and notes which pairs count. */
+  ask({ rectangle, part, b, h }: Pairs, slopes = false): void {
+    const { score, slope } = this.#attention;
+    const mask = rectangle.pairwise === true ? this.#attention.mask! : undefined;
+    const { lo, hi, tiles: [{ values: tile }] } = this.#softmax;
     const { from, to, first, end, masked } = part;
+    for (let j = 0; j < end - first; j++) this.#keys[j] = positionAt(rectangle.keys, first + j);
+    if (mask !== undefined) this.#seen.fill(0, 0, (to - from) * keysAtOnce);
     for (let i = 0; i < to - from; i++) {
       const q = positionAt(rectangle.queries, from + i - rectangle.row);
       const [begin, stop] = masked ? [lo.values[i]!, hi.values[i]!] : [0, end - first];
-      for (let j = begin; j < stop; j++) {
-        visit(i * keysAtOnce + j, q, positionAt(rectangle.keys, first + j));
+      for (let j = begin, at = i * keysAtOnce + begin; j < stop; j++, at++) {
+        const k = this.#keys[j]!;
+        if (mask !== undefined) {
+          if (!mask(b, h, q, k)) continue;
+          this.#seen[at] = 1;
+        }
+        if (score === undefined) continue;
+        const s = tile[at]!;
+        if (slopes) this.#slopes[at] = slope!(s, b, h, q, k);
+        const made = score(s, b, h, q, k);
+        if (made !== made && s === s) throw noNumber(this.#attention, [b, h, q, k]);
+        tile[at] = made;
       }
     }
-  }
-
-  /** Makes the scores of the first tile what variants say, and notes which pairs count. */
-  ask(pairs: Pairs, slopes = false): void {
-    const { mask, score, slope } = this.#attention;
-    const { rectangle: { pairwise }, b, h } = pairs;
-    const tile = this.#softmax.tiles[0].values;
-    if (pairwise === true) this.#seen.fill(0);
-    this.#each(pairs, (at, q, k) => {
-      if (pairwise === true) {
-        if (!mask!(b, h, q, k)) return;
-        this.#seen[at] = 1;
-      }
-      if (score === undefined) return;
-      const s = tile[at]!;
-      if (slopes) this.#slopes[at] = slope!(s, b, h, q, k);
-      const made = score(s, b, h, q, k);
-      if (Number.isNaN(made) && !Number.isNaN(s)) throw noNumber(this.#attention, [b, h, q, k]);
-      tile[at] = made;
-    });
   }
 
   /** As `Softmax.weighWithTops`, for the pairs that count. */

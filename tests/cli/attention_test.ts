@@ -159,3 +159,40 @@ export default defineAttention({
     /Cannot use attention "near": it needs its mask in TypeScript on device "reference": found none/,
   );
 });
+
+Deno.test("a device from a file is chosen by name or score, and by no name that is taken", async () => {
+  await using folder = await scratch();
+  const input = `${folder.path}/in.st`;
+  await Deno.writeFile(input, fileOfTensors({ q, k, v }));
+  const root = new URL("../../", import.meta.url).href;
+  const file = `${folder.path}/mine.ts`;
+  const write = (name: string, score: number) =>
+    Deno.writeTextFile(
+      file,
+      `import { Effect } from "effect";
+import { reference } from "${root}plugins/reference.ts";
+export default { ...reference, name: "${name}", score: Effect.succeed(${score}) };
+`,
+    );
+  const run = (...flags: ReadonlyArray<string>) =>
+    annulus([
+      ...["attend", input, "--out", `${folder.path}/out.st`, "--plugin", file, "--json"],
+      ...flags,
+    ]);
+  await write("mine", 1000);
+  for (const flags of [["--device", "mine"], []]) {
+    const { code, stdout, stderr } = await run(...flags, "--verify");
+    assert.equal(code, 0, stderr);
+    assert.equal(JSON.parse(stdout).device.backend, "JavaScript");
+  }
+  const unknown = await run("--device", "other");
+  assert.equal(unknown.code, 1);
+  assert.match(
+    unknown.stderr,
+    /device "other": it needs to be "auto" or one of .*"mine": found no/,
+  );
+  await write("reference", 1);
+  const taken = await run();
+  assert.equal(taken.code, 1);
+  assert.match(taken.stderr, /it needs a name that no other has: found "reference"/);
+});

@@ -190,7 +190,10 @@ Deno.test("plugin check says of a file that is no variant what it needs", () =>
     for (const path of [file, `${folder}/none.ts`]) {
       const { code, stderr } = await annulus(["plugin", "check", path]);
       assert.equal(code, 1);
-      assert.match(stderr, /Cannot load an attention from ".*": it needs a default export made by/);
+      assert.match(
+        stderr,
+        /Cannot load a plugin from ".*": it needs a default export that defineAttention made/,
+      );
     }
   }));
 

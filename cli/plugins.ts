@@ -1,0 +1,39 @@
+/**
+ * The plugins that a command knows: those that come with annulus, and those of files that its user named.
+ *
+ * @module
+ */
+import { Effect } from "effect";
+import { definitions } from "../plugins/attention.ts";
+import { loadPlugin } from "../plugins/plugin_file.ts";
+import { FileInvalid } from "../runtime/errors.ts";
+import type { DevicePlugin } from "../runtime/plugin.ts";
+import type { Definition } from "../runtime/variant.ts";
+import { devices } from "./devices.ts";
+
+/** What is there to choose from. */
+export interface KnownPlugins {
+  readonly attentions: ReadonlyArray<Definition>;
+  readonly devices: ReadonlyArray<DevicePlugin>;
+}
+
+/** Loads the files; a name that is taken is refused, for nobody could tell which is meant. */
+export const knownPlugins = Effect.fn("knownPlugins")(function* (files: ReadonlyArray<string>) {
+  const known = { attentions: [...definitions], devices: [...devices] };
+  for (const file of files) {
+    const loaded = yield* loadPlugin(file);
+    const { name } = loaded.kind === "device" ? loaded.device : loaded.definition;
+    const others = loaded.kind === "device" ? known.devices : known.attentions;
+    if (name === "auto" || others.some((other) => other.name === name)) {
+      return yield* new FileInvalid({
+        attempted: "load a plugin from",
+        file,
+        needed: "it needs a name that no other has",
+        found: `"${name}"`,
+      });
+    }
+    if (loaded.kind === "device") known.devices.push(loaded.device);
+    else known.attentions.push(loaded.definition);
+  }
+  return known as KnownPlugins;
+});

@@ -1,0 +1,101 @@
+import fc from "fast-check";
+import assert from "node:assert/strict";
+import {
+  blocks,
+  causal,
+  documents,
+  prefix,
+  sinkWindow,
+  strided,
+  window,
+} from "../../plugins/attention.ts";
+import { allows } from "../../runtime/mask.ts";
+import { contiguous, positionAt, type Span } from "../../runtime/span.ts";
+import { Asking, tilesOf } from "../../runtime/tiles.ts";
+import type { Variant } from "../../runtime/variant.ts";
+import { resolved } from "../support/masks.ts";
+import { spans } from "../support/spans.ts";
+
+const shape = (tokens: number) => ({ batch: 1, tokens, heads: 1, kvHeads: 1, headDim: 4 });
+
+/** Every pair that counts is in exactly one rectangle, which says rightly whether it must be asked about. */
+const assertExact = (
+  attention: ReadonlyArray<Variant>,
+  tokens: number,
+  shard: ReadonlyArray<Span>,
+  keys: Span,
+): void => {
+  const all = resolved(attention, shape(tokens));
+  const { tiles, pairs } = tilesOf(all, new Asking(), shard, keys);
+  const rows = shard.flatMap((span) =>
+    Array.from({ length: span.count }, (_, i) => positionAt(span, i))
+  );
+  const times = new Uint8Array(rows.length * keys.count);
+  for (const { row, queries, column, keys: columns, full, pairwise = false } of tiles) {
+    for (let i = 0; i < queries.count; i++) {
+      for (let j = 0; j < columns.count; j++) {
+        const [q, k] = [positionAt(queries, i), positionAt(columns, j)];
+        assert.equal(q, rows[row + i]);
+        assert.equal(k, positionAt(keys, column + j));
+        const [band, counts] = [allows(all.band, q, k), all.sees(0, 0, q, k)];
+        // What a kernel finds: all of a full one, what the band says, or what the mask says as well.
+        const found = full || band && (!pairwise || counts);
+        assert.equal(found, counts, `query ${q}, key ${k}`);
+        if (counts) times[(row + i) * keys.count + column + j]!++;
+      }
+    }
+  }
+  let counted = 0;
+  rows.forEach((q, i) => {
+    for (let j = 0; j < keys.count; j++) {
+      const counts = all.sees(0, 0, q, positionAt(keys, j));
+      if (counts) counted++;
+      assert.equal(
+        times[i * keys.count + j],
+        Number(counts),
+        `query ${q}, key ${positionAt(keys, j)}`,
+      );
+    }
+  });
+  assert.equal(pairs, counted);
+};
+
+const tokens = 400;
+const attentions: ReadonlyArray<ReadonlyArray<Variant>> = [
+  [documents({ cu_seqlens: [0, 3, 3, 130, 190, 191, 400] })],
+  [documents({ cu_seqlens: [0, 200, 400] }), causal()],
+  [prefix({ length: 90 })],
+  [sinkWindow({ first: 5, size: 70 })],
+  [strided({ local: 9, stride: 16 }), window({ size: 200 })],
+  [blocks({ size: 100, table: [1, 0, 0, 1, 0, 0, 1, 0, 1, 1, 0, 0, 0, 1, 1, 1] })],
+];
+
+Deno.test("tilesOf() has each pair that counts once, and says which must be asked about", () => {
+  const within = (span: Span) => span.count === 0 || positionAt(span, span.count - 1) < tokens;
+  const property = fc.property(
+    fc.constantFrom(...attentions),
+    fc.array(spans.filter(within), { minLength: 1, maxLength: 2 }),
+    spans.filter(within),
+    (attention, shard, keys) =>
+      assertExact(attention, tokens, shard.filter(({ count }) => count > 0), keys),
+  );
+  fc.assert(property, { numRuns: 300 });
+  for (const attention of attentions) {
+    assertExact(
+      attention,
+      tokens,
+      [contiguous(0, 150), contiguous(260, 140)],
+      contiguous(0, tokens),
+    );
+  }
+});
+
+Deno.test("tilesOf() of a long shard has fewer and taller rectangles, and is as exact", () => {
+  const long = 4500;
+  const attention = [sinkWindow({ first: 5, size: 300 })];
+  const [rows, keys] = [[contiguous(0, long)], contiguous(1000, 700)];
+  assertExact(attention, long, rows, keys);
+  const count = (shard: ReadonlyArray<Span>) =>
+    tilesOf(resolved(attention, shape(long)), new Asking(), shard, keys).tiles.length;
+  assert.ok(count(rows) < count([contiguous(0, 2250), contiguous(2250, 2250)]));
+});
