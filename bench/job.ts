@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { normals } from "../cli/normals.ts";
+import { normals } from "../cli/random.ts";
 
 /** Attention of as many query heads as K/V heads, one batch entry, scaled by 1/√headDim. */
 export interface Shape {

@@ -9,7 +9,7 @@ import { StreamingOracle } from "../kernels/oracle.ts";
 import { definitions } from "../plugins/attention.ts";
 import { memoryLinks } from "../plugins/memory.ts";
 import { parseAttention } from "../cli/attention.ts";
-import { normals } from "../cli/normals.ts";
+import { normals } from "../cli/random.ts";
 import { attend } from "../runtime/attend.ts";
 import { resolveAttention } from "../runtime/attention.ts";
 import { Crew } from "../runtime/crew.ts";

@@ -48,6 +48,7 @@ export const parseAttention = (
         const needed = keys.length === 0 ? "no parameters" : `parameters of ${keys.join(", ")}`;
         return Result.fail(`attention "${name}" needs ${needed}: found "${argument.trim()}"`);
       }
+      if (key in params) return Result.fail(`attention "${name}" needs one ${key}: found two`);
       params[key] = valueOf(value!);
     }
     variants.push({ definition, params });

@@ -9,7 +9,7 @@ import { createSafetensors } from "../plugins/safetensors.ts";
 import { FileInvalid } from "../runtime/errors.ts";
 import { attendFiles } from "./attend.ts";
 import { devices } from "./devices.ts";
-import { normals } from "./normals.ts";
+import { normals } from "./random.ts";
 import { note, print } from "./output.ts";
 import { reportInWords } from "./report.ts";
 import { findNatsServer } from "./system.ts";

@@ -106,10 +106,13 @@ export const runPlan = Effect.fn("runPlan")(function* (flags: PlanFlags) {
       `${names} ${layer.untiled.length === 1 ? "does" : "do"} not say which tiles to skip`,
     );
   }
+  const atMost = layers.every(({ counted }) => counted) ? "" : "≤ ";
   const share = (a: number, b: number) => b === 0 ? "none" : `${(100 * a / b).toFixed(1)} %`;
   yield* print(
     `\n${times * layers.length} layer${times * layers.length === 1 ? "" : "s"}: ` +
-      `${(total.flops / 1e9).toFixed(1)} GFLOP, ${share(total.flops, everything.flops)} of full ` +
+      `${atMost}${(total.flops / 1e9).toFixed(1)} GFLOP, ${atMost}${
+        share(total.flops, everything.flops)
+      } of full ` +
       `attention; ${sizeInWords(total.sentBytes)} travel, ` +
       `${share(total.sentBytes, everything.sentBytes)} of full attention's`,
   );

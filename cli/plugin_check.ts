@@ -18,8 +18,8 @@ import { FileInvalid } from "../runtime/errors.ts";
 import { layouts } from "../runtime/layout.ts";
 import { allows } from "../runtime/mask.ts";
 import type { DevicePlugin } from "../runtime/plugin.ts";
-import type { Definition, Shape, Variant } from "../runtime/variant.ts";
-import { normals } from "./normals.ts";
+import type { Definition, Overlap, Range, Shape, Variant } from "../runtime/variant.ts";
+import { normals, uniform } from "./random.ts";
 
 /** One thing that was looked at. */
 export interface Check {
@@ -120,9 +120,10 @@ const oddScore = (variant: Variant, shape: Shape): string | undefined => {
   if (score === undefined) return;
   for (const [i, { b, h, q, k }] of somePairs(shape, 2000).entries()) {
     const s = scores[i % scores.length]!;
-    const made = score(s, b, h, q, k);
-    if (Number.isNaN(made)) {
-      return `its score is NaN at ${pairOf({ b, h, q, k })} for a score of ${s}`;
+    const made: unknown = score(s, b, h, q, k);
+    if (typeof made !== "number" || Number.isNaN(made)) {
+      const what = typeof made === "number" ? "NaN" : `a ${typeof made}`;
+      return `its score is ${what} at ${pairOf({ b, h, q, k })} for a score of ${s}`;
     }
     if (slope === undefined) continue;
     const step = 1e-4 * Math.max(1, Math.abs(s));
@@ -133,6 +134,11 @@ const oddScore = (variant: Variant, shape: Shape): string | undefined => {
       `rises by ${measured}`;
   }
 };
+
+const tileLie = (said: Overlap, queries: Range, keys: Range, pair: Omit<Asked, "s">): string =>
+  `its tile says "${said}" of queries ${queries.first} … ${queries.last} and keys ` +
+  `${keys.first} … ${keys.last}, and ${pairOf(pair)} ` +
+  (said === "none" ? "counts" : "does not count");
 
 /** What a variant says of bands and tiles, against its mask, for every pair of ranges. */
 const lie = (variant: Variant, shape: Shape): string | undefined => {
@@ -185,10 +191,39 @@ const lie = (variant: Variant, shape: Shape): string | undefined => {
           const all = (q1 - q0 + 1) * (k1 - k0 + 1) * heads * batch;
           if (said === "none" ? counted === 0 : counted === all) continue;
           const pair = first(q0, q1, k0, k1, said === "none")!;
-          return `its tile says "${said}" of queries ${q0} … ${q1} and keys ${k0} … ${k1}, and ` +
-            `${pairOf(pair)} ${said === "none" ? "counts" : "does not count"}`;
+          return tileLie(said, { first: q0, last: q1 }, { first: k0, last: k1 }, pair);
         }
       }
+    }
+  }
+};
+
+/** As `lie`, for ranges in which nobody could ask for every pair: some pairs of each are asked for. */
+const lieOfLong = (variant: Variant, shape: Shape): string | undefined => {
+  const { mask, overlap } = alone(variant, shape);
+  if (mask === undefined) return;
+  const { tokens } = shape;
+  const random = uniform(11);
+  const below = (n: number) => Math.floor(random() * n);
+  /** Of any length, short ones as often as long ones. */
+  const range = () => {
+    const length = Math.ceil(tokens ** random());
+    const first = below(tokens - length + 1);
+    return { first, last: first + length - 1 };
+  };
+  for (let i = 0; i < 4000; i++) {
+    const [queries, keys] = [range(), range()];
+    const said = overlap(queries, keys);
+    if (said === "some") continue;
+    for (let j = 0; j < 100; j++) {
+      const pair = {
+        b: below(shape.batch),
+        h: below(shape.heads),
+        q: queries.first + below(queries.last - queries.first + 1),
+        k: keys.first + below(keys.last - keys.first + 1),
+      };
+      if (mask(pair.b, pair.h, pair.q, pair.k) === (said === "all")) continue;
+      return tileLie(said, queries, keys, pair);
     }
   }
 };
@@ -380,6 +415,10 @@ export const checkAttention = Effect.fn("checkAttention")(function* (
   }
   for (const variant of of(small)) {
     yield* guarded(`bands and tiles: ${namesOf([variant])}`, () => lie(variant, small));
+  }
+  for (const variant of of(large)) {
+    const what = `${namesOf([variant])}, ${large.tokens} tokens`;
+    yield* guarded(`tiles: ${what}`, () => lieOfLong(variant, large));
   }
   if (checks.some(({ complaint }) => complaint !== undefined)) return { name, checks };
   for (const plugin of devices) {

@@ -17,7 +17,7 @@ import type { Variant } from "../runtime/variant.ts";
 import { chooseDevice } from "../runtime/plugin.ts";
 import { devices } from "./devices.ts";
 import { boundsFor } from "./judge.ts";
-import { normals } from "./normals.ts";
+import { normals } from "./random.ts";
 import { draw, note, print, printJson, table } from "./output.ts";
 
 /** All that `verify` can be told. */

@@ -73,7 +73,8 @@ const begin = (queries: Queries): Accumulation => {
       if (scoreOf !== undefined) {
         const pair = [place.b, place.h, place.q, positionAt(place.keys, j)] as const;
         const made = scoreOf(score, ...pair);
-        if (Number.isNaN(made) && !Number.isNaN(score)) throw noNumber(queries.attention!, pair);
+        const odd = typeof made !== "number" || Number.isNaN(made) && !Number.isNaN(score);
+        if (odd) throw noNumber(queries.attention!, pair);
         score = made;
       }
       scores[j] = score;

@@ -24,6 +24,19 @@ const isDevice = (exported: Exported): exported is DevicePlugin =>
   typeof exported.name === "string" && Effect.isEffect(exported.score) &&
   Layer.isLayer(exported.layer);
 
+/** What a module's text imports, whatever else looks like it. */
+const importsOf = (text: string): ReadonlyArray<string> =>
+  [...text.matchAll(/(?:\bfrom|\bimport)\s*\(?\s*(["'`])(.*?)\1/gs)].map(([, , specifier]) =>
+    specifier!
+  );
+
+const ours = new URL("..", import.meta.url).href;
+
+/** Part of annulus, whose version nodes compare. */
+const isOurs = (specifier: string, module: string): boolean =>
+  specifier.startsWith("annulus/") ||
+  /^[./]/.test(specifier) && new URL(specifier, module).href.startsWith(ours);
+
 /** Loads what a file exports by default. Its code runs in this process: load what you trust. */
 export const loadPlugin = Effect.fn("loadPlugin")(function* (path: string) {
   const refused = (found: string) =>
@@ -56,6 +69,17 @@ export const loadPlugin = Effect.fn("loadPlugin")(function* (path: string) {
   }
   if (definition.module !== module) {
     return yield* refused(`its module: ${definition.module}, where import.meta.url belongs`);
+  }
+  // The hash is of this file alone.
+  const imported = importsOf(new TextDecoder().decode(content)).find((specifier) =>
+    !isOurs(specifier, module)
+  );
+  if (imported !== undefined) {
+    return yield* new VariantInvalid({
+      variant: definition.name,
+      needed: "to be one file, which imports nothing but annulus",
+      found: `an import of "${imported}"`,
+    });
   }
   const hash = createHash("sha256").update(content).digest("hex");
   return { kind: "attention", definition: { ...definition, hash } } as LoadedPlugin;

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { Result, Schema } from "effect";
+import { identity, Result, Schema } from "effect";
 import { VariantInvalid } from "./errors.ts";
 import { type Band, unbounded } from "./mask.ts";
 import {
@@ -87,6 +87,24 @@ const refused = ({ name }: Definition, needed: string, found: string) =>
   new VariantInvalid({ variant: name, needed, found });
 
 const namePattern = /^[A-Za-z][A-Za-z0-9-]*$/;
+const parameterPattern = /^[A-Za-z][A-Za-z0-9_]*$/;
+/** What a WGSL form knows by these names, or nobody may name anything. */
+const takenNames = new Set(
+  ("b h q k s numbers alias break case const const_assert continue continuing default diagnostic " +
+    "discard else enable false fn for if let loop override requires return struct switch true var " +
+    "while bool f16 f32 i32 u32 array atomic vec2 vec3 vec4").split(" "),
+);
+
+/** What a variant's own function threw, as a refusal; anything else is thrown again. */
+export const thrownBy = (names: ReadonlyArray<string>, cause: unknown): VariantInvalid => {
+  if (cause instanceof VariantInvalid) return cause;
+  if (names.length === 0) throw cause;
+  return new VariantInvalid({
+    variant: names.join(" & "),
+    needed: "functions that do not throw",
+    found: cause instanceof Error ? cause.message : String(cause),
+  });
+};
 
 /** Decodes one variant's parameters, and computes what it wants of them. */
 const resolveOne = (
@@ -105,6 +123,12 @@ const resolveOne = (
       const needed = `version ${contract} of the contract`;
       return yield* Result.fail(refused(definition, needed, `version ${definition.contract}`));
     }
+    const odd = [...Object.keys(kinds), ...Object.keys(precompute?.params ?? {})]
+      .find((key) => !parameterPattern.test(key) || takenNames.has(key));
+    if (odd !== undefined) {
+      const needed = "parameters whose names WGSL forms can have beside b, h, q, k and s";
+      return yield* Result.fail(refused(definition, needed, `"${odd}"`));
+    }
     const unknown = Object.keys(params).find((key) => !(key in kinds));
     if (unknown !== undefined) {
       const known = Object.keys(kinds).join(", ") || "none";
@@ -112,7 +136,7 @@ const resolveOne = (
     }
     const values: Record<string, number | ArrayLike<number>> = {};
     const defaults: Readonly<Record<string, unknown>> = definition.defaults?.(shape) ?? {};
-    for (const [key, { schema }] of Object.entries(kinds)) {
+    for (const [key, { schema, table }] of Object.entries(kinds)) {
       const value = params[key] ?? defaults[key];
       const plain = ArrayBuffer.isView(value)
         ? Array.from(value as unknown as ArrayLike<number>)
@@ -126,6 +150,10 @@ const resolveOne = (
         );
       }
       values[key] = decoded.success as number | ArrayLike<number>;
+      if (table && (decoded.success as ArrayLike<number>).length === 0) {
+        const needed = `its parameter "${key}" to be a table of at least one number`;
+        return yield* Result.fail(refused(definition, needed, "none"));
+      }
     }
     const fault = refuse?.(values as Values<Record<never, never>>, shape);
     if (fault !== undefined) {
@@ -164,12 +192,31 @@ const slopeOf = (
 /** What variants say together about tensors of a shape; full attention where there is none. */
 export const resolveAttention = (
   variants: ReadonlyArray<Variant>,
+  shape: Shape,
+): Result.Result<Attention, VariantInvalid> =>
+  Result.flatMap(
+    Result.try({
+      try: () => resolveAll(variants, shape),
+      catch: (cause) => thrownBy([], cause),
+    }),
+    identity,
+  );
+
+const resolveAll = (
+  variants: ReadonlyArray<Variant>,
   { batch, tokens, heads, kvHeads, headDim }: Shape,
 ): Result.Result<Attention, VariantInvalid> =>
   Result.gen(function* () {
     const shape = { batch, tokens, heads, kvHeads, headDim }; // which crosses to threads, and nothing else
     const resolved: Array<Resolved> = [];
-    for (const variant of variants) resolved.push(yield* resolveOne(variant, shape));
+    for (const variant of variants) {
+      const { name } = variant.definition;
+      const one = Result.try({
+        try: () => resolveOne(variant, shape),
+        catch: (cause) => thrownBy([name], cause),
+      });
+      resolved.push(yield* Result.flatMap(one, identity));
+    }
 
     /** One form of some variants, with their parameters; where a variant lacks it, `otherwise`. */
     const formsOf = <K extends Form>(
@@ -179,7 +226,11 @@ export const resolveAttention = (
     ): ReadonlyArray<ReturnType<Forms[K]>> =>
       of.map(({ definition, given }) => {
         const make = (definition as unknown as Partial<Forms>)[form];
-        return (make?.(given, shape) ?? otherwise(definition.name)) as ReturnType<Forms[K]>;
+        try {
+          return (make?.(given, shape) ?? otherwise(definition.name)) as ReturnType<Forms[K]>;
+        } catch (cause) {
+          throw thrownBy([definition.name], cause);
+        }
       });
     const lost = (name: string) => (): never => {
       throw new Error(`attention "${name}" has no TypeScript form`);

@@ -134,6 +134,18 @@ export const serveDevice = (open: (options: unknown) => Promise<AttentionKernel>
     return { ...queries, attention: await loadAttention(attention) };
   };
 
+  /** A variant's own function may have thrown: whoever reads that should know which. */
+  const asked = async <A>({ attention }: Shape, work: () => Promise<A>): Promise<A> => {
+    try {
+      return await work();
+    } catch (cause) {
+      if (attention === undefined || !(cause instanceof Error)) throw cause;
+      const names = attention.specs.map(({ name }) => `"${name}"`).join(" and ");
+      if (cause.message.startsWith("attention ")) throw cause;
+      throw new Error(`${cause.message}; its queries came with attention ${names}`);
+    }
+  };
+
   let lastEnd = 0;
   const absorb = async (
     { shape, of }: Open,
@@ -141,7 +153,7 @@ export const serveDevice = (open: (options: unknown) => Promise<AttentionKernel>
   ): Promise<number | BlockGradients> => {
     assertBlock(shape, block, tiles, band);
     const began = performance.now();
-    const gradients = await of.absorb(block, tiles, band);
+    const gradients = await asked(shape, async () => await of.absorb(block, tiles, band));
     // Two calls at once share the device: what the other one kept it busy with is not ours.
     const busy = performance.now() - Math.max(began, lastEnd);
     lastEnd = performance.now();

@@ -38,7 +38,8 @@ export const homing = Effect.fn("homing")(function* (
   { plan, own, receiveLeft, sendRight }: HomingParts,
 ) {
   const home = new Map<number, Float32Array>();
-  const arrived = yield* Queue.bounded<Float32Array>(1);
+  // As in `ring.ts`: who waits for its right neighbour to take something must be able to take all that this one waits for.
+  const arrived = yield* Queue.bounded<Float32Array>(plan.homingRoom);
 
   const receive = Effect.forEach(
     plan.homing.filter(({ from }) => from !== undefined),

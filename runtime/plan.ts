@@ -7,7 +7,7 @@
  */
 import { Result } from "effect";
 import { type DType, elementBytes } from "./dtype.ts";
-import { type Attention, resolveAttention } from "./attention.ts";
+import { type Attention, resolveAttention, thrownBy } from "./attention.ts";
 import { InvalidProblem, PlanRefused, VariantInvalid } from "./errors.ts";
 import type { Tile } from "./kernel.ts";
 import { type Layout, shardsOf } from "./layout.ts";
@@ -100,6 +100,8 @@ export interface RankPlan {
   readonly sends: ReadonlyArray<{ readonly block: BlockPlan; readonly to: number }>;
   /** Blocks that there is room for beside its own. */
   readonly room: number;
+  /** Gradients of blocks that there is room for while those before are being added and passed on. */
+  readonly homingRoom: number;
   /** For gradients, in this order; empty where none are asked for. */
   readonly homing: ReadonlyArray<HomingPlan>;
   readonly pairs: number;
@@ -182,8 +184,11 @@ const problemFault = (spec: PlanSpec): InvalidProblem | undefined => {
     );
 };
 
-/** Stretches of keys that a rank needs of another's span, at most; where there are more, all in between goes along. */
-const mostStretches = 4;
+/**
+ * Stretches of keys that a rank needs of another's span, at most: each is a block of its own, which costs a message. Where
+ * there are more, the shortest gaps between them go along.
+ */
+const mostStretches = 16;
 
 /** Stretches [from, to) in ascending order, those that touch as one. */
 const joinedStretches = (
@@ -195,23 +200,28 @@ const joinedStretches = (
     if (last !== undefined && from <= last[1]) last[1] = Math.max(last[1], to);
     else joined.push([from, to]);
   }
+  while (joined.length > mostStretches) {
+    const gaps = joined.slice(1).map(([from], i) => from - joined[i]![1]);
+    const at = gaps.indexOf(Math.min(...gaps));
+    joined.splice(at, 2, [joined[at]![0], joined[at + 1]![1]]);
+  }
   return joined;
 };
 
 /**
  * Where in a span other ranks begin or cease to need its keys: blocks end there, so that no rank gets more than it needs.
- * Where tokens are scattered every rank needs some of each stretch, and there are no such places.
+ * Where tokens are scattered every rank needs some of each stretch, and there are no such places; where a variant does not
+ * say what it skips, nobody knows them.
  */
 const edgesOf = (
   attention: Attention,
   span: Span,
   others: ReadonlyArray<ReadonlyArray<Span>>,
 ): ReadonlyArray<number> => {
-  if (span.run < span.stride && span.count > span.run) return [];
+  if (span.run < span.stride && span.count > span.run || attention.untiled.length > 0) return [];
   const edges = new Set<number>();
-  const asking = new Asking();
   for (const queries of others.flat()) {
-    const { tiles } = tilesOf(attention, asking, [queries], span);
+    const { tiles } = tilesOf(attention, Asking.nothing, [queries], span);
     if (tiles.length === 0) continue;
     const { back, ahead } = attention.band;
     const last = positionAt(queries, queries.count - 1);
@@ -222,9 +232,7 @@ const edgesOf = (
     const needed = joinedStretches(
       tiles.map(({ column, keys }) => [Math.max(column, low), Math.min(column + keys.count, high)]),
     );
-    for (const edge of needed.length <= mostStretches ? needed.flat() : [needed[0]![0], high]) {
-      edges.add(edge);
-    }
+    for (const edge of needed.flat()) edges.add(edge);
   }
   return [...edges].filter((edge) => edge > 0 && edge < span.count).sort((a, b) => a - b);
 };
@@ -269,10 +277,7 @@ export const planOf = (spec: PlanSpec): Result.Result<Plan, InvalidProblem | Var
     (attention) =>
       Result.try({
         try: () => planWith(spec, attention),
-        catch: (cause) => {
-          if (cause instanceof VariantInvalid) return cause;
-          throw cause;
-        },
+        catch: (cause) => thrownBy(attention.masked, cause),
       }),
   );
 };
@@ -283,9 +288,14 @@ interface Draft {
   readonly receives: Array<RankPlan["receives"][number]>;
   readonly sends: Array<RankPlan["sends"][number]>;
   readonly homing: Array<HomingPlan>;
-  /** How many blocks it receives at each stop of each wave. */
+  /** How many blocks it receives at each stop of each wave, and the gradients of how many. */
   readonly stops: Array<number>;
+  readonly homingStops: Array<number>;
 }
+
+/** What two stops that follow each other may bring. */
+const twoStops = (stops: ReadonlyArray<number>): number =>
+  Math.max(0, ...stops.map((count, i) => count + (stops[i + 1] ?? 0)));
 
 const planWith = (spec: PlanSpec, attention: Attention): Plan => {
   const { problem, layout, weights, wire, gradients = false } = spec;
@@ -316,6 +326,7 @@ const planWith = (spec: PlanSpec, attention: Attention): Plan => {
     sends: [],
     homing: [],
     stops: [],
+    homingStops: [],
   }));
   const blocks: Array<BlockPlan> = [];
   for (let wave = 0; wave < waves; wave++) {
@@ -346,7 +357,10 @@ const planWith = (spec: PlanSpec, attention: Attention): Plan => {
     });
     const stops = Math.max(0, ...inWave.map(({ block }) => block.path.length));
     for (let stop = 0; stop <= stops + 1; stop++) {
-      for (const { stops } of drafts) stops.push(0);
+      for (const { stops, homingStops } of drafts) {
+        stops.push(0);
+        homingStops.push(0);
+      }
       for (const { block, steps } of inWave) {
         const { home, path } = block;
         const [from, rank, to] = [stop - 1, stop, stop + 1].map((at) =>
@@ -362,6 +376,7 @@ const planWith = (spec: PlanSpec, attention: Attention): Plan => {
           }
           if (to !== undefined) draft.sends.push({ block, to });
           const shares = stop > 1 ? { from: from! } : {};
+          if (stop > 1) draft.homingStops[draft.homingStops.length - 1]!++;
           if (step.pairs > 0) {
             draft.homing.push({
               block,
@@ -372,6 +387,7 @@ const planWith = (spec: PlanSpec, attention: Attention): Plan => {
           }
         } else if (stop > 1 && from !== undefined) {
           drafts[home]!.homing.push({ block, own: false, from });
+          drafts[home]!.homingStops[drafts[home]!.homingStops.length - 1]!++;
         }
       }
     }
@@ -384,10 +400,11 @@ const planWith = (spec: PlanSpec, attention: Attention): Plan => {
   }
 
   const ranks = shards.map((shard, rank): RankPlan => {
-    const { steps, receives, sends, homing, stops } = drafts[rank]!;
+    const { steps, receives, sends, homing, stops, homingStops } = drafts[rank]!;
     const tokens = tokensOf(shard);
     const sum = (values: ReadonlyArray<number>) => values.reduce((a, b) => a + b, 0);
-    const room = Math.max(passingBlocks, ...stops.map((count, i) => count + (stops[i + 1] ?? 0)));
+    const room = Math.max(passingBlocks, twoStops(stops));
+    const homingRoom = Math.max(1, twoStops(homingStops));
     const kvBytes = tokens * tokenBytes +
       sum(receives.map(({ block }) => block.bytes).sort((a, b) => b - a).slice(0, room));
     const rows = batch * tokens * heads;
@@ -395,7 +412,8 @@ const planWith = (spec: PlanSpec, attention: Attention): Plan => {
     // For gradients: o, dO and dq in float32 with the queries, and those again on the device with two numbers a row;
     // dk and dv of the shard, and blocks of them as `homing.ts` says.
     const backward = rows * (7 * headDim + 3) * 4 + tokens * tokenElements * 4 +
-      passingGradients * Math.max(0, ...steps.map(({ block }) => block.gradientBytes));
+      (passingGradients + homingRoom) *
+        Math.max(0, ...steps.map(({ block }) => block.gradientBytes));
     return {
       rank,
       ring,
@@ -405,6 +423,7 @@ const planWith = (spec: PlanSpec, attention: Attention): Plan => {
       receives,
       sends,
       room,
+      homingRoom,
       homing: gradients ? homing : [],
       pairs: sum(steps.map(({ pairs }) => pairs)),
       sentBytes: sum(sends.map(({ block }) => block.bytes)),

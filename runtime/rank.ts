@@ -108,7 +108,7 @@ const oddScore = (
   const q = positionAt(span, index);
   for (let k = 0; k < tokens; k++) {
     // Nobody remembers the score that it was given.
-    if (![0, 1, -1].some((s) => Number.isNaN(score(s, b, h, q, k)))) continue;
+    if (![0, 1, -1].some((s) => Number.isNaN(Number(score(s, b, h, q, k))))) continue;
     return new VariantInvalid({
       variant: variants.filter(({ definition }) => definition.score !== undefined)
         .map(({ definition: { name } }) => name).join(" & "),

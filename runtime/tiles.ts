@@ -18,8 +18,8 @@ const smallest = 64;
 const smallestOfMany = 256;
 const many = 4096;
 
-/** Pairs of a run that are asked for one by one, at most: a fraction of a second's work. */
-const mostAsked = 2 ** 26;
+/** Pairs of a plan that are asked for one by one, at most: a fraction of a second's work. */
+const mostAsked = 2 ** 25;
 
 /** Rectangles and how many of their pairs count, per head and batch entry: the mean, where those differ. */
 export interface Tiles {
@@ -43,9 +43,16 @@ const rangeOf = (span: Span, from: number, count: number): Range => ({
 
 /** What is left of the pairs that may be asked for; beyond them a rectangle with some pairs stays as large as it is. */
 export class Asking {
+  /** Nobody wants to know how many pairs count, but which rectangles may have some. */
+  static readonly nothing = new Asking(false);
+  readonly counts: boolean;
   #left = mostAsked;
   /** Some rectangle's pairs were not counted: there are at most as many as the plan says. */
   exhausted = false;
+
+  constructor(counts = true) {
+    this.counts = counts;
+  }
 
   /** Whether so many more pairs may be asked for. */
   take(pairs: number): boolean {
@@ -77,7 +84,7 @@ const assertHonest = (
 ): void => {
   const { mask, countable, shape: { batch, heads } } = attention;
   if (!countable) return;
-  const some = ({ first, last }: Range) => [first, last];
+  const some = ({ first, last }: Range) => [first, Math.floor((first + last) / 2), last];
   for (const q of some(queries)) {
     for (const k of some(keys)) {
       for (const [b, h] of [[0, 0], [batch - 1, heads - 1]] as const) {
@@ -102,7 +109,7 @@ const count = (attention: Attention, queries: Span, keys: Span): number => {
       if (!allows(band, q, k)) continue;
       if (!perHead && others > 1) {
         // Another head for each pair: a mask that differs between them would be skipped where the first sees nothing.
-        const other = (q * 31 + k * 17 + 1) % others;
+        const other = 1 + (q * 31 + k * 17) % (others - 1);
         const [b, h] = [Math.floor(other / shape.heads), other % shape.heads];
         if (mask!(b, h, q, k) !== mask!(0, 0, q, k)) {
           const needed = "perHead where its mask differs between heads or batch entries";
@@ -154,7 +161,7 @@ const cutUp = (
   keys: Span,
   into: Array<Cut>,
 ): number => {
-  const { band, overlap, countable } = attention;
+  const { band, overlap, countable, perHead, shape } = attention;
   const smallestRows = queries.count < many ? smallest : smallestOfMany;
   const visit = (row: number, rows: number, column: number, columns: number): number => {
     const [some, others] = [slice(queries, row, rows), slice(keys, column, columns)];
@@ -171,13 +178,15 @@ const cutUp = (
       return inBand;
     }
     if (!countable || asking.exhausted) {
-      asking.exhausted = true;
+      asking.exhausted = asking.counts;
       add("pairwise");
       return inBand;
     }
     if (rows <= smallestRows && columns <= smallest) {
-      const pairs = asking.take(inBand) ? count(attention, some, others) : inBand;
-      const all = pairs === inBand && !asking.exhausted;
+      const each = perHead ? shape.heads * shape.batch : 1;
+      const counted = asking.counts && asking.take(inBand * each);
+      const pairs = counted ? count(attention, some, others) : inBand;
+      const all = pairs === inBand && counted;
       if (pairs > 0) add(all ? whole : "pairwise");
       return pairs;
     }

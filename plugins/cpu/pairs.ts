@@ -59,7 +59,9 @@ export class Asker {
         const s = tile[at]!;
         if (slopes) this.#slopes[at] = slope!(s, b, h, q, k);
         const made = score(s, b, h, q, k);
-        if (made !== made && s === s) throw noNumber(this.#attention, [b, h, q, k]);
+        if (typeof made !== "number" || made !== made && s === s) {
+          throw noNumber(this.#attention, [b, h, q, k]);
+        }
         tile[at] = made;
       }
     }

@@ -76,9 +76,9 @@ export const pairProgramOf = (attention: Attention): PairProgram => {
       const scored = form === "mask" ? "" : "s: f32, ";
       lines.push(`fn ${own}(${scored}${signature}) -> ${results[form]} {`);
       for (const key of names.numbers) lines.push(`  let ${key} = numbers.v${i}_${key};`);
-      const renamed = names.tables.reduce(
-        (text, key) => text.replaceAll(new RegExp(`\\b${key}\\b`, "g"), `v${i}_${key}`),
-        body,
+      const renamed = body.replaceAll(
+        /\b[A-Za-z_]\w*\b/g,
+        (word) => names.tables.includes(word) ? `v${i}_${word}` : word,
       ).split("\n");
       renamed.forEach((line, at) => {
         lines.push(line);

@@ -39,6 +39,8 @@ Deno.test("plan says what is wrong with an attention", async () => {
       ["nope", 2, /--attention needs names with & between them, of .*: found "nope"/],
       ["causal(3)", 2, /attention "causal" needs no parameters: found "3"/],
       ["window(length=3)", 2, /attention "window" needs parameters of size: found "length=3"/],
+      ["window(size=4, size=60)", 2, /attention "window" needs one size: found two/],
+      ["sinks([])", 1, /"sinks": it needs its parameter "logits" to be a table of at least one/],
       ["window(0)", 1, /"window": it needs its parameter "size": found 0 \(Expected/],
       ["window", 1, /"window": it needs its parameter "size": found nothing/],
       ["documents([0, 5])", 1, /cu_seqlens\[1\] to be the sequence length, 32768: found 5/],

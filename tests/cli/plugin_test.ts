@@ -61,6 +61,16 @@ const faults: ReadonlyArray<{
     ),
   },
   {
+    fault: "its tile lies of long ranges alone",
+    parts: {
+      tile: "({ size }) => (q, k) => k.first > q.last || q.first - k.last >= size || " +
+        '(q.last - q.first > 99 && k.last - k.first > 99) ? "none" : "some"',
+    },
+    says: RegExp(
+      `its tile says "none" of queries \\d+ … \\d+ and keys \\d+ … \\d+, and ${pair} counts`,
+    ),
+  },
+  {
     fault: "its tile says all of some",
     parts: { tile: '() => (q, k) => k.first <= q.first ? "all" : "some"' },
     says: RegExp(`its tile says "all" of .*, and ${pair} does not count`),
@@ -124,6 +134,39 @@ const faults: ReadonlyArray<{
     says: RegExp(`its slope is 1 at ${pair} for a score of .*, and its score rises by`),
   },
   {
+    fault: "its score is a string",
+    parts: { score: "() => (s) => `${s}`", slope: "() => () => 1" },
+    says: RegExp(`its score is a string at ${pair}`),
+  },
+  {
+    fault: "its mask throws",
+    parts: { mask: '() => { throw new Error("not today"); }' },
+    says: /Cannot use attention "mine": it needs functions that do not throw: found not today/,
+  },
+  {
+    fault: "its defaults throw",
+    parts: { defaults: '() => { throw new Error("nor tomorrow"); }' },
+    says: /Cannot use attention "mine": it needs functions that do not throw: found nor tomorrow/,
+  },
+  {
+    fault: "a parameter is named as WGSL names something else",
+    parts: {
+      params: "{ b: int({ least: 1 }) }",
+      examples: "() => [{ b: 2 }]",
+      mask: "({ b }) => (_b, _h, q, k) => q - k < b",
+      wgsl: '{ mask: "return q - k < b;" }',
+    },
+    says: /it needs parameters whose names WGSL forms can have .*: found "b"/,
+  },
+  {
+    fault: "it is more than one file",
+    parts: {
+      mask: '(await import("node:path")) && (({ size }) => (_b, _h, q, k) => q - k < size)',
+    },
+    says:
+      /it needs to be one file, which imports nothing but annulus: found an import of "node:path"/,
+  },
+  {
     fault: "it has no examples",
     parts: { examples: "() => []" },
     says: /it has parameters, and no examples to try/,
@@ -156,6 +199,25 @@ for (const { fault, parts, says, wgsl } of faults) {
       }),
   });
 }
+
+Deno.test({
+  name: "plugin check compares tables whose names are in each other's" +
+    (adapter === undefined ? " (not here: there is no adapter)" : ""),
+  ignore: adapter === undefined,
+  fn: () =>
+    inFolder(async (folder) => {
+      const file = `${folder}/mine.ts`;
+      const text = variant({
+        params: "{ a: ints(), v0_a: ints() }",
+        examples: "() => [{ a: [0, 1, 0], v0_a: [1, 1] }, { a: [1, 0, 1], v0_a: [0, 1] }]",
+        mask: "({ a, v0_a }) => (_b, _h, q, k) => a[q % 3] === v0_a[k % 2]",
+        wgsl: '{ mask: "return a[q % 3] == v0_a[k % 2];" }',
+      });
+      await Deno.writeTextFile(file, text);
+      const { code, stdout } = await annulus(["plugin", "check", "--device", "webgpu", file]);
+      assert.equal(code, 0, stdout);
+    }),
+});
 
 Deno.test("plugin new writes a variant that keeps its contract, and no other file", () =>
   inFolder(async (folder) => {

@@ -1,6 +1,7 @@
 import { Clock, Deferred, Effect, Fiber, Queue, Result } from "effect";
 import fc from "fast-check";
 import assert from "node:assert/strict";
+import { blocks } from "../../plugins/attention.ts";
 import type { DeviceFailed } from "../../runtime/errors.ts";
 import { type Gradients, homing } from "../../runtime/homing.ts";
 import { layouts } from "../../runtime/layout.ts";
@@ -120,6 +121,23 @@ Deno.test("homing() hides its hops behind the arithmetic, but for the last", asy
       turn(plan, { compute: () => 50, hop: () => 30 }),
     );
     assert.equal(milliseconds, ranks * 50 + 30);
+  }
+});
+
+Deno.test("homing() has room for gradients that several ranks send at once, each of which must go on", async () => {
+  // As in `ring_test.ts`: ranks 4 and 9 need what all have, and exchange what has come to them.
+  const ranks = 10;
+  const table = Array.from({ length: ranks ** 2 }, (_, i) => {
+    const [query, key] = [Math.floor(i / ranks), i % ranks];
+    return Number(query === key || (query % 5 === 4 && key % 5 !== 4));
+  });
+  const plan = planned(Array(ranks).fill(1), ranks * 16, "contiguous", [
+    blocks({ size: 16, table }),
+  ]);
+  const { results } = await inVirtualTime(turn(plan, { compute: () => 5, hop: () => 5 }));
+  for (const { id, home, path } of plan.blocks) {
+    const wanted = [home, ...path].reduce((sum, rank) => sum + 2 ** rank, 0);
+    assert.equal(results[home]!.get(id)![0], wanted);
   }
 });
 

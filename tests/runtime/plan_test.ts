@@ -13,6 +13,7 @@ import {
 } from "../../runtime/plan.ts";
 import { positionAt, type Span } from "../../runtime/span.ts";
 import {
+  blocks,
   causal as causalVariant,
   chunked,
   documents,
@@ -318,6 +319,19 @@ Deno.test("planOf() sends a block of a table to the ranks that need it, and to n
     assert.deepEqual(path, needed);
   }
   assert.equal(plan.pairs, sum(table) * c * c);
+});
+
+Deno.test("planOf() sends of a shard what is needed of it, in however many stretches", () => {
+  const [size, n] = [64, 24];
+  // Every other block of the first half is needed by the second, and nothing of the second by the first.
+  const table = Array.from({ length: n * n }, (_, i) => {
+    const [query, key] = [Math.floor(i / n), i % n];
+    return Number(query === key || (query >= n / 2 && key < n / 2 && key % 2 === 0));
+  });
+  const { ranks: [first, second] } = planned(n * size, [blocks({ size, table })], "contiguous", 2);
+  const received = ({ receives }: Plan["ranks"][number]) =>
+    sum(receives.map(({ block }) => block.span.count));
+  assert.deepEqual([received(first!), received(second!)], [0, n / 4 * size]);
 });
 
 Deno.test("planOf() refuses a variant whose tiles or heads are not what its mask says, with the pair", () => {

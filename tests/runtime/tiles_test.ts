@@ -99,3 +99,14 @@ Deno.test("tilesOf() of a long shard has fewer and taller rectangles, and is as 
     tilesOf(resolved(attention, shape(long)), new Asking(), shard, keys).tiles.length;
   assert.ok(count(rows) < count([contiguous(0, 2250), contiguous(2250, 2250)]));
 });
+
+Deno.test("tilesOf() finds a mask out that differs between two heads and says that it does not", () => {
+  const twoHeads = { ...shape(64), heads: 2 };
+  const mask = () => (_b: number, h: number, q: number, k: number) => h === 0 || (q - k) % 2 === 0;
+  const lying = { definition: { name: "parity", contract: 1, module: "none", mask }, params: {} };
+  assert.throws(
+    () =>
+      tilesOf(resolved([lying], twoHeads), new Asking(), [contiguous(0, 64)], contiguous(0, 64)),
+    /attention "parity": it needs perHead where .* of batch entry 0, head 1, query \d+, key \d+/,
+  );
+});

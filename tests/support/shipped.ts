@@ -156,6 +156,18 @@ export const shipped = ({ tokens, heads }: Shape): ReadonlyArray<Shipped> => {
       rules: sees((q, k) => before(q, k) && (k > q - 4 || k % 7 === q % 7) && together(q, k)),
     },
     {
+      // Its second softcap is of scores that have been changed twice.
+      name: "softcap & temperature & softcap",
+      attention: [softcap({ cap: 3 }), temperature({ temperatures }), softcap({ cap: 2 })],
+      rules: {
+        ...all,
+        score: (s, _b, h) => 2 * Math.tanh(3 * Math.tanh(s / 3) / temperatures[h]! / 2),
+        slope: (s, _b, h) =>
+          1 / Math.cosh(3 * Math.tanh(s / 3) / temperatures[h]! / 2) ** 2 / temperatures[h]! /
+          Math.cosh(s / 3) ** 2,
+      },
+    },
+    {
       name: "temperature & softcap & alibi & documents & sinks",
       attention: [
         temperature({ temperatures }),
