@@ -13,10 +13,10 @@ import type { Variant } from "../runtime/variant.ts";
 import { DeviceUnavailable } from "../runtime/errors.ts";
 import { planOfJob } from "../runtime/job.ts";
 import type { DevicePlugin } from "../runtime/plugin.ts";
-import { refusalFor } from "../runtime/plan.ts";
+import { refusalFor, valueDimOf } from "../runtime/plan.ts";
 import { version } from "../runtime/version.ts";
 import { findCrew } from "./crews.ts";
-import { openInput } from "./inputs.ts";
+import { type Input, openInput } from "./inputs.ts";
 import { boundsFor, type ErrorFigures, judge, mustBeExact } from "./judge.ts";
 import { judgeGradients } from "./judge_gradients.ts";
 import { draw, note } from "./output.ts";
@@ -51,6 +51,10 @@ export interface AttendFlags {
 /** Gradients of a row take three times as long to judge, and those of a key as many again. */
 const mostGradientRows = 32;
 
+/** The format of what travels, in the file. */
+const storedAs = ({ dtypes: { k, v, latent }, problem }: Input): DType =>
+  problem.latent === undefined ? common(k, v) : latent;
+
 /** The wider of two formats, or float32 where neither holds the other. */
 const common = (a: DType, b: DType): DType => a === b ? a : "f32";
 
@@ -66,7 +70,7 @@ export const attendFiles = Effect.fn("attendFiles")(function* (flags: AttendFlag
       ? [{ name, dtype: "F32", shape: [batch, tokens, heads, headDim] } as const]
       : [];
   const writer = yield* createSafetensors(flags.out, [
-    { name: "o", dtype: "F32", shape: [batch, tokens, heads, headDim] },
+    { name: "o", dtype: "F32", shape: [batch, tokens, heads, valueDimOf(input.problem)] },
     { name: "lse", dtype: "F32", shape: [batch, heads, tokens] },
     ...gradients("dq", heads),
     ...gradients("dk", kvHeads),
@@ -83,7 +87,7 @@ export const attendFiles = Effect.fn("attendFiles")(function* (flags: AttendFlag
       found: "attention alone; name another with --device",
     });
   }
-  const stored = common(input.dtypes.k, input.dtypes.v);
+  const stored = storedAs(input);
   const job = yield* jobFor(input.problem, { q: input.dtypes.q, kv: stored }, {
     ring: crew.ring,
     gradients: input.gradients,
@@ -120,8 +124,7 @@ export const attendFiles = Effect.fn("attendFiles")(function* (flags: AttendFlag
         : {}),
     };
     if (flags.progress && terminal) yield* draw("\x1b[2K\r");
-    const { k, v } = input.dtypes;
-    const exact = job.wire === "f32" || job.wire === k && job.wire === v;
+    const exact = job.wire === "f32" || job.wire === stored;
     const bounds = boundsFor(figures.largestLse, exact ? undefined : job.wire);
     yield* mustBeExact(figures, bounds);
     error = figures;

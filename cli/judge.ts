@@ -5,12 +5,13 @@
  * @module
  */
 import { Effect } from "effect";
-import { StreamingOracle } from "../kernels/oracle.ts";
+import { expandedLatents, StreamingOracle } from "../kernels/oracle.ts";
 import type { SafetensorsFile } from "../plugins/safetensors.ts";
 import { decode, type DType } from "../runtime/dtype.ts";
 import type { FileInvalid } from "../runtime/errors.ts";
+import { upSizeOf, widthOf } from "../runtime/latent.ts";
 import { NotExact } from "../runtime/errors.ts";
-import type { Plan } from "../runtime/plan.ts";
+import { type Plan, valueDimOf } from "../runtime/plan.ts";
 import { positionAt } from "../runtime/span.ts";
 import type { Input } from "./inputs.ts";
 
@@ -75,7 +76,7 @@ export const judge = Effect.fn("judge")(function* (
   rowsPerRank: number,
   progress: (share: number) => Effect.Effect<void>,
 ): Effect.fn.Return<ErrorFigures, FileInvalid> {
-  const { tokens, heads, kvHeads, headDim, batch, scale } = plan.problem;
+  const { tokens, heads, kvHeads, headDim, batch, scale, latent } = plan.problem;
   const values = (
     file: SafetensorsFile,
     name: string,
@@ -83,7 +84,15 @@ export const judge = Effect.fn("judge")(function* (
     offset: number,
     length: number,
   ) => Effect.map(file.read(name, [{ offset, length }]), (bytes) => decode(dtype, bytes));
+  const valueDim = valueDimOf(plan.problem);
   const picked = pickRows(plan, rowsPerRank);
+  const up = latent === undefined ? new Float32Array(0) : yield* values(
+    input.file,
+    "kv_b",
+    input.dtypes.kv_b,
+    0,
+    upSizeOf(latent, plan.problem),
+  );
   let apart = 0, norm = 0, lseApart = 0, largestLse = 0, rows = 0;
   for (let b = 0; b < batch; b++) {
     const positions = picked[b]!;
@@ -98,19 +107,29 @@ export const judge = Effect.fn("judge")(function* (
     });
     for (let first = 0; first < tokens; first += chunkTokens) {
       const count = Math.min(chunkTokens, tokens - first);
-      const at = (b * tokens + first) * kvHeads * headDim, length = count * kvHeads * headDim;
-      const k = yield* values(input.file, "k", input.dtypes.k, at, length);
-      const v = yield* values(input.file, "v", input.dtypes.v, at, length);
-      oracle.absorb(first, k, v);
+      if (latent === undefined) {
+        const at = (b * tokens + first) * kvHeads * headDim, length = count * kvHeads * headDim;
+        const k = yield* values(input.file, "k", input.dtypes.k, at, length);
+        const v = yield* values(input.file, "v", input.dtypes.v, at, length);
+        oracle.absorb(first, k, v);
+      } else {
+        const width = widthOf(latent);
+        const at = (b * tokens + first) * width, length = count * width;
+        const latents = yield* values(input.file, "latent", input.dtypes.latent, at, length);
+        const { k, v } = expandedLatents({ heads, headDim, ...latent }, latents, up);
+        oracle.absorb(first, k, v);
+      }
       yield* progress((b + (first + count) / tokens) / batch);
       // A turn of the event loop, for signals.
       yield* Effect.sleep(1);
     }
     const wanted = oracle.finish();
     for (const [row, position] of positions.entries()) {
-      const o = yield* values(result, "o", "f32", (b * tokens + position) * width, width);
-      for (let i = 0; i < width; i++) {
-        const reference = wanted.o[row * width + i]!;
+      const ofRow = heads * valueDim;
+      const o = yield* values(result, "o", "f32", (b * tokens + position) * ofRow, ofRow);
+      for (let i = 0; i < ofRow; i++) {
+        const component = Math.floor(i / valueDim) * headDim + i % valueDim;
+        const reference = wanted.o[row * width + component]!;
         apart += (o[i]! - reference) ** 2;
         norm += reference ** 2;
       }

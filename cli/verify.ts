@@ -7,7 +7,7 @@ import { Context, Effect, Layer, Result } from "effect";
 import { StreamingOracle } from "../kernels/oracle.ts";
 import { causal, window } from "../plugins/attention.ts";
 import { inProcess } from "../plugins/memory.ts";
-import { attend, type AttendOptions } from "../runtime/attend.ts";
+import { attend } from "../runtime/attend.ts";
 import { namesOf, resolveAttention } from "../runtime/attention.ts";
 import { Device } from "../runtime/device.ts";
 import { decode, type DType, encode } from "../runtime/dtype.ts";
@@ -32,6 +32,7 @@ export interface VerifyFlags {
 const heads = 4, kvHeads = 2, headDim = 64;
 const mostRanks = 16;
 type Mask = ReadonlyArray<Variant>;
+type Floats = Float32Array;
 
 interface Case {
   readonly ring: number;
@@ -46,7 +47,11 @@ interface Row extends Case {
 }
 
 /** Float64 attention over values as they travel: K and V rounded to the wire's format. */
-const referenceFor = (inputs: AttendOptions, attention: Mask, wire: DType) => {
+const referenceFor = (
+  inputs: { readonly tokens: number; readonly q: Floats; readonly k: Floats; readonly v: Floats },
+  attention: Mask,
+  wire: DType,
+) => {
   const { tokens, q, k, v } = inputs;
   const positions = Array.from({ length: tokens }, (_, i) => i);
   const oracle = new StreamingOracle({
@@ -54,7 +59,9 @@ const referenceFor = (inputs: AttendOptions, attention: Mask, wire: DType) => {
     kvHeads,
     headDim,
     scale: 1 / Math.sqrt(headDim),
-    rules: Result.getOrThrow(resolveAttention(attention, { ...inputs, batch: 1, kvHeads })),
+    rules: Result.getOrThrow(
+      resolveAttention(attention, { ...inputs, batch: 1, heads, kvHeads, headDim }),
+    ),
     entry: 0,
     positions,
     q,

@@ -22,6 +22,8 @@ export interface Rules {
   readonly sink?: (h: number) => number;
 }
 
+type Floats = Float32Array | Float64Array;
+
 /** What is to be judged. */
 export interface Judged {
   readonly batch: number;
@@ -40,8 +42,8 @@ export interface Judged {
 export const denseAttention = (
   problem: Judged,
   q: Float32Array,
-  k: Float32Array,
-  v: Float32Array,
+  k: Floats,
+  v: Floats,
 ): Judgement => {
   const { batch, tokens, heads, kvHeads, headDim, scale, rules } = problem;
   const o = new Float64Array(batch * tokens * heads * headDim);
@@ -142,6 +144,43 @@ export const denseGradients = (
   return { dq, dk, dv };
 };
 
+/**
+ * Keys and values of all heads, each [tokens, heads, headDim], of latents [tokens, rank + rope]: in float64, component by
+ * component. A value's components beyond its own are 0.
+ */
+export const expandedLatents = (
+  { heads, headDim, rank, rope, value }: {
+    readonly heads: number;
+    readonly headDim: number;
+    readonly rank: number;
+    readonly rope: number;
+    readonly value: number;
+  },
+  latents: Float32Array,
+  up: Float32Array,
+): { readonly k: Float64Array<ArrayBuffer>; readonly v: Float64Array<ArrayBuffer> } => {
+  const [width, nope] = [rank + rope, headDim - rope];
+  const tokens = latents.length / width;
+  const k = new Float64Array(tokens * heads * headDim);
+  const v = new Float64Array(tokens * heads * headDim);
+  for (let t = 0; t < tokens; t++) {
+    const made = (h: number, row: number) => {
+      let sum = 0;
+      for (let r = 0; r < rank; r++) {
+        sum += up[(h * (nope + value) + row) * rank + r]! * latents[t * width + r]!;
+      }
+      return sum;
+    };
+    for (let h = 0; h < heads; h++) {
+      const at = (t * heads + h) * headDim;
+      for (let c = 0; c < nope; c++) k[at + c] = made(h, c);
+      for (let c = 0; c < rope; c++) k[at + nope + c] = latents[t * width + rank + c]!;
+      for (let c = 0; c < value; c++) v[at + c] = made(h, nope + c);
+    }
+  }
+  return { k, v };
+};
+
 /** Query rows of one batch entry, picked by their global positions. */
 export interface PickedRows {
   readonly heads: number;
@@ -179,7 +218,7 @@ export class StreamingOracle {
   }
 
   /** Adds consecutive keys from global position `first` on: `k` and `v` [tokens, kvHeads, headDim]. */
-  absorb(first: number, k: Float32Array, v: Float32Array): void {
+  absorb(first: number, k: Floats, v: Floats): void {
     const { kvHeads, headDim, positions } = this.#rows;
     const tokens = k.length / (kvHeads * headDim);
     const keys = new Float64Array(keysAtOnce * headDim);

@@ -172,6 +172,7 @@ export const referenceKernel = (): AttentionKernel => ({
     forms: "TypeScript",
     memory: Deno.systemMemoryInfo().total,
     largestTensor: 2 ** 31 - 1,
+    largestHeadDim: 8192,
   },
   begin,
   beginBackward,

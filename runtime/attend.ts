@@ -5,7 +5,7 @@
  */
 import { Effect, Result } from "effect";
 import type { Crew } from "./crew.ts";
-import { drive, type RunRecord, Sink, Source } from "./driver.ts";
+import { drive, type Input, type RunRecord, Sink, Source } from "./driver.ts";
 import { bytesOf, type DType } from "./dtype.ts";
 import {
   type FileInvalid,
@@ -20,11 +20,12 @@ import { headerBytes } from "./frame.ts";
 import { type Job, newRun } from "./job.ts";
 import type { Layout } from "./layout.ts";
 import { cheapest, layoutCosts } from "./layout_choice.ts";
+import { type LatentShape, upSizeOf, widthOf } from "./latent.ts";
 import { Links } from "./link.ts";
 import { asLse, type Lse } from "./lse.ts";
 import { type Attention, resolveAttention } from "./attention.ts";
 import { unbounded } from "./mask.ts";
-import type { PlanSpec, Problem } from "./plan.ts";
+import { type PlanSpec, type Problem, valueDimOf } from "./plan.ts";
 import type { Variant } from "./variant.ts";
 
 /**
@@ -97,21 +98,41 @@ export const jobFor = Effect.fn("jobFor")(function* (
   } satisfies Job;
 });
 
-/** Inputs in memory, and how to attend. */
-export interface AttendOptions extends Omit<RunOptions, "gradients"> {
-  readonly batch?: number;
-  /** Sequence length, S. */
-  readonly tokens: number;
-  readonly heads: number;
+/** Keys and values in memory. */
+interface KeysAndValues {
   /** As many as `heads` by default. */
   readonly kvHeads?: number;
-  readonly headDim: number;
-  /** [batch, tokens, heads, headDim] */
-  readonly q: Float32Array;
   /** [batch, tokens, kvHeads, headDim] */
   readonly k: Float32Array;
   /** [batch, tokens, kvHeads, headDim] */
   readonly v: Float32Array;
+  readonly latents?: never;
+}
+
+/** Latents, which keys and values are made of. */
+interface Latents {
+  readonly latents: LatentShape & {
+    /** [batch, tokens, rank + rope]: what keys and values are made of, and the rope part of the keys. */
+    readonly values: Float32Array;
+    /** [heads, headDim − rope + value, rank]: what makes keys without rope, and then values, of the first `rank`. */
+    readonly up: Float32Array;
+  };
+  readonly kvHeads?: never;
+  readonly k?: never;
+  readonly v?: never;
+}
+
+/** Inputs in memory, and how to attend. */
+export type AttendOptions = AttendCommon & (KeysAndValues | Latents);
+
+interface AttendCommon extends Omit<RunOptions, "gradients"> {
+  readonly batch?: number;
+  /** Sequence length, S. */
+  readonly tokens: number;
+  readonly heads: number;
+  readonly headDim: number;
+  /** [batch, tokens, heads, headDim] */
+  readonly q: Float32Array;
   /** dO, [batch, tokens, heads, headDim]: then the result has gradients. */
   readonly cotangent?: Float32Array;
   /** Which pairs count, and what is done to their scores: all of these at once. Full attention by default. */
@@ -122,7 +143,7 @@ export interface AttendOptions extends Omit<RunOptions, "gradients"> {
 
 /** Attention over the whole sequence, and how it came about. */
 export interface AttendResult extends RunRecord {
-  /** [batch, tokens, heads, headDim] */
+  /** [batch, tokens, heads, headDim], or a latent's value for the last */
   readonly o: Float32Array<ArrayBuffer>;
   /** [batch, heads, tokens] */
   readonly lse: Lse;
@@ -163,26 +184,43 @@ export const attend = (options: AttendOptions): Effect.Effect<
   Crew | Links
 > =>
   Effect.gen(function* () {
-    const { q, k, v, cotangent, batch = 1, tokens, heads, headDim, attention = [] } = options;
+    const { q, cotangent, batch = 1, tokens, heads, headDim, attention = [], latents } = options;
     const { kvHeads = heads, scale = 1 / Math.sqrt(headDim) } = options;
-    const problem = { batch, tokens, heads, kvHeads, headDim, scale, attention };
+    const problem = {
+      ...{ batch, tokens, heads, kvHeads, headDim, scale, attention },
+      ...(latents === undefined
+        ? {}
+        : { latent: { rank: latents.rank, rope: latents.rope, value: latents.value } }),
+    };
     const job = yield* jobFor(problem, { q: "f32", kv: "f32" }, {
       ...options,
       gradients: cotangent !== undefined,
     });
-    const elements = { q: batch * tokens * heads * headDim, k: batch * tokens * kvHeads * headDim };
-    const inputs = { q, k, v, do: cotangent ?? new Float32Array(elements.q) };
-    for (const name of ["q", "k", "v", "do"] as const) {
-      const needed = name === "q" || name === "do" ? elements.q : elements.k;
-      if (inputs[name].length === needed) continue;
+    const rows = batch * tokens;
+    const elements = { q: rows * heads * headDim, k: rows * kvHeads * headDim };
+    const named: ReadonlyArray<readonly [Input, Float32Array | undefined, number, string]> = [
+      ["q", q, elements.q, "batch × tokens × heads × headDim"],
+      ["do", cotangent, elements.q, "batch × tokens × heads × headDim"],
+      ["k", options.k, elements.k, "batch × tokens × kvHeads × headDim"],
+      ["v", options.v, elements.k, "batch × tokens × kvHeads × headDim"],
+      ...(latents === undefined ? [] : [
+        ["latent", latents.values, rows * widthOf(latents), "batch × tokens × (rank + rope)"],
+        ["kv_b", latents.up, upSizeOf(latents, problem), "heads × (headDim − rope + value) × rank"],
+      ] as const),
+    ];
+    const inputs = new Map<Input, Float32Array>();
+    for (const [name, array, needed, product] of named) {
+      if (array === undefined) continue;
+      inputs.set(name, array);
+      if (array.length === needed) continue;
       return yield* new InvalidProblem({
         what: `the length of ${name}`,
-        needed: `${needed} elements, batch × tokens × heads × headDim`,
-        found: String(inputs[name].length),
+        needed: `${needed} elements, ${product}`,
+        found: String(array.length),
       });
     }
     const results = {
-      o: new Float32Array(elements.q),
+      o: new Float32Array(rows * heads * valueDimOf(problem)),
       lse: asLse(new Float32Array(batch * heads * tokens)),
       dq: new Float32Array(job.gradients ? elements.q : 0),
       dk: new Float32Array(job.gradients ? elements.k : 0),
@@ -190,11 +228,11 @@ export const attend = (options: AttendOptions): Effect.Effect<
     };
     const source = Source.of({
       name: "the arrays given",
-      dtypes: { q: "f32", k: "f32", v: "f32", do: "f32" },
+      dtypes: { q: "f32", k: "f32", v: "f32", do: "f32", latent: "f32", kv_b: "f32" },
       read: (tensor, regions) =>
         Effect.sync(() => {
           const parts = regions.map(({ offset, length }) =>
-            inputs[tensor].subarray(offset, offset + length)
+            inputs.get(tensor)!.subarray(offset, offset + length)
           );
           if (parts.length === 1) return bytesOf(parts[0]!);
           const values = new Float32Array(parts.reduce((sum, part) => sum + part.length, 0));

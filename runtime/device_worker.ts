@@ -150,8 +150,14 @@ export const deviceInWorker: (
       );
       const transfer: Array<Transferable> = [];
       // Functions do not cross; the Worker loads their files itself.
-      const { attention, ...rest } = queries;
-      const placed = { ...rest, bytes: crossing(queries.bytes, transfer) };
+      const { attention, latent, ...rest } = queries;
+      const placed = {
+        ...rest,
+        bytes: crossing(queries.bytes, transfer),
+        ...(latent === undefined
+          ? {}
+          : { latent: { ...latent, up: crossing(latent.up, transfer) } }),
+      };
       const asked = attention === undefined
         ? {}
         : { attention: { specs: attention.specs, shape: attention.shape } };

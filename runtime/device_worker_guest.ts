@@ -18,6 +18,7 @@ import type {
   Queries,
   Tile,
 } from "./kernel.ts";
+import { withLatents } from "./latent_kernel.ts";
 import type { Band } from "./mask.ts";
 
 /** What the host asks for. `key` names an accumulator, forward or backward, and is the host's choice. */
@@ -163,7 +164,7 @@ export const serveDevice = (open: (options: unknown) => Promise<AttentionKernel>
   const answer = async (request: Request): Promise<Answers[keyof Answers]> => {
     switch (request.op) {
       case "open":
-        kernel = await open(request.options);
+        kernel = withLatents(await open(request.options));
         return kernel.info;
       case "begin": {
         const { key } = request;

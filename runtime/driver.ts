@@ -16,24 +16,28 @@ import {
 } from "./errors.ts";
 import { type Job, planOfJob } from "./job.ts";
 import { type Link, Links } from "./link.ts";
+import { upRowsOf, widthOf } from "./latent.ts";
 import { manifestOf } from "./manifest.ts";
-import type { BlockPlan, Plan, RankPlan } from "./plan.ts";
+import { type BlockPlan, type Plan, type RankPlan, valueDimOf } from "./plan.ts";
 import type { RankSummary } from "./rank.ts";
 import { type Region, regions, type TokenArray } from "./region.ts";
 import type { Interval } from "./timeline.ts";
 import { receive, send } from "./transfer.ts";
-import type { Span } from "./span.ts";
+import { contiguous, type Span } from "./span.ts";
 
-/** Tensors that a driver reads; `do` is the cotangent of o. */
-export type Input = "q" | "k" | "v" | "do";
+/**
+ * Tensors that a driver reads. `do` is the cotangent of o. In place of k and v there may be `latent`, which travels
+ * [batch, tokens, rank + rope], and `kv_b`, which makes them of it: [heads, headDim − rope + value, rank].
+ */
+export type Input = "q" | "k" | "v" | "do" | "latent" | "kv_b";
 /** Tensors that it writes, all float32: the last three for gradients. */
 export type Output = "o" | "lse" | "dq" | "dk" | "dv";
 
-/** Where inputs come from. Element regions refer to a whole tensor, [batch, tokens, heads, headDim]. */
+/** Where inputs come from. Element regions refer to a whole tensor. */
 export class Source extends Context.Service<Source, {
   /** For sentences: a path, or a name. */
   readonly name: string;
-  /** Of `do` only where gradients are asked for. */
+  /** Of tensors that there are. */
   readonly dtypes: Readonly<Record<Input, DType>>;
   /** The bytes of these regions, one after the other, in the tensor's own format. */
   readonly read: (
@@ -61,11 +65,15 @@ export interface RunRecord {
   readonly seconds: number;
 }
 
-const shapes = ({ problem: { batch, tokens, heads, kvHeads, headDim } }: Job) => ({
-  q: { outer: batch, tokens, inner: heads * headDim },
-  k: { outer: batch, tokens, inner: kvHeads * headDim },
-  lse: { outer: batch * heads, tokens, inner: 1 },
-});
+const shapes = ({ problem }: Job) => {
+  const { batch, tokens, heads, kvHeads, headDim } = problem;
+  return {
+    q: { outer: batch, tokens, inner: heads * headDim },
+    k: { outer: batch, tokens, inner: kvHeads * headDim },
+    o: { outer: batch, tokens, inner: heads * valueDimOf(problem) },
+    lse: { outer: batch * heads, tokens, inner: 1 },
+  };
+};
 
 /** Which element of the whole tensor is the `index`-th of some regions. */
 const elementAt = (where: ReadonlyArray<Region>, index: number): number => {
@@ -87,7 +95,11 @@ const reader = (source: Source["Service"], job: Job) =>
     to: number,
   ) {
     const own = source.dtypes[tensor];
-    const travels = tensor === "q" ? job.dtype : tensor === "do" ? "f32" : job.wire;
+    const travels = tensor === "q"
+      ? job.dtype
+      : tensor === "do" || tensor === "kv_b"
+      ? "f32"
+      : job.wire;
     const where = [...regions(whole, spans, from, to)];
     const bytes = yield* source.read(tensor, where);
     const invalid = (needed: string, index: number) => {
@@ -111,7 +123,7 @@ const reader = (source: Source["Service"], job: Job) =>
     return converted;
   });
 
-/** Sends one rank its queries and its K/V blocks. */
+/** Sends one rank what makes keys and values of latents, its queries and its K/V blocks. */
 const deliver = Effect.fnUntraced(function* (
   job: Job,
   plan: Plan,
@@ -122,12 +134,26 @@ const deliver = Effect.fnUntraced(function* (
   const manifest = manifestOf(job);
   const { q, k } = shapes(job);
   const qBytes = elementBytes(job.dtype), kvBytes = elementBytes(job.wire);
+  const { latent, batch, tokens, heads } = job.problem;
+  if (latent !== undefined) {
+    const rows = heads * upRowsOf(latent, job.problem);
+    const whole = { outer: 1, tokens: rows, inner: latent.rank };
+    yield* send(
+      link,
+      manifest.up(mine),
+      (from, to) => read("kv_b", whole, [contiguous(0, rows)], from / 4, to / 4),
+    );
+  }
   yield* send(
     link,
     manifest.queries(mine),
     (from, to) => read("q", q, mine.shard, from / qBytes, to / qBytes),
   );
   const blockPart = (block: BlockPlan) => (from: number, to: number) => {
+    if (latent !== undefined) {
+      const whole = { outer: batch, tokens, inner: widthOf(latent) };
+      return read("latent", whole, [block.span], from / kvBytes, to / kvBytes);
+    }
     const half = block.bytes / kvBytes / 2;
     const part = (tensor: "k" | "v", begin: number, end: number) =>
       begin < end ? read(tensor, k, [block.span], begin, end) : Effect.succeed(new Uint8Array(0));
@@ -167,7 +193,7 @@ const collect = Effect.fnUntraced(function* (
   sink: Sink["Service"],
 ) {
   const manifest = manifestOf(job);
-  const { q, k, lse } = shapes(job);
+  const { q, k, o, lse } = shapes(job);
   const into =
     (tensor: Output, whole: TokenArray, spans = mine.shard) =>
     (from: number, payload: Uint8Array) => {
@@ -175,7 +201,7 @@ const collect = Effect.fnUntraced(function* (
       const where = regions(whole, spans, from / 4, (from + payload.byteLength) / 4);
       return sink.write(tensor, [...where], payload);
     };
-  yield* receive(link, manifest.o(mine), into("o", q));
+  yield* receive(link, manifest.o(mine), into("o", o));
   yield* receive(link, manifest.lse(mine), into("lse", lse));
   if (!job.gradients) return;
   yield* receive(link, manifest.dq(mine), into("dq", q));

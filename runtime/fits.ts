@@ -5,6 +5,7 @@
  * @module
  */
 import { elementBytes } from "./dtype.ts";
+import { upSizeOf, widthOf } from "./latent.ts";
 import type { KeyValues, Outcome, Queries, Tile } from "./kernel.ts";
 import { type Band, unbounded } from "./mask.ts";
 import { positionAt, type Span } from "./span.ts";
@@ -24,7 +25,7 @@ const assertWhole = (what: string, least: number, found: number): void => {
 
 /** Throws where a shard cannot be computed, or has another size than its shape says. */
 export const assertQueries = (queries: Queries): void => {
-  const { batch, heads, kvHeads, headDim, scale, tokens, dtype, bytes } = queries;
+  const { batch, heads, kvHeads, headDim, scale, tokens, dtype, bytes, latent } = queries;
   assertWhole("the batch size", 1, batch);
   assertWhole("the number of query heads", 1, heads);
   assertWhole("the number of KV heads", 1, kvHeads);
@@ -40,6 +41,10 @@ export const assertQueries = (queries: Queries): void => {
   }
   if (!Number.isFinite(Math.fround(scale))) {
     throw new Error(`the score scale must be a finite float32: found ${scale}`);
+  }
+  if (latent !== undefined) {
+    const elements = upSizeOf(latent, queries);
+    assertSize("what makes keys of latents", 4 * elements, latent.up.byteLength);
   }
   assertSize("a shard", batch * tokens * heads * headDim * elementBytes(dtype), bytes.length);
 };
@@ -67,7 +72,7 @@ export const assertOutcome = (
 
 /** Throws where a block has another size than its tokens say, or a tile is not in the shard or the block. */
 export const assertBlock = (
-  { batch, kvHeads, headDim, tokens, attention }: Shape,
+  { batch, kvHeads, headDim, tokens, attention, latent }: Shape,
   block: KeyValues,
   tiles: ReadonlyArray<Tile>,
   band: Band,
@@ -79,7 +84,8 @@ export const assertBlock = (
     );
   }
   assertWhole("the number of a block's tokens", 0, block.tokens);
-  const size = 2 * batch * block.tokens * kvHeads * headDim * elementBytes(block.dtype);
+  const width = latent === undefined ? 2 * kvHeads * headDim : widthOf(latent);
+  const size = batch * block.tokens * width * elementBytes(block.dtype);
   assertSize("a block", size, block.bytes.length);
   const assertSpan = (what: string, from: number, span: Span, most: number): void => {
     assertWhole(`the first of a tile's ${what}`, 0, from);

@@ -54,6 +54,9 @@ export const JobCard = Schema.Struct({
     headDim: Schema.Number,
     scale: Schema.Number,
     attention: Schema.Array(Use),
+    latent: Schema.optionalKey(
+      Schema.Struct({ rank: Schema.Number, rope: Schema.Number, value: Schema.Number }),
+    ),
   }),
 });
 /** A job as it travels. */

@@ -6,6 +6,8 @@
  */
 import type { Attention, Language } from "./attention.ts";
 import type { DType } from "./dtype.ts";
+import type { HeadProduct } from "./head_product.ts";
+import type { Latent } from "./latent.ts";
 import type { Lse } from "./lse.ts";
 import type { Band } from "./mask.ts";
 import type { Span } from "./span.ts";
@@ -25,6 +27,8 @@ export interface Queries {
   readonly dtype: DType;
   /** What masks and scores are beyond bands; nothing where it is absent. */
   readonly attention?: Attention;
+  /** Where blocks are latents, what makes keys and values of them. Few kernels get this: see `latent_kernel.ts`. */
+  readonly latent?: Latent;
   /** [batch, tokens, heads, headDim]; may lie in shared memory. */
   readonly bytes: Uint8Array;
 }
@@ -33,7 +37,7 @@ export interface Queries {
 export interface KeyValues {
   readonly tokens: number;
   readonly dtype: DType;
-  /** K then V, each [batch, tokens, kvHeads, headDim]; may lie in shared memory. */
+  /** K then V, each [batch, tokens, kvHeads, headDim], or [batch, tokens, rank + rope]; may lie in shared memory. */
   readonly bytes: Uint8Array;
 }
 
@@ -53,7 +57,7 @@ export interface Tile {
 
 /** What a query shard has gathered when every block was absorbed. */
 export interface Attended {
-  /** [batch, tokens, heads, headDim], normalised; 0 where a row saw no key. */
+  /** [batch, tokens, heads, headDim], or a latent's value for the last; normalised, 0 where a row saw no key. */
   readonly o: Float32Array<ArrayBuffer>;
   /** [batch, heads, tokens]; −∞ where a row saw no key. */
   readonly lse: Lse;
@@ -123,9 +127,14 @@ export interface DeviceInfo {
   readonly memory: number;
   /** Bytes that one tensor may have before the device splits it. */
   readonly largestTensor: number;
+  /** Components that queries may have where they absorb a latent; 256 where it is absent, as everywhere else. */
+  readonly largestHeadDim?: number;
   /** What its operator should know: what it does without, and why. */
   readonly notes?: ReadonlyArray<string>;
 }
+
+/** Components that queries may have where they absorb a latent. */
+export const largestHeadDimOf = ({ largestHeadDim = 256 }: DeviceInfo): number => largestHeadDim;
 
 /** Attention on one device. */
 export interface AttentionKernel {
@@ -137,4 +146,8 @@ export interface AttentionKernel {
     queries: Queries,
     outcome: Outcome,
   ) => BackwardPass | Promise<BackwardPass>;
+  /** It is given queries with latents to expand, and does so itself. Its o has zeros where a value has no component. */
+  readonly expandsLatents?: boolean;
+  /** For latents; plain loops where it is absent. The arrays lie in shared memory. */
+  readonly product?: (product: HeadProduct) => Promise<void>;
 }

@@ -5,14 +5,17 @@
  */
 import { elementBytes } from "./dtype.ts";
 import type { Job } from "./job.ts";
-import type { BlockPlan, RankPlan } from "./plan.ts";
+import { upSizeOf } from "./latent.ts";
+import { type BlockPlan, type RankPlan, valueDimOf } from "./plan.ts";
 import type { Transfer } from "./transfer.ts";
 
 /** The transfers of a job. */
 export interface Manifest {
   /** [batch, tokens, heads, headDim] in the job's dtype, from the driver to a rank. */
   readonly queries: (rank: RankPlan) => Transfer;
-  /** A K/V block, K then V, each [batch, tokens, kvHeads, headDim] in the wire format, to its home. */
+  /** What makes keys and values of latents, `up` in float32, from the driver to a rank. */
+  readonly up: (rank: RankPlan) => Transfer;
+  /** A K/V block, K then V, each [batch, tokens, kvHeads, headDim], or latents, in the wire format, to its home. */
   readonly home: (block: BlockPlan) => Transfer;
   /** A K/V block's hop to rank `to` from the stop before on its path. */
   readonly hop: (block: BlockPlan, to: number) => Transfer;
@@ -22,7 +25,7 @@ export interface Manifest {
   readonly gradientHop: (block: BlockPlan, to: number) => Transfer;
   /** dO, [batch, tokens, heads, headDim] in float32, from the driver to a rank. */
   readonly cotangent: (rank: RankPlan) => Transfer;
-  /** [batch, tokens, heads, headDim] in float32, back to the driver. */
+  /** [batch, tokens, heads, headDim], or a latent's value for the last, in float32, back to the driver. */
   readonly o: (rank: RankPlan) => Transfer;
   /** [batch, heads, tokens] in float32, back to the driver. */
   readonly lse: (rank: RankPlan) => Transfer;
@@ -34,7 +37,7 @@ export interface Manifest {
 
 /** The manifest of a job. */
 export const manifestOf = (job: Job): Manifest => {
-  const { batch, heads, headDim } = job.problem;
+  const { batch, heads, headDim, latent } = job.problem;
   const ring = job.weights.length;
   const common = {
     run: job.run,
@@ -64,6 +67,11 @@ export const manifestOf = (job: Job): Manifest => {
       kind: "q",
       bytes: rows(rank) * headDim * elementBytes(job.dtype),
     }),
+    up: (rank) => ({
+      ...toRank(rank),
+      kind: "up",
+      bytes: latent === undefined ? 0 : 4 * upSizeOf(latent, job.problem),
+    }),
     cotangent: (rank) => ({ ...toRank(rank), kind: "do", bytes: rows(rank) * headDim * 4 }),
     home: ({ id, home, bytes }) => ({
       ...common,
@@ -76,7 +84,7 @@ export const manifestOf = (job: Job): Manifest => {
     hop: (block, to) => ({ ...hop(block, to), kind: "kv", bytes: block.bytes }),
     hopAgain: (block, to) => ({ ...hop(block, to), kind: "kv again", bytes: block.bytes }),
     gradientHop: (block, to) => ({ ...hop(block, to), kind: "dkv", bytes: block.gradientBytes }),
-    o: (rank) => ({ ...result(rank), kind: "o", bytes: rows(rank) * headDim * 4 }),
+    o: (rank) => ({ ...result(rank), kind: "o", bytes: rows(rank) * valueDimOf(job.problem) * 4 }),
     lse: (rank) => ({ ...result(rank), kind: "lse", bytes: rows(rank) * 4 }),
     dq: (rank) => ({ ...result(rank), kind: "dq", bytes: rows(rank) * headDim * 4 }),
     gradients: ({ id, home, gradientBytes }) => ({

@@ -16,6 +16,7 @@ const DeviceInfo = Schema.Struct({
   forms: Schema.optionalKey(Schema.Literals(["TypeScript", "WGSL"])),
   memory: Schema.Number,
   largestTensor: Schema.Number,
+  largestHeadDim: Schema.optionalKey(Schema.Number),
 });
 
 /** How a node introduces itself. */

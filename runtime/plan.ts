@@ -9,6 +9,7 @@ import { Result } from "effect";
 import { type DType, elementBytes } from "./dtype.ts";
 import { type Attention, resolveAttention, thrownBy } from "./attention.ts";
 import { InvalidProblem, PlanRefused, VariantInvalid } from "./errors.ts";
+import { latentFlops, type LatentForm, type LatentShape, upSizeOf, widthOf } from "./latent.ts";
 import type { Tile } from "./kernel.ts";
 import { type Layout, shardsOf } from "./layout.ts";
 import { solvedShards } from "./solved_layout.ts";
@@ -30,7 +31,12 @@ export interface Problem {
   readonly scale: number;
   /** Which pairs count, and what is done to their scores: all of these at once. Full attention where there is none. */
   readonly attention: ReadonlyArray<Variant>;
+  /** Keys and values travel as latents; then there are as many KV heads as query heads. */
+  readonly latent?: LatentShape;
 }
+
+/** Components of each head of o. */
+export const valueDimOf = ({ headDim, latent }: Problem): number => latent?.value ?? headDim;
 
 /** What is to be computed, and over what. */
 export interface PlanSpec {
@@ -105,6 +111,10 @@ export interface RankPlan {
   /** For gradients, in this order; empty where none are asked for. */
   readonly homing: ReadonlyArray<HomingPlan>;
   readonly pairs: number;
+  /** How it computes with latents, where these travel: what takes fewer operations. */
+  readonly latentForm?: LatentForm;
+  /** And how many these are. */
+  readonly latentFlops?: number;
   /** Bytes that `sends` puts on the link. */
   readonly sentBytes: number;
   /** Most bytes of K/V that the rank holds at any time. */
@@ -124,7 +134,8 @@ export interface Plan extends PlanSpec {
   /** Every pair was counted. Else there are at most so many: asking a mask for each would take too long. */
   readonly counted: boolean;
   /**
-   * Floating-point operations: 4 · headDim for each pair, head and batch entry, and 10 · headDim more for gradients.
+   * Floating-point operations: 4 · headDim for each pair, head and batch entry, and 10 · headDim more for gradients; with
+   * latents what `latentFlops` says.
    */
   readonly flops: number;
 }
@@ -138,6 +149,8 @@ const blocksPerShard = 4;
 const smallestBlock = 256 * 1024;
 /** Larger blocks would exceed what WebGPU binds at once on any adapter. */
 const largestBlock = 64 * 1024 * 1024;
+/** Nor are the keys and values that are made of a block of latents. */
+const largestExpanded = 64 * 1024 * 1024;
 /** Blocks that a rank holds beside its own, at least: arriving, queued on the device, in use. See `ring.ts`. */
 const passingBlocks = 3;
 /** Blocks of gradients in memory at once beside those that are home. See `homing.ts`. */
@@ -156,7 +169,25 @@ const problemFault = (spec: PlanSpec): InvalidProblem | undefined => {
     });
   const must = (holds: boolean, what: string, needed: string, found: string) =>
     holds ? undefined : new InvalidProblem({ what, needed, found });
-  const { batch, tokens, heads, kvHeads, headDim, scale } = problem;
+  const quads = (what: string, value: number, least: number, most: number) =>
+    must(
+      value >= least && value <= most && value % 4 === 0,
+      what,
+      `a multiple of 4 from ${least} to ${most}`,
+      String(value),
+    );
+  const { batch, tokens, heads, kvHeads, headDim, scale, latent } = problem;
+  const latentFault = () =>
+    latent === undefined ? undefined : quads("the rank of the latents", latent.rank, 4, 4096) ??
+      quads("the rope components", latent.rope, 0, headDim - 4) ??
+      quads("the components of a value", latent.value, 4, headDim) ??
+      must(kvHeads === heads, "the number of KV heads", "that of the query heads", `${kvHeads}`) ??
+      must(
+        spec.gradients !== true,
+        "attention with latents",
+        "without gradients",
+        "a cotangent",
+      );
   return whole("the batch size", batch, 65_535) ??
     whole("the sequence length", tokens, 2 ** 29) ??
     whole("the number of query heads", heads, 65_535) ??
@@ -167,12 +198,8 @@ const problemFault = (spec: PlanSpec): InvalidProblem | undefined => {
       `a multiple of the ${kvHeads} KV heads`,
       String(heads),
     ) ??
-    must(
-      headDim >= 4 && headDim <= 256 && headDim % 4 === 0,
-      "the head dim",
-      "a multiple of 4 from 4 to 256",
-      String(headDim),
-    ) ??
+    quads("the head dim", headDim, 4, 256) ??
+    latentFault() ??
     must(Number.isFinite(scale), "the score scale", "a finite number", String(scale)) ??
     whole("the ring size", weights.length, 65_534) ??
     must(
@@ -237,15 +264,15 @@ const edgesOf = (
   return [...edges].filter((edge) => edge > 0 && edge < span.count).sort((a, b) => a - b);
 };
 
-/** Cuts a shard into blocks, span by span. */
+/** Cuts a shard into blocks of at most `largest` tokens, span by span. */
 const cut = (
   shard: ReadonlyArray<Span>,
   tokenBytes: number,
+  largest: number,
   edges: (span: Span) => ReadonlyArray<number>,
 ) => {
   const tokens = tokensOf(shard);
   const smallest = Math.max(1, Math.floor(smallestBlock / tokenBytes));
-  const largest = Math.max(1, Math.floor(largestBlock / tokenBytes));
   const size = Math.min(Math.max(Math.ceil(tokens / blocksPerShard), smallest), largest);
   const pieces: Array<{ readonly span: Span; readonly row: number }> = [];
   let row = 0;
@@ -299,14 +326,24 @@ const twoStops = (stops: ReadonlyArray<number>): number =>
 
 const planWith = (spec: PlanSpec, attention: Attention): Plan => {
   const { problem, layout, weights, wire, gradients = false } = spec;
-  const { batch, heads, kvHeads, headDim } = problem;
+  const { batch, heads, kvHeads, headDim, latent } = problem;
   const asking = new Asking();
   const ring = weights.length;
   const shards = layout === "solved"
     ? solvedShards(attention, problem.tokens, weights)
     : shardsOf(layout, problem.tokens, weights);
-  const tokenElements = 2 * batch * kvHeads * headDim;
+  const expandedElements = 2 * batch * kvHeads * headDim;
+  const tokenElements = latent === undefined ? expandedElements : batch * widthOf(latent);
   const tokenBytes = tokenElements * elementBytes(wire);
+  const largestTokens = Math.max(
+    1,
+    Math.floor(
+      Math.min(
+        largestBlock / tokenBytes,
+        latent === undefined ? Infinity : largestExpanded / (4 * expandedElements),
+      ),
+    ),
+  );
 
   // By part first, then by stop: each wave of parts is a pass of its own. With all of a rank's own blocks sent first,
   // every rank would wait for its right neighbour to take the second one, and none ever could. Everything that moves has
@@ -316,6 +353,7 @@ const planWith = (spec: PlanSpec, attention: Attention): Plan => {
     cut(
       shard,
       tokenBytes,
+      largestTokens,
       (span) => edgesOf(attention, span, shards.filter((_, rank) => rank !== home)),
     )
   );
@@ -409,6 +447,15 @@ const planWith = (spec: PlanSpec, attention: Attention): Plan => {
       sum(receives.map(({ block }) => block.bytes).sort((a, b) => b - a).slice(0, room));
     const rows = batch * tokens * heads;
     const largest = Math.max(0, ...steps.map(({ block }) => block.bytes));
+    const pairs = sum(steps.map(({ pairs }) => pairs));
+    const forms = latent === undefined ? undefined : latentFlops(latent, problem, {
+      queries: tokens,
+      keys: sum(steps.filter(({ pairs }) => pairs > 0).map(({ block }) => block.span.count)),
+      pairs,
+    });
+    // What makes keys and values of latents, here and on the device, and those of three blocks.
+    const made = latent === undefined ? 0 : 8 * upSizeOf(latent, problem) +
+      12 * expandedElements * Math.max(0, ...steps.map(({ block }) => block.span.count));
     // For gradients: o, dO and dq in float32 with the queries, and those again on the device with two numbers a row;
     // dk and dv of the shard, and blocks of them as `homing.ts` says.
     const backward = rows * (7 * headDim + 3) * 4 + tokens * tokenElements * 4 +
@@ -425,11 +472,15 @@ const planWith = (spec: PlanSpec, attention: Attention): Plan => {
       room,
       homingRoom,
       homing: gradients ? homing : [],
-      pairs: sum(steps.map(({ pairs }) => pairs)),
+      pairs,
+      ...(forms === undefined ? {} : {
+        latentForm: forms.absorb < forms.expand ? "absorb" : "expand",
+        latentFlops: batch * Math.min(forms.absorb, forms.expand),
+      }),
       sentBytes: sum(sends.map(({ block }) => block.bytes)),
       kvBytes,
       // Queries, õ and the result in float32, m and l; K/V once more on the device, one block at a time.
-      bytes: rows * (3 * headDim + 3) * 4 + kvBytes + largest + (gradients ? backward : 0),
+      bytes: rows * (3 * headDim + 3) * 4 + kvBytes + largest + made + (gradients ? backward : 0),
     };
   });
 
@@ -442,7 +493,9 @@ const planWith = (spec: PlanSpec, attention: Attention): Plan => {
     ranks,
     pairs,
     counted: !asking.exhausted,
-    flops: (gradients ? 14 : 4) * headDim * heads * batch * pairs,
+    flops: latent === undefined
+      ? (gradients ? 14 : 4) * headDim * heads * batch * pairs
+      : ranks.reduce((sum, { latentFlops = 0 }) => sum + latentFlops, 0),
   };
 };
 

@@ -20,8 +20,9 @@ import {
 } from "./errors.ts";
 import { Held } from "./held.ts";
 import { type Job, planOfJob } from "./job.ts";
-import type { DeviceInfo } from "./kernel.ts";
+import { type DeviceInfo, largestHeadDimOf } from "./kernel.ts";
 import { type Ends, type Link, Links, type Slot } from "./link.ts";
+import { widthOf } from "./latent.ts";
 import { manifestOf } from "./manifest.ts";
 import { backwardPass, forwardPass, type Passing } from "./passes.ts";
 import { type BlockPlan, type Plan, type RankPlan, refusalFor } from "./plan.ts";
@@ -166,7 +167,7 @@ const takePart = Effect.fn("takePart")(function* (job: Job, rank: number, observ
   if (missing !== undefined) return yield* missing;
   const manifest = manifestOf(job);
   const mine = plan.ranks[rank]!;
-  const { batch, heads, kvHeads, headDim, scale } = job.problem;
+  const { batch, heads, kvHeads, headDim, scale, latent } = job.problem;
   const recorder = yield* Recorder.start(rank, observer.interval);
 
   const peers = new Set([
@@ -203,11 +204,19 @@ const takePart = Effect.fn("takePart")(function* (job: Job, rank: number, observ
 
   const work = Effect.gen(function* () {
     const { tokens } = mine;
+    const up = latent === undefined ? undefined : yield* load(manifest.up(mine));
     const bytes = yield* load(manifest.queries(mine));
     const { attention } = plan;
     const queries = {
       ...{ batch, heads, kvHeads, headDim, scale, tokens, dtype: job.dtype, bytes },
       ...(attention.mask ?? attention.score ? { attention } : {}),
+      ...(latent === undefined || up === undefined ? {} : {
+        latent: {
+          ...latent,
+          up: new Float32Array(up.buffer),
+          form: widthOf(latent) <= largestHeadDimOf(device.info) ? mine.latentForm! : "expand",
+        } as const,
+      }),
     };
     const home = new Map<number, Block>();
     for (const block of blocksOf(plan, rank)) {

@@ -6,6 +6,7 @@
  * @module
  */
 import type { DType } from "../../runtime/dtype.ts";
+import type { HeadProduct } from "../../runtime/head_product.ts";
 import type { Queries } from "../../runtime/kernel.ts";
 import type { Span } from "../../runtime/span.ts";
 import { keysAtOnce, rowsAtOnce } from "./softmax.ts";
@@ -119,7 +120,13 @@ export interface Differentiate {
   readonly added: Int32Array;
 }
 
-export type Job = Prepare | Attend | Normalise | Delta | Differentiate;
+/** What latents need. One item is a chunk of rows of one head. */
+export interface Project {
+  readonly kind: "project";
+  readonly product: HeadProduct;
+}
+
+export type Job = Prepare | Attend | Normalise | Delta | Differentiate | Project;
 
 /** How many chunks of tokens there are: as many tokens each as a tile has rows. */
 export const chunksOf = (tokens: number): number => Math.ceil(tokens / rowsAtOnce);
@@ -139,6 +146,8 @@ export const itemsOf = (job: Job): number => {
       return job.shape.batch * chunksOf(job.shape.tokens);
     case "differentiate":
       return job.shape.batch * job.shape.kvHeads * rangesOf(job.keys.tokens);
+    case "project":
+      return job.product.heads * chunksOf(job.product.rows);
   }
 };
 

@@ -4,6 +4,7 @@
  * @module
  */
 import { bytesOf } from "../../runtime/dtype.ts";
+import type { HeadProduct } from "../../runtime/head_product.ts";
 import type {
   Accumulation,
   Attended,
@@ -137,6 +138,11 @@ export class CpuAttention {
         this.#forget(attention);
       },
     };
+  }
+
+  /** What latents need; the arrays lie in shared memory. */
+  async product(product: HeadProduct): Promise<void> {
+    await this.#threads.run({ kind: "project", product });
   }
 
   #learn({ attention }: Queries): number | undefined {

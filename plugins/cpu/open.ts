@@ -60,9 +60,11 @@ export const openCpu = async (
       forms: "TypeScript",
       memory: Deno.systemMemoryInfo().total,
       largestTensor: 2 ** 31 - 1,
+      largestHeadDim: 8192,
     },
     begin: (queries) => attention.begin(queries),
     beginBackward: (queries, outcome) => attention.beginBackward(queries, outcome),
+    product: (product) => attention.product(product),
     close: () => threads.close(),
   };
 };

@@ -10,6 +10,7 @@ import { differentiate } from "./differentiate.ts";
 import { type Attend, type Differentiate, itemsOf, type Job } from "./job.ts";
 import { Lifeline } from "./lifeline.ts";
 import { delta, normalise, prepare } from "./prepare.ts";
+import { project } from "./project.ts";
 import type { AttentionSpec } from "../../runtime/attention_files.ts";
 import { Asker } from "./pairs.ts";
 import { Softmax } from "./softmax.ts";
@@ -81,6 +82,8 @@ const workOf = (job: Job, control: Control): (item: number) => void => {
       return (item) => delta(job, item);
     case "differentiate":
       return differentiate(blas, softmax, control, job, asker(job));
+    case "project":
+      return project(blas, job);
   }
 };
 

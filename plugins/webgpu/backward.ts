@@ -20,7 +20,7 @@ import {
 import { destroyRows, placeRows, type Prepared, prepared, type Rows } from "./backward_rows.ts";
 import { FirstThatWorks } from "./first_that_works.ts";
 import type { Gpu } from "./gpu.ts";
-import { eachStretch, tokensThatFit } from "./kernel.ts";
+import { tokensThatFit } from "./kernel.ts";
 import {
   bufferMemory,
   type KeyMemory,
@@ -30,7 +30,7 @@ import {
 } from "./key_memory.ts";
 import type { KeysIn } from "./ladder.ts";
 import { pairLayout, PairMemory, type PairProgram } from "./pairs.ts";
-import { type Part, partsOf, type Piece, piecesOf } from "./parts.ts";
+import { eachStretch, type Part, partsOf, type Piece, piecesOf } from "./parts.ts";
 import { headsAcross, texelFormat } from "./program.ts";
 import { type Slab, slabsOf } from "./slabs.ts";
 

@@ -6,10 +6,9 @@
 import { bytesOf, decode } from "../../runtime/dtype.ts";
 import type { Outcome, Queries } from "../../runtime/kernel.ts";
 import type { Gpu } from "./gpu.ts";
-import { eachStretch } from "./kernel.ts";
+import { eachStretch, type Piece, piecesOf } from "./parts.ts";
 import { bufferMemory, type Room, textureMemory } from "./key_memory.ts";
 import type { KeysIn } from "./ladder.ts";
-import { type Piece, piecesOf } from "./parts.ts";
 
 /** A stretch of query rows with what is known of them, and their dq over scale. */
 export interface Rows extends Piece {

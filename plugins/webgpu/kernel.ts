@@ -10,7 +10,9 @@ import type { Band } from "../../runtime/mask.ts";
 import type { Gpu } from "./gpu.ts";
 import { bufferMemory, type KeyMemory, rowsWithin, textureMemory, unshared } from "./key_memory.ts";
 import type { Choice, KeysIn } from "./ladder.ts";
-import { type Part, partsOf, type Piece, piecesOf, variantFor } from "./parts.ts";
+import { eachStretch, type Part, partsOf, type Piece, piecesOf, variantFor } from "./parts.ts";
+import { checkExpansion } from "./latent_check.ts";
+import { Expansions, LatentMemory } from "./latents.ts";
 import { PairMemory } from "./pairs.ts";
 import {
   allVariants,
@@ -36,21 +38,6 @@ export const tokensThatFit = (tokenBytes: number, largest: number): number => {
   const fit = Math.floor(largest / tokenBytes);
   if (fit > 0) return fit;
   throw new Error(`one token has ${tokenBytes} bytes, and a buffer at most ${largest}`);
-};
-
-/** The bytes of a piece of a [batch, tokens, …] tensor, one stretch for each batch entry. */
-export const eachStretch = <B extends ArrayBufferLike>(
-  tensor: Uint8Array<B>,
-  batch: number,
-  tokens: number,
-  { from, count }: Piece,
-  visit: (batchEntry: number, bytes: Uint8Array<B>) => void,
-): void => {
-  const tokenBytes = tensor.length / (batch * tokens);
-  for (let b = 0; b < batch; b++) {
-    const begin = (b * tokens + from) * tokenBytes;
-    visit(b, tensor.subarray(begin, begin + count * tokenBytes));
-  }
 };
 
 /** Bytes of K or V that one buffer or texture may have. */
@@ -99,6 +86,7 @@ type Find = Programs["find"];
 interface Placed {
   readonly pieces: ReadonlyArray<Rows>;
   readonly pairs: PairMemory | undefined;
+  readonly latents: LatentMemory | undefined;
 }
 
 /** Attention on one device. Its programs live as long as the device. */
@@ -113,6 +101,7 @@ export class WebgpuAttention {
     Record<KeysIn, { readonly keys: KeyMemory; readonly values: KeyMemory }>
   >;
   readonly #spare: SpareBuffers;
+  readonly #expansions: Expansions;
   /** The tasks of a submission: used again and again, and replaced when too small. */
   #tasks: GPUBuffer | undefined;
 
@@ -122,6 +111,10 @@ export class WebgpuAttention {
     this.#device = gpu.device;
     this.#options = options;
     this.#spare = new SpareBuffers(gpu.device);
+    this.#expansions = new Expansions(
+      gpu,
+      (made, compiled) => checkExpansion(gpu, made, compiled),
+    );
     const alignment = gpu.device.limits.minUniformBufferOffsetAlignment;
     this.#taskStride = Math.ceil(taskBytes / alignment) * alignment;
     const memory = (make: (device: GPUDevice, label: string) => KeyMemory) => ({
@@ -175,12 +168,16 @@ export class WebgpuAttention {
     const pairs = queries.attention === undefined
       ? undefined
       : await PairMemory.place(this.#gpu, queries.attention);
+    const latents = queries.latent === undefined
+      ? undefined
+      : await LatentMemory.place(this.#gpu, queries, queries.latent, limits.largestBuffer);
     const pieces: Array<Rows> = [];
-    const placed: Placed = { pieces, pairs };
+    const placed: Placed = { pieces, pairs, latents };
     // What failed may be a buffer that is none, or one that was lost with the device.
     let sound = true;
     const close = () => {
       pairs?.destroy();
+      latents?.destroy();
       for (const { queries, outputs, tops } of pieces.splice(0)) {
         for (const buffer of [queries, outputs, tops]) {
           if (sound) this.#spare.give(buffer);
@@ -249,13 +246,15 @@ export class WebgpuAttention {
     find: Find,
     limits: Limits,
     queries: Queries,
-    { pieces: rows, pairs }: Placed,
+    { pieces: rows, pairs, latents }: Placed,
     block: KeyValues,
     tiles: ReadonlyArray<Tile>,
     band: Band,
   ): Promise<{ readonly done: Promise<void> }> {
     const { batch, kvHeads, headDim } = queries;
-    const { dtype, tokens } = block;
+    const { tokens } = block;
+    // Latents are expanded in float32, whatever they travel in.
+    const dtype = latents === undefined ? block.dtype : "f32";
     let work: ReadonlyArray<Work> = [];
     const { version, blocking, compiled } = await find(dtype, headDim, (choice) => {
       const tokenBytes = batch * kvHeads * headDim * elementBytes(dtype);
@@ -277,8 +276,7 @@ export class WebgpuAttention {
     const programs = allVariants
       .filter((name) => work.some(({ parts }) => parts[name].length > 0))
       .map((name, i) => [name, compiled[i]!] as const);
-    const size = block.bytes.length / 2;
-    const [k, v] = [block.bytes.subarray(0, size), block.bytes.subarray(size)];
+    const expansion = await latents?.program(this.#expansions, block.dtype, version.keysIn);
     const memory = this.#memory[version.keysIn];
     const done = this.#gpu.queue(() => {
       for (const { piece, parts } of work) {
@@ -286,15 +284,18 @@ export class WebgpuAttention {
         // The queue keeps the order, so that no piece overwrites one that is still read.
         const heads = { heads: batch * piece.count * kvHeads, headDim, dtype };
         const [keys, values] = [memory.keys(heads), memory.values(heads)];
-        for (const [room, tensor] of [[keys, k], [values, v]] as const) {
-          eachStretch(
-            tensor,
-            batch,
-            tokens,
-            piece,
-            (b, bytes) => room.write(b * piece.count * kvHeads, bytes),
+        if (expansion === undefined) {
+          const size = block.bytes.length / 2;
+          [keys, values].forEach((room, half) =>
+            eachStretch(
+              block.bytes.subarray(half * size, (half + 1) * size),
+              batch,
+              tokens,
+              piece,
+              (b, bytes) => room.write(b * piece.count * kvHeads, bytes),
+            )
           );
-        }
+        } else expansion(block, piece, [keys.resource, values.resource]);
         this.#dispatch(
           queries,
           piece.count,

@@ -192,6 +192,7 @@ export const openWebgpu = async (options: WebgpuOptions = {}): Promise<Attention
       notes,
     },
     begin: (queries) => attention.begin(queries),
+    expandsLatents: true,
     beginBackward: (queries, outcome) => backward.begin(queries, outcome),
   };
 };

@@ -93,3 +93,18 @@ export const variantFor = (
   }
   return found;
 };
+
+/** The bytes of a piece of a [batch, tokens, …] tensor, one stretch for each batch entry. */
+export const eachStretch = <B extends ArrayBufferLike>(
+  tensor: Uint8Array<B>,
+  batch: number,
+  tokens: number,
+  { from, count }: Piece,
+  visit: (batchEntry: number, bytes: Uint8Array<B>) => void,
+): void => {
+  const tokenBytes = tensor.length / (batch * tokens);
+  for (let b = 0; b < batch; b++) {
+    const begin = (b * tokens + from) * tokenBytes;
+    visit(b, tensor.subarray(begin, begin + count * tokenBytes));
+  }
+};

@@ -50,5 +50,6 @@ export const judged = (problem: Problem): Judged => ({
 });
 
 /** What a problem says of queries that know bands alone. */
-export const withoutAttention = ({ attention: _, ...rest }: Problem): Omit<Problem, "attention"> =>
-  rest;
+export const withoutAttention = (
+  { attention: _, latent: __, ...rest }: Problem,
+): Omit<Problem, "attention" | "latent"> => rest;

@@ -1,0 +1,16 @@
+import { cpu } from "../../plugins/cpu.ts";
+import { libraryName } from "../../plugins/cpu/blas.ts";
+import { memoryLinks } from "../../plugins/memory.ts";
+import { reference } from "../../plugins/reference.ts";
+import { webgpu } from "../../plugins/webgpu.ts";
+import { findAdapter } from "../../plugins/webgpu/adapter.ts";
+import { findLibrary } from "../../runtime/library.ts";
+import { testLatents } from "../contract/latents.ts";
+
+const links = memoryLinks();
+const missing = findLibrary(libraryName) === undefined ? `there is no ${libraryName}` : undefined;
+const noAdapter = await findAdapter() === undefined ? "there is no WebGPU adapter" : undefined;
+
+testLatents("reference and memory", { device: reference.layer, links });
+testLatents("cpu and memory", { device: cpu.layer, links, ignore: missing });
+testLatents("webgpu and memory", { device: webgpu.layer, links, ignore: noAdapter });
