@@ -158,7 +158,7 @@ const attend = Command.make(
         `--weights needs numbers with commas between them: found "${flags.weights}"`,
       );
     }
-    const known = yield* knownPlugins(flags.plugin);
+    const known = yield* knownPlugins(flags.plugin, flags.device);
     const named = flags.attention === undefined
       ? Result.succeed([])
       : parseAttention(flags.attention, known.attentions);
@@ -262,6 +262,11 @@ const plan = Command.make("plan", {
   heads: Flag.Int("heads").pipe(atLeast(1), Flag.withDefault(8)),
   kvHeads: optional(Flag.Int("kv-heads").pipe(atLeast(1))),
   headDim: Flag.Int("head-dim").pipe(atLeast(4), Flag.withDefault(64)),
+  latent: optional(
+    Flag.String("latent").pipe(
+      Flag.withDescription("Latents travel: RANK,ROPE,VALUE components, DeepSeek-V3's 512,64,128"),
+    ),
+  ),
   ring: Flag.Int("ring").pipe(ringSize, Flag.withDefault(1)),
   wire: Flag.Literals("wire", [...dtypes]).pipe(Flag.withDefault("f32")),
   layout: optional(Flag.Literals("layout", [...allLayouts])),

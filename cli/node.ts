@@ -32,8 +32,8 @@ const stdinEnds: Effect.Effect<void> = Effect.promise(async () => {
 
 /** Joins the cluster and serves it until the connection ends. */
 export const runNode = Effect.fn("runNode")(function* (flags: NodeFlags) {
+  const { attentions, devices } = yield* knownPlugins(flags.plugin, flags.device);
   const connection = yield* connectNats(flags.nats);
-  const { attentions, devices } = yield* knownPlugins(flags.plugin);
   const plugin = yield* chooseDevice(devices, flags.device);
   const services = yield* Layer.build(
     Layer.mergeAll(plugin.layer, natsLinks(connection, { cluster: flags.cluster })),

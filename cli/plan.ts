@@ -7,6 +7,7 @@
 import { Effect, Result } from "effect";
 import { namesOf } from "../runtime/attention.ts";
 import { type DType, elementBytes } from "../runtime/dtype.ts";
+import type { LatentShape } from "../runtime/latent.ts";
 import type { Layout } from "../runtime/layout.ts";
 import { cheapest, costOf, type LayoutCost, layoutCosts } from "../runtime/layout_choice.ts";
 import { planOf } from "../runtime/plan.ts";
@@ -23,6 +24,8 @@ export interface PlanFlags {
   readonly heads: number;
   readonly kvHeads: number | undefined;
   readonly headDim: number;
+  /** Keys and values travel as latents of these sizes: rank, rope and value with commas between them. */
+  readonly latent: string | undefined;
   readonly ring: number;
   readonly wire: DType;
   readonly layout: Layout | undefined;
@@ -34,9 +37,18 @@ export interface PlanFlags {
   readonly json: boolean;
 }
 
+const latentOf = Effect.fnUntraced(function* (text: string | undefined) {
+  if (text === undefined) return undefined;
+  const [rank, rope, value, ...more] = text.split(",").map((part) => Number(part || NaN));
+  const whole = [rank, rope, value].every((size) => Number.isInteger(size));
+  if (whole && more.length === 0) return { rank: rank!, rope: rope!, value: value! };
+  return yield* misuse(`--latent needs RANK,ROPE,VALUE, three whole numbers: found "${text}"`);
+});
+
 /** Plans one layer. */
 const planLayer = Effect.fnUntraced(function* (
   { tokens, batch, heads, kvHeads = heads, headDim, wire, ring, layout }: PlanFlags,
+  latent: LatentShape | undefined,
   known: ReadonlyArray<Definition>,
   expression: string,
 ) {
@@ -47,6 +59,7 @@ const planLayer = Effect.fnUntraced(function* (
     ...{ batch, tokens, heads, kvHeads, headDim },
     scale: 1 / Math.sqrt(headDim),
     attention,
+    ...(latent === undefined ? {} : { latent }),
   };
   const spec = { problem, weights: Array.from({ length: ring }, () => 1), wire };
   const costs = yield* Effect.fromResult(layoutCosts(spec));
@@ -61,6 +74,9 @@ const planLayer = Effect.fnUntraced(function* (
     bytesReceived: plan.ranks.map(({ receives }) =>
       receives.reduce((sum, { block }) => sum + block.bytes, 0)
     ),
+    ...(latent === undefined
+      ? {}
+      : { latentForms: plan.ranks.map(({ latentForm }) => latentForm!) }),
     memory: Math.max(...plan.ranks.map(({ bytes }) => bytes)),
     layouts: costs,
   };
@@ -69,18 +85,20 @@ const planLayer = Effect.fnUntraced(function* (
 /** Plans every layer and prints it. */
 export const runPlan = Effect.fn("runPlan")(function* (flags: PlanFlags) {
   const { tokens, batch, heads, kvHeads = heads, headDim, wire, ring, times } = flags;
+  const latent = yield* latentOf(flags.latent);
   const { attentions } = yield* knownPlugins(flags.plugin);
   const expressions = flags.attention.length === 0 ? ["bidirectional"] : flags.attention;
   const layers = yield* Effect.forEach(
     expressions,
-    (expression) => planLayer(flags, attentions, expression),
+    (expression) => planLayer(flags, latent, attentions, expression),
   );
   const sum = (of: (layer: typeof layers[number]) => number) =>
     times * layers.reduce((total, layer) => total + of(layer), 0);
-  // What the same layers would take without any mask, each block going once around.
+  // What the same layers would take without any mask, each block of keys and values going once around.
+  const keyAndValue = headDim + (latent?.value ?? headDim);
   const everything = {
-    flops: times * layers.length * 4 * headDim * heads * batch * tokens ** 2,
-    sentBytes: times * layers.length * (ring - 1) * 2 * tokens * batch * kvHeads * headDim *
+    flops: times * layers.length * 2 * keyAndValue * heads * batch * tokens ** 2,
+    sentBytes: times * layers.length * (ring - 1) * tokens * batch * kvHeads * keyAndValue *
       elementBytes(wire),
   };
   const total = { flops: sum(({ flops }) => flops), sentBytes: sum(({ sentBytes }) => sentBytes) };
@@ -105,6 +123,12 @@ export const runPlan = Effect.fn("runPlan")(function* (flags: PlanFlags) {
     yield* print(
       `${names} ${layer.untiled.length === 1 ? "does" : "do"} not say which tiles to skip`,
     );
+  }
+  for (const form of ["expand", "absorb"]) {
+    const ranks = layers.flatMap(({ latentForms = [] }) => latentForms).filter((x) => x === form);
+    if (ranks.length === 0) continue;
+    const what = form === "expand" ? "keys and values of latents" : "latents into their queries";
+    yield* print(`\n${ranks.length} of ${ring * layers.length} ranks ${form} ${what}`);
   }
   const atMost = layers.every(({ counted }) => counted) ? "" : "≤ ";
   const share = (a: number, b: number) => b === 0 ? "none" : `${(100 * a / b).toFixed(1)} %`;

@@ -7,7 +7,7 @@ import { Effect } from "effect";
 import { FileInvalid } from "../runtime/errors.ts";
 import { chooseDevice } from "../runtime/plugin.ts";
 import { contract } from "../runtime/variant.ts";
-import { devices } from "./devices.ts";
+import { knownPlugins } from "./plugins.ts";
 import { print, printJson } from "./output.ts";
 import { checkAttention } from "./plugin_check.ts";
 
@@ -51,6 +51,7 @@ export const runPluginCheck = Effect.fn("runPluginCheck")(function* (
   device: string,
   json: boolean,
 ) {
+  const { devices } = yield* knownPlugins([], device);
   const wanted = device === "auto" ? devices : [yield* chooseDevice(devices, device)];
   const { name, checks } = yield* checkAttention(file, wanted);
   const faults = checks.filter(({ complaint }) => complaint !== undefined);

@@ -9,6 +9,7 @@ import { loadPlugin } from "../plugins/plugin_file.ts";
 import { FileInvalid } from "../runtime/errors.ts";
 import type { DevicePlugin } from "../runtime/plugin.ts";
 import type { Definition } from "../runtime/variant.ts";
+import { misuse } from "./command_line.ts";
 import { devices } from "./devices.ts";
 
 /** What is there to choose from. */
@@ -17,8 +18,14 @@ export interface KnownPlugins {
   readonly devices: ReadonlyArray<DevicePlugin>;
 }
 
-/** Loads the files; a name that is taken is refused, for nobody could tell which is meant. */
-export const knownPlugins = Effect.fn("knownPlugins")(function* (files: ReadonlyArray<string>) {
+/**
+ * Loads the files; a name that is taken is refused, for nobody could tell which is meant, and so is the device that the
+ * user named where there is none of that name.
+ */
+export const knownPlugins = Effect.fn("knownPlugins")(function* (
+  files: ReadonlyArray<string>,
+  device = "auto",
+) {
   const known = { attentions: [...definitions], devices: [...devices] };
   for (const file of files) {
     const loaded = yield* loadPlugin(file);
@@ -34,6 +41,11 @@ export const knownPlugins = Effect.fn("knownPlugins")(function* (files: Readonly
     }
     if (loaded.kind === "device") known.devices.push(loaded.device);
     else known.attentions.push(loaded.definition);
+  }
+  const names = known.devices.map(({ name }) => `"${name}"`);
+  if (device !== "auto" && !names.includes(`"${device}"`)) {
+    const needed = `"auto" or one of ${names.join(", ")}`;
+    return yield* misuse(`--device needs ${needed}: found "${device}"`);
   }
   return known as KnownPlugins;
 });

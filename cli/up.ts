@@ -10,6 +10,7 @@ import { NodeRefused } from "../runtime/errors.ts";
 import { startNode } from "./children.ts";
 import { cardTable } from "./nodes.ts";
 import { note, print } from "./output.ts";
+import { knownPlugins } from "./plugins.ts";
 
 /** All that `up` can be told. */
 export interface UpFlags {
@@ -23,8 +24,9 @@ export interface UpFlags {
 
 /** Starts a server, unless one was named, and the nodes; ends when one of them does. */
 export const runUp = Effect.fn("runUp")(function* (flags: UpFlags) {
+  // What cannot be used is better said once than by every node.
+  yield* knownPlugins(flags.plugin, flags.device);
   const url = flags.nats ?? (yield* startNatsServer()).url;
-  // A server that cannot be used is better said once than by every node.
   yield* Effect.scoped(connectNats(url));
   if (!flags.json) yield* note(`starting ${flags.nodes} nodes at ${url}`);
   const children = yield* Effect.all(

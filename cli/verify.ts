@@ -15,8 +15,8 @@ import { NotExact } from "../runtime/errors.ts";
 import { type Layout, layouts } from "../runtime/layout.ts";
 import type { Variant } from "../runtime/variant.ts";
 import { chooseDevice } from "../runtime/plugin.ts";
-import { devices } from "./devices.ts";
 import { boundsFor } from "./judge.ts";
+import { knownPlugins } from "./plugins.ts";
 import { normals } from "./random.ts";
 import { draw, note, print, printJson, table } from "./output.ts";
 
@@ -96,6 +96,7 @@ const cases = (tokens: number): ReadonlyArray<Case> => [
 
 /** Prints the table; fails where an error is out of bounds or grows with the ring. */
 export const runVerify = Effect.fn("runVerify")(function* (flags: VerifyFlags) {
+  const { devices } = yield* knownPlugins([], flags.device);
   const plugin = yield* chooseDevice(devices, flags.device);
   const services = yield* Layer.build(inProcess(plugin));
   const { info } = Context.get(services, Device);

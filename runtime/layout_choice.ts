@@ -34,9 +34,9 @@ export interface LayoutCost {
 /** What a plan costs. */
 export const costOf = (plan: Plan): LayoutCost => {
   const { batch, heads, headDim } = plan.problem;
-  const costs = plan.ranks.map(({ pairs, receives }) => {
+  const costs = plan.ranks.map(({ pairs, receives, latentFlops }) => {
     const bytes = receives.reduce((sum, { block }) => sum + block.bytes, 0);
-    return Math.max(4 * headDim * heads * batch * pairs, flopsPerByte * bytes);
+    return Math.max(latentFlops ?? 4 * headDim * heads * batch * pairs, flopsPerByte * bytes);
   });
   return {
     layout: plan.layout,

@@ -9,6 +9,8 @@ const says: Record<string, RegExp> = {
   "03_own_device.ts": /differs from the reference device by \d/,
   "05_long_sequence.ts":
     /4096 tokens over 4 nodes.*\n.* tokens\/s.*\nthe fullest node held 1 MiB of the 2 MiB/,
+  "06_attention.ts":
+    /packed: \d+ pairs, \d+ bytes moved.*\ncausal: \d+ pairs.*\na ring of four differs from one device by \d/,
   "04_gradients.ts":
     /dk of a ring of three says \d.*\nrank 0 sent \d+ bytes of K and V and \d+ of gradients/,
 };

@@ -40,6 +40,8 @@ const good = {
 };
 const withChange = (change: Partial<Record<string, Tensor>>) =>
   fileOfTensors({ ...good, ...change } as Record<string, Tensor>);
+/** Latents of rank 8 with 4 rope components, and values of 8. */
+const latents = { q: good.q, latent: tensor(5, 1, 6, 12), kv_b: tensor(6, 4, 12, 8) };
 /** A tensor with one value replaced. */
 const spoiled = (from: Tensor, index: number, value: number): Tensor => ({
   ...from,
@@ -161,6 +163,35 @@ Deno.test("attend refuses tensors that do not make a problem", (t) =>
         v: tensor(3, 1, 0, 2, 8),
       }),
       says: RegExp(`${cannotUse("q")}.*at least one element: found \\[1, 0, 4, 8\\]`),
+    },
+    {
+      name: "latents beside keys",
+      input: withChange({ latent: tensor(5, 1, 6, 12) }),
+      says: RegExp(`${cannotUse("k")}it must be absent beside "latent": found both`),
+    },
+    {
+      name: "latents and nothing that makes keys of them",
+      input: fileOfTensors({ q: good.q, latent: tensor(5, 1, 6, 12) }),
+      says: RegExp(
+        `${cannotUse("kv_b")}it must be there, \\[heads, .*: found tensors "q", "latent"`,
+      ),
+    },
+    {
+      name: "latents of fewer tokens",
+      input: fileOfTensors({ ...latents, latent: tensor(5, 1, 5, 12) }),
+      says: RegExp(
+        `${cannotUse("latent")}.*\\[1, 6, rank \\+ rope\\] to go with q: found \\[1, 5, 12\\]`,
+      ),
+    },
+    ...[[4, 12, 6], [3, 12, 8], [4, 16, 8], [4, 4, 8], [4, 12, 16]].map((shape): Case => ({
+      name: `latents and matrices of ${shape.join(" × ")}`,
+      input: fileOfTensors({ ...latents, kv_b: tensor(6, ...shape) }),
+      says: RegExp(`${cannotUse("kv_b")}.*rank \\+ rope = 12.*: found \\[${shape.join(", ")}\\]`),
+    })),
+    {
+      name: "gradients of latents",
+      input: fileOfTensors({ ...latents, do: good.q }),
+      says: /attention with latents must be without gradients: found a cotangent/,
     },
     {
       name: "no KV heads",
@@ -396,7 +427,7 @@ Deno.test("the command refuses flags that make no sense", (t) => {
     misuse("--weights 1,x", /--weights needs numbers.*1,x/, "--weights", "1,x"),
     misuse("--weights 1,,2", /--weights needs numbers.*1,,2/, "--weights", "1,,2"),
     misuse("--wire f8", /--wire.*f32.*bf16/, "--wire", "f8"),
-    misuse("an unknown device", /--device.*foo.*"reference"/, "--device", "foo"),
+    misuse("an unknown device", /--device needs .*"reference": found "foo"/, "--device", "foo"),
     misuse("--link carrier-pigeon", /--link.*memory.*nats/, "--link", "carrier-pigeon"),
     misuse(
       "--link memory with --nats",

@@ -106,7 +106,8 @@ const run = Effect.fnUntraced(function* (
   assert.deepEqual([...found].sort(), [...forms].sort());
 });
 
-const latentCases: ReadonlyArray<RingCase> = [
+/** Every promise of the contract. */
+export const latentCases: ReadonlyArray<RingCase> = [
   {
     name: "latents of sizes that are multiples of nothing, expanded and absorbed",
     run: run(odd, [1, 2, 3, 5, 8], ["absorb", "expand"]),

@@ -412,6 +412,58 @@ const variantFaults: ReadonlyArray<Fault> = [
   },
 ];
 
+const latents = (fault: string, ...changes: Changes): Fault => ({
+  fault,
+  changes: { "runtime/latent_kernel.ts": changes },
+});
+
+/** What may go wrong with latents: on the way, and where they become keys and values or do not. */
+const latentFaults: ReadonlyArray<Fault> = [
+  latents("values are made by the rows of keys", [
+    "ofValues: { ...shape, first: (headDim - rope) * rank }",
+    "ofValues: { ...shape, first: 0 }",
+  ]),
+  latents("the heads' matrices are not told apart", [
+    "head: upRowsOf(latent, queries) * rank",
+    "head: 0",
+  ]),
+  latents("keys lose their rope", [
+    "(row) => (row + 1) * headDim - rope,",
+    "(row) => row * headDim,",
+  ]),
+  latents("the rope of the first token is that of all", [
+    "(row) => Math.floor(row / heads) * widthOf(latent) + rank,",
+    "() => rank,",
+  ]),
+  latents("queries are absorbed by the matrix, not its transpose", [
+    "matrix: { ...ofKeys, turned: true },",
+    "matrix: { ...ofKeys, row: headDim - rope, turned: false },",
+  ]),
+  latents("absorbed queries lose their rope", [
+    "(row) => row * width + rank,",
+    "(row) => row * width,",
+  ]),
+  latents("what an absorbing rank gathers is not made a value", [
+    "from: { values: gathered, first: 0, row: heads * width, head: width },",
+    "from: { values: gathered, first: 0, row: heads * width, head: 0 },",
+  ]),
+  {
+    fault: "a block's latents are those of its neighbours",
+    changes: {
+      "runtime/driver.ts": [[
+        'return read("latent", whole, [block.span],',
+        'return read("latent", whole, [{ ...block.span, start: Math.max(0, block.span.start - 1) }],',
+      ]],
+    },
+  },
+  {
+    fault: "the cheaper form is not taken",
+    changes: {
+      "runtime/plan.ts": [["forms.absorb < forms.expand ?", "forms.absorb < 0 ?"]],
+    },
+  },
+];
+
 const withReference = async (load: Load, contract: Contract) => {
   const path = "kernels/reference.ts";
   const { referenceKernel } = await load<typeof import("../../kernels/reference.ts")>(path);
@@ -457,4 +509,9 @@ Deno.test("the contracts of gradients catch every fault of a ring and of a devic
 Deno.test("the contract of variants catches every fault of masks and scores", async (test) => {
   await catchAll(test, variantFaults, ["variants"]);
   printTable(["variants"]);
+});
+
+Deno.test("the contract of latents catches every fault of what travels and of what is made of it", async (test) => {
+  await catchAll(test, latentFaults, ["latents"]);
+  printTable(["latents"]);
 });

@@ -9,7 +9,6 @@ import { memoryLinks } from "../../plugins/memory.ts";
 import { Device } from "../../runtime/device.ts";
 import type { AttentionKernel } from "../../runtime/kernel.ts";
 import type { Links } from "../../runtime/link.ts";
-import { inProcess } from "./in_process.ts";
 
 const root = new URL("../../", import.meta.url);
 /** Where the source of devices and of a ring over memory links lies. */
@@ -75,6 +74,7 @@ const contracts = {
   "gradients of a ring": ["tests/contract/ring_gradients.ts", "ringGradientCases"],
   "gradients of a device": ["tests/contract/gradients.ts", "gradientCases"],
   variants: ["tests/contract/variants.ts", "variantCases"],
+  latents: ["tests/contract/latents.ts", "latentCases"],
 } as const;
 /** One of them. */
 export type Contract = keyof typeof contracts;
@@ -87,6 +87,8 @@ export const casesOf = async (
 ): Promise<ReadonlyArray<Case>> => {
   const [path, name] = contracts[contract];
   const cases = (await load<Record<string, ReadonlyArray<Case>>>(path))[name]!;
+  // Its latents are the copy's as well.
+  const { inProcess } = await load<typeof import("./in_process.ts")>("tests/support/in_process.ts");
   const services = Layer.merge(Layer.succeed(Device, inProcess(kernel)), memoryLinks());
   return cases.map(({ name, run }): Case => ({
     name,

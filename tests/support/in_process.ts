@@ -5,6 +5,7 @@
  */
 import { Effect } from "effect";
 import type { Device } from "../../runtime/device.ts";
+import { withLatents } from "../../runtime/latent_kernel.ts";
 import type { AttentionKernel } from "../../runtime/kernel.ts";
 
 const settled = <A>(value: () => A | Promise<A>): Effect.Effect<A> =>
@@ -15,7 +16,8 @@ const opened = <A extends { readonly close: () => void }>(begin: () => A | Promi
   Effect.acquireRelease(settled(begin), ({ close }) => Effect.sync(close));
 
 /** What the kernel throws is a defect. */
-export const inProcess = (kernel: AttentionKernel): Device["Service"] => {
+export const inProcess = (plain: AttentionKernel): Device["Service"] => {
+  const kernel = withLatents(plain);
   const { info, beginBackward } = kernel;
   return {
     info,
