@@ -9,8 +9,9 @@
 // makes the same four components for TOKENS tokens: what it reads of `up` serves them all, and all of a workgroup read the
 // same of it at the same time. Sums of CHUNK products are added to each other, so that no sum has many terms.
 //
-// The program is completed in front of this text: the sizes, LANES, how a latent is stored (`Stored`, `load`) and where
-// keys and values go (`writeKey`, `writeValue`).
+// The program is completed in front of this text: the sizes, TOKENS, LANES, where a row of `latents` and `up` is and how
+// it is read (`latentsPlace`, `latentsAt`, `upPlace`, `upAt`), and where keys and values go (`writeKey`, `writeValue`), in
+// textures or buffers. `//@` lines are for `unroll`, as in `attend.wgsl`.
 
 struct Task {
   rows: u32,
@@ -18,10 +19,6 @@ struct Task {
 }
 
 @group(0) @binding(0) var<uniform> task: Task;
-@group(0) @binding(1) var<storage, read> latents: array<Stored>;
-@group(0) @binding(2) var<storage, read> up: array<vec4f>;
-
-const TOKENS = 4u;
 const CHUNK = 32u;
 
 @compute @workgroup_size(LANES)
@@ -30,34 +27,45 @@ fn expand(@builtin(global_invocation_id) at: vec3u) {
   let ofValue = at.y >= QUADS;
   let quad = at.y - select(0u, QUADS, ofValue);
   let made = quad < select(NOPE, VALUE, ofValue);
-  let row = (at.z * (NOPE + VALUE) + select(0u, NOPE, ofValue) + quad) * 4u * RANK;
+  let row = (at.z * (NOPE + VALUE) + select(0u, NOPE, ofValue) + quad) * 4u;
 
   // Tokens beyond the end are shadows of the last one, which are never written.
-  var token: array<u32, TOKENS>;
-  for (var t = 0u; t < TOKENS; t++) { token[t] = min(first + t, task.rows - 1u) * WIDTH; }
-  var all = array<vec4f, TOKENS>();
+  //@ for $t < TOKENS
+  let token$t = latentsPlace(min(first + $tu, task.rows - 1u));
+  var all$t = vec4f(0.0);
+  //@ end
   if (made) {
+    let row0 = upPlace(row);
+    let row1 = upPlace(row + 1u);
+    let row2 = upPlace(row + 2u);
+    let row3 = upPlace(row + 3u);
     for (var chunk = 0u; chunk < RANK; chunk += CHUNK) {
-      // Written out: wgpu does not make it zero again in every turn, as the standard says.
-      var sums = array<vec4f, TOKENS>();
+      //@ for $t < TOKENS
+      var sum$t = vec4f(0.0);
+      //@ end
       for (var r = chunk; r < min(chunk + CHUNK, RANK); r++) {
-        let a = up[row + r];
-        let b = up[row + RANK + r];
-        let c = up[row + 2u * RANK + r];
-        let d = up[row + 3u * RANK + r];
-        for (var t = 0u; t < TOKENS; t++) {
-          let x = load(latents[token[t] + r]);
-          sums[t] += vec4f(dot(a, x), dot(b, x), dot(c, x), dot(d, x));
-        }
+        let m0 = upAt(row0, r);
+        let m1 = upAt(row1, r);
+        let m2 = upAt(row2, r);
+        let m3 = upAt(row3, r);
+        //@ for $t < TOKENS
+        let x$t = latentsAt(token$t, r);
+        sum$t += vec4f(dot(m0, x$t), dot(m1, x$t), dot(m2, x$t), dot(m3, x$t));
+        //@ end
       }
-      for (var t = 0u; t < TOKENS; t++) { all[t] += sums[t]; }
+      //@ for $t < TOKENS
+      all$t += sum$t;
+      //@ end
     }
   } else if (!ofValue) {
-    for (var t = 0u; t < TOKENS; t++) { all[t] = load(latents[token[t] + RANK + quad - NOPE]); }
+    //@ for $t < TOKENS
+    all$t = latentsAt(token$t, RANK + quad - NOPE);
+    //@ end
   }
-  for (var t = 0u; t < TOKENS; t++) {
-    if (first + t >= task.rows) { break; }
-    let head = (first + t) * task.heads + at.z;
-    if (ofValue) { writeValue(head, quad, all[t]); } else { writeKey(head, quad, all[t]); }
+  //@ for $t < TOKENS
+  if (first + $tu < task.rows) {
+    let head = (first + $tu) * task.heads + at.z;
+    if (ofValue) { writeValue(head, quad, all$t); } else { writeKey(head, quad, all$t); }
   }
+  //@ end
 }

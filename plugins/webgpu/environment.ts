@@ -1,11 +1,14 @@
 /**
- * What the process tells a software Vulkan driver before it opens an adapter. Mesa's llvmpipe reads its vector width
+ * What the process tells WebGPU and a software Vulkan driver before it opens an adapter. Deno looks for OpenGL beside
+ * Vulkan, which nothing here could compute with; Mesa's driver for it is unloaded while the process ends, which then ends
+ * with a signal now and then. Mesa's llvmpipe reads its vector width
  * from the environment, once, and takes half of what a processor with AVX-512 has; and its cache of compiled shaders
  * does not know the width, so that programs of one width would run, and compute wrongly, at another.
  *
  * @module
  */
 
+const backend = "DENO_WEBGPU_BACKEND";
 const width = "LP_NATIVE_VECTOR_WIDTH";
 const cache = "MESA_SHADER_CACHE_DIR";
 /** Each says that the user has seen to the cache. */
@@ -59,12 +62,13 @@ export const cacheHome = (): string | undefined => {
 };
 
 /**
- * Sets the vector width and a shader cache of its own per width and driver, where the user has not set them. Does what
+ * Sets Vulkan, the vector width and a shader cache of its own per width and driver, where the user has not set them. Does what
  * its permissions allow, the rest is as the driver wants. To be called before the first adapter is opened in a process,
  * or before another process starts, which inherits it; harmless when repeated.
  */
 export const prepareDriver = (): void => {
   if (Deno.build.os !== "linux") return;
+  if (mayUse(backend) && Deno.env.get(backend) === undefined) Deno.env.set(backend, "vulkan");
   if (mayUse(width) && Deno.env.get(width) === undefined) {
     if (contentOf("/proc/cpuinfo")?.includes("avx512f") === true) Deno.env.set(width, "512");
   }

@@ -168,9 +168,14 @@ export class WebgpuAttention {
     const pairs = queries.attention === undefined
       ? undefined
       : await PairMemory.place(this.#gpu, queries.attention);
+    const made = queries.latent?.up.byteLength ?? 0;
+    if (made > limits.largestBuffer) {
+      const found = `the matrices of its latents have ${made} bytes`;
+      throw new Error(`${found}, and a buffer at most ${limits.largestBuffer}`);
+    }
     const latents = queries.latent === undefined
       ? undefined
-      : await LatentMemory.place(this.#gpu, queries, queries.latent, limits.largestBuffer);
+      : new LatentMemory(this.#gpu, queries, queries.latent);
     const pieces: Array<Rows> = [];
     const placed: Placed = { pieces, pairs, latents };
     // What failed may be a buffer that is none, or one that was lost with the device.

@@ -46,7 +46,7 @@ export const checkExpansion = async (
     bytes: new Uint8Array(0),
   };
   const latent = { ...made, up, form: "expand" as const };
-  const memory = await LatentMemory.place(gpu, queries, latent, Infinity);
+  const memory = new LatentMemory(gpu, queries, latent);
   const expand = await memory.program({ find: () => Promise.resolve(compiled) }, dtype, keysIn);
   const [into, copies] = await gpu.run(() => {
     const into = [0, 1].map(() =>

@@ -5,19 +5,20 @@
  * @module
  */
 import text from "../../kernels/expand_latents.wgsl" with { type: "text" };
-import { type DType, elementBytes } from "../../runtime/dtype.ts";
+import type { DType } from "../../runtime/dtype.ts";
 import type { KeyValues, Queries } from "../../runtime/kernel.ts";
-import { type Latent, upSizeOf, widthOf } from "../../runtime/latent.ts";
+import { type Latent, widthOf } from "../../runtime/latent.ts";
 import type { Gpu } from "./gpu.ts";
-import { unshared } from "./key_memory.ts";
+import { bufferMemory, type KeyMemory, type Room, textureMemory } from "./key_memory.ts";
 import type { KeysIn } from "./ladder.ts";
 import { eachStretch, type Piece } from "./parts.ts";
 import { formats, headsAcross, texelFormat } from "./program.ts";
 import type { Compiled } from "./programs.ts";
+import { unroll } from "./unroll.ts";
 
-const lanes = 64;
-/** `TOKENS` of the program. */
-const tokensAtOnce = 4;
+const lanes = 32;
+/** Tokens of an invocation. */
+const tokensAtOnce = 8;
 const taskBytes = 8;
 
 /** What an expansion is made for. */
@@ -28,39 +29,66 @@ export interface Made extends Pick<Latent, "rank" | "rope" | "value"> {
   readonly keysIn: KeysIn;
 }
 
+/** Where rows of `width` components lie, as `key_memory.ts` puts them, and how they are read. */
+const reading = (
+  name: string,
+  binding: number,
+  dtype: DType,
+  width: number,
+  keysIn: KeysIn,
+): ReadonlyArray<string> => {
+  const { texel, stored, part, components } = formats[dtype];
+  const [across, quads] = [`${headsAcross(width)}u`, `${width / 4}u`];
+  const at = `@group(0) @binding(${binding}) var`;
+  const [declared, place, read] = keysIn === "texture"
+    ? [
+      `${at} ${name}: texture_storage_2d<${texel}, read>;`,
+      `vec2u(row % ${across} * ${quads}, row / ${across})`,
+      `textureLoad(${name}, place + vec2u(c, 0u))${part}`,
+    ]
+    : [`${at}<storage, read> ${name}: array<${stored}>;`, `row * ${quads}`, `${name}[place + c]`];
+  const type = keysIn === "texture" ? "vec2u" : "u32";
+  return [
+    declared,
+    `fn ${name}Place(row: u32) -> ${type} { return ${place}; }`,
+    `fn ${name}At(place: ${type}, c: u32) -> vec4f { let x = ${read}; return ${components}; }`,
+  ];
+};
+
+/** How float32 keys or values are written where attention reads them. */
+const writing = (
+  name: string,
+  called: string,
+  binding: number,
+  headDim: number,
+  keysIn: KeysIn,
+): ReadonlyArray<string> => {
+  const across = `${headsAcross(headDim)}u`;
+  const at = `@group(0) @binding(${binding}) var`;
+  const [declared, write] = keysIn === "texture"
+    ? [
+      `${at} ${name}: texture_storage_2d<${texelFormat("f32")}, write>;`,
+      `textureStore(${name}, vec2u(head % ${across} * QUADS + c, head / ${across}), x);`,
+    ]
+    : [`${at}<storage, read_write> ${name}: array<vec4f>;`, `${name}[head * QUADS + c] = x;`];
+  return [declared, `fn ${called}(head: u32, c: u32, x: vec4f) { ${write} }`];
+};
+
 /** The whole WGSL text. */
 export const expansionText = ({ rank, rope, value, headDim, dtype, keysIn }: Made): string => {
   const quads = (components: number) => `${components / 4}u`;
-  const across = `${headsAcross(headDim)}u`;
-  const into = (name: string, binding: number) =>
-    keysIn === "texture"
-      ? [
-        `@group(0) @binding(${binding}) var ${name}: texture_storage_2d<${
-          texelFormat("f32")
-        }, write>;`,
-        (x: string) =>
-          `textureStore(${name}, vec2u(head % ${across} * QUADS + c, head / ${across}), ${x});`,
-      ] as const
-      : [
-        `@group(0) @binding(${binding}) var<storage, read_write> ${name}: array<vec4f>;`,
-        (x: string) => `${name}[head * QUADS + c] = ${x};`,
-      ] as const;
-  const [keys, writeKey] = into("keys", 3);
-  const [values, writeValue] = into("values", 4);
   return [
+    `const TOKENS = ${tokensAtOnce}u;`,
     `const LANES = ${lanes}u;`,
     `const RANK = ${quads(rank)};`,
-    `const WIDTH = ${quads(rank + rope)};`,
     `const NOPE = ${quads(headDim - rope)};`,
     `const VALUE = ${quads(value)};`,
     `const QUADS = ${quads(headDim)};`,
-    `alias Stored = ${formats[dtype].stored};`,
-    `fn load(x: Stored) -> vec4f { return ${formats[dtype].components}; }`,
-    keys,
-    values,
-    `fn writeKey(head: u32, c: u32, x: vec4f) { ${writeKey("x")} }`,
-    `fn writeValue(head: u32, c: u32, x: vec4f) { ${writeValue("x")} }`,
-    text,
+    ...reading("latents", 1, dtype, rank + rope, keysIn),
+    ...reading("up", 2, "f32", rank, keysIn),
+    ...writing("keys", "writeKey", 3, headDim, keysIn),
+    ...writing("values", "writeValue", 4, headDim, keysIn),
+    unroll(text, { TOKENS: tokensAtOnce }),
   ].join("\n");
 };
 
@@ -107,21 +135,29 @@ export class Expansions {
       visibility,
       buffer: { type },
     });
-    const into = (binding: number) =>
-      made.keysIn === "buffer" ? storage(binding, "storage") : {
-        binding,
-        visibility,
-        storageTexture: { access: "write-only", format: texelFormat("f32") } as const,
-      };
+    const texture = (binding: number, access: GPUStorageTextureAccess, dtype: DType) => ({
+      binding,
+      visibility,
+      storageTexture: { access, format: texelFormat(dtype) },
+    });
     const label = `expand latents, ${made.dtype}, head dim ${made.headDim}`;
     return this.#gpu.run(() => {
       const layout = device.createBindGroupLayout({
         entries: [
           storage(0, "uniform"),
-          storage(1, "read-only-storage"),
-          storage(2, "read-only-storage"),
-          into(3),
-          into(4),
+          ...(made.keysIn === "buffer"
+            ? [
+              storage(1, "read-only-storage"),
+              storage(2, "read-only-storage"),
+              storage(3, "storage"),
+              storage(4, "storage"),
+            ]
+            : [
+              texture(1, "read-only", made.dtype),
+              texture(2, "read-only", "f32"),
+              texture(3, "write-only", "f32"),
+              texture(4, "write-only", "f32"),
+            ]),
         ],
       });
       const pipeline = device.createComputePipeline({
@@ -149,41 +185,17 @@ export class LatentMemory {
   readonly #gpu: Gpu;
   readonly #queries: Queries;
   readonly #latent: Latent;
-  readonly #up: GPUBuffer;
   readonly #task: GPUBuffer;
-  /** A piece of a block, one after the other. */
-  #latents: GPUBuffer | undefined;
+  /** In what the program reads, which is known when the first block comes; with room for a piece of a block. */
+  #placed: { readonly keysIn: KeysIn; readonly up: Room; readonly room: KeyMemory } | undefined;
+  #latents: Room | undefined;
 
-  private constructor(gpu: Gpu, queries: Queries, latent: Latent) {
+  constructor(gpu: Gpu, queries: Queries, latent: Latent) {
     this.#gpu = gpu;
     this.#queries = queries;
     this.#latent = latent;
-    const { STORAGE, UNIFORM, COPY_DST } = GPUBufferUsage;
-    const { device } = gpu;
-    const size = latent.up.byteLength;
-    this.#up = device.createBuffer({ label: "up", size, usage: STORAGE | COPY_DST });
-    this.#task = device.createBuffer({
-      label: "expansion",
-      size: taskBytes,
-      usage: UNIFORM | COPY_DST,
-    });
-    const { buffer, byteOffset } = latent.up;
-    device.queue.writeBuffer(this.#up, 0, unshared(new Uint8Array(buffer, byteOffset, size)));
-  }
-
-  /** Uploads what expands latents. */
-  static async place(
-    gpu: Gpu,
-    queries: Queries,
-    latent: Latent,
-    largestBuffer: number,
-  ): Promise<LatentMemory> {
-    const size = 4 * upSizeOf(latent, queries);
-    if (size > largestBuffer) {
-      const found = `the matrices of its latents have ${size} bytes`;
-      throw new Error(`${found}, and a buffer at most ${largestBuffer}`);
-    }
-    return await gpu.run(() => new LatentMemory(gpu, queries, latent), () => Promise.resolve());
+    const usage = GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST;
+    this.#task = gpu.device.createBuffer({ label: "expansion", size: taskBytes, usage });
   }
 
   /** What queues the expansion of pieces of blocks. */
@@ -195,47 +207,54 @@ export class LatentMemory {
     const { rank, rope, value } = this.#latent;
     const { headDim } = this.#queries;
     const compiled = await expansions.find({ rank, rope, value, headDim, dtype, keysIn });
-    return (...of) => this.#expand(compiled, ...of);
+    return (...of) => this.#expand(compiled, keysIn, ...of);
+  }
+
+  /** Uploads what expands latents, once. */
+  #place(keysIn: KeysIn) {
+    if (this.#placed?.keysIn === keysIn) return this.#placed;
+    this.#placed?.up.destroy();
+    this.#latents?.destroy();
+    const { device } = this.#gpu;
+    const memory = keysIn === "buffer" ? bufferMemory : textureMemory;
+    const { up: { buffer, byteOffset, byteLength }, rank } = this.#latent;
+    const heads = byteLength / (4 * rank);
+    const up = memory(device, "up")({ heads, headDim: rank, dtype: "f32" });
+    up.write(0, new Uint8Array(buffer, byteOffset, byteLength));
+    this.#placed = { keysIn, up, room: memory(device, "latents") };
+    return this.#placed;
   }
 
   #expand(
     { pipeline, layout }: Compiled,
+    keysIn: KeysIn,
     block: KeyValues,
     piece: Piece,
     [keys, values]: Parameters<Expand>[2],
   ): void {
     const { device } = this.#gpu;
     const { batch, heads, headDim } = this.#queries;
+    const { up, room } = this.#place(keysIn);
     const rows = batch * piece.count;
-    const bytes = rows * widthOf(this.#latent) * elementBytes(block.dtype);
-    if (this.#latents === undefined || this.#latents.size < bytes) {
-      this.#latents?.destroy();
-      const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_DST;
-      this.#latents = device.createBuffer({ label: "latents", size: bytes, usage });
-    }
-    const latents = this.#latents;
+    const latents = room({ heads: rows, headDim: widthOf(this.#latent), dtype: block.dtype });
+    this.#latents = latents;
     eachStretch(
       block.bytes,
       batch,
       block.tokens,
       piece,
-      (b, stretch) => device.queue.writeBuffer(latents, b * bytes / batch, unshared(stretch)),
+      (b, stretch) => latents.write(b * piece.count, stretch),
     );
     device.queue.writeBuffer(this.#task, 0, Uint32Array.of(rows, heads));
     const encoder = device.createCommandEncoder();
     const pass = encoder.beginComputePass();
     pass.setPipeline(pipeline);
+    const resources = [{ buffer: this.#task }, latents.resource, up.resource, keys, values];
     pass.setBindGroup(
       0,
       device.createBindGroup({
         layout,
-        entries: [
-          { buffer: this.#task },
-          { buffer: latents },
-          { buffer: this.#up },
-          keys,
-          values,
-        ].map((resource, binding) => ({ binding, resource })),
+        entries: resources.map((resource, binding) => ({ binding, resource })),
       }),
     );
     pass.dispatchWorkgroups(Math.ceil(rows / (tokensAtOnce * lanes)), headDim / 2, heads);
@@ -244,6 +263,8 @@ export class LatentMemory {
   }
 
   destroy(): void {
-    for (const buffer of [this.#up, this.#task, this.#latents]) buffer?.destroy();
+    this.#task.destroy();
+    this.#placed?.up.destroy();
+    this.#latents?.destroy();
   }
 }

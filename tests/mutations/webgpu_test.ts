@@ -1,8 +1,9 @@
 /** The same faults and more in the programs of GPUs. */
+import { Effect } from "effect";
 import assert from "node:assert/strict";
 import { referenceKernel } from "../../kernels/reference.ts";
 import { findAdapter, isSoftware } from "../../plugins/webgpu/adapter.ts";
-import type { Queries } from "../../runtime/kernel.ts";
+import type { AttentionKernel, Queries } from "../../runtime/kernel.ts";
 import {
   assertCaught,
   type Case,
@@ -10,6 +11,7 @@ import {
   type Changes,
   type Fault,
   firstToFail,
+  type Load,
   printTable,
   table,
   withCopy,
@@ -216,7 +218,83 @@ const backwardWgslFaults: ReadonlyArray<Fault> = [
   ]),
 ];
 
+const expansion = (
+  fault: string,
+  file: "kernels/expand_latents.wgsl" | "plugins/webgpu/latents.ts",
+  ...changes: Changes
+): Fault => {
+  const host = "plugins/webgpu/latents.ts";
+  const unchecked: Changes = [["await this.#check(made, compiled);", ""]];
+  return {
+    fault,
+    changes: file === host
+      ? { [host]: [...unchecked, ...changes] }
+      : { [host]: unchecked, [file]: changes },
+  };
+};
+
+/** What may go wrong where latents become keys and values: the contract of latents must notice. */
+const expansionFaults: ReadonlyArray<Fault> = [
+  expansion("values are made by the rows of keys", "kernels/expand_latents.wgsl", [
+    "select(0u, NOPE, ofValue) + quad",
+    "quad",
+  ]),
+  expansion(
+    "the rope of the first token is that of its neighbours",
+    "kernels/expand_latents.wgsl",
+    [
+      "latentsAt(token$t, RANK + quad - NOPE)",
+      "latentsAt(token0, RANK + quad - NOPE)",
+    ],
+  ),
+  expansion("the heads' matrices are not told apart", "kernels/expand_latents.wgsl", [
+    "(at.z * (NOPE + VALUE)",
+    "(0u * (NOPE + VALUE)",
+  ]),
+  expansion("only the last chunk of products counts", "kernels/expand_latents.wgsl", [
+    "all$t += sum$t;",
+    "all$t = sum$t;",
+  ]),
+  expansion("every batch entry gets the last one's latents", "plugins/webgpu/latents.ts", [
+    "latents.write(b * piece.count, stretch)",
+    "latents.write(0 * b, stretch)",
+  ]),
+];
+
 const adapter = await findAdapter();
+
+/** Attention of a copy, on an adapter. */
+const withKernel = async (load: Load, use: (kernel: AttentionKernel) => Promise<void>) => {
+  const { Gpu } = await load<typeof import("../../plugins/webgpu/gpu.ts")>("plugins/webgpu/gpu.ts");
+  const { WebgpuAttention } = await load<typeof import("../../plugins/webgpu/kernel.ts")>(
+    "plugins/webgpu/kernel.ts",
+  );
+  const { versionNamed } = await load<typeof import("../../plugins/webgpu/ladder.ts")>(
+    "plugins/webgpu/ladder.ts",
+  );
+  // The file with the faults is for software adapters; a GPU runs its other versions as well.
+  const version = versionNamed(isSoftware(adapter!.info) ? "broadcast" : "registers")!;
+  const device = await (await findAdapter())!.requestDevice({
+    requiredFeatures: version.subgroups ? ["subgroups" as GPUFeatureName] : [],
+  });
+  const lanes = adapter!.info.subgroupMaxSize;
+  const attention = new WebgpuAttention(new Gpu(device), {
+    // Smaller than its own, which compiles faster.
+    choices: () => [{ version, blocking: { rows: 2, keys: 4, lanes } }],
+    directive: "",
+    warn: assert.fail,
+    largestBuffer: 2 ** 27,
+    tallestTexture: 8192,
+  });
+  const { largestHeadDim: _, ...info } = referenceKernel().info;
+  const begin = (queries: Queries) => attention.begin(queries);
+  try {
+    await use({ info: { ...info, forms: "WGSL" }, begin, expandsLatents: true });
+  } finally {
+    device.destroy();
+    await device.lost;
+  }
+};
 
 Deno.test({
   name: adapter === undefined
@@ -230,39 +308,11 @@ Deno.test({
     ) =>
       test.step(fault, () =>
         withCopy(changes, async (load) => {
-          const { Gpu } = await load<typeof import("../../plugins/webgpu/gpu.ts")>(
-            "plugins/webgpu/gpu.ts",
-          );
-          const { WebgpuAttention } = await load<typeof import("../../plugins/webgpu/kernel.ts")>(
-            "plugins/webgpu/kernel.ts",
-          );
-          const { versionNamed } = await load<typeof import("../../plugins/webgpu/ladder.ts")>(
-            "plugins/webgpu/ladder.ts",
-          );
-          // The file with the faults is for software adapters; a GPU runs its other versions as well.
-          const version = versionNamed(isSoftware(adapter!.info) ? "broadcast" : "registers")!;
-          const device = await (await findAdapter())!.requestDevice({
-            requiredFeatures: version.subgroups ? ["subgroups" as GPUFeatureName] : [],
-          });
-          const lanes = adapter!.info.subgroupMaxSize;
-          const attention = new WebgpuAttention(new Gpu(device), {
-            // Smaller than its own, which compiles faster.
-            choices: () => [{ version, blocking: { rows: 2, keys: 4, lanes } }],
-            directive: "",
-            warn: assert.fail,
-            largestBuffer: 2 ** 27,
-            tallestTexture: 8192,
-          });
-          const { info } = referenceKernel();
-          const begin = (queries: Queries) => attention.begin(queries);
-          try {
-            const cases = await casesOf(load, "device", { info, begin });
+          await withKernel(load, async (kernel) => {
+            const cases = await casesOf(load, "device", kernel);
             // Each head dimension is a program of its own, and no fault here is about one.
             await judge(cases.filter(({ name }) => !name.startsWith("head dim")));
-          } finally {
-            device.destroy();
-            await device.lost;
-          }
+          });
         }));
     for (const fault of wgslFaults) {
       await plant(fault, (cases) => assertCaught(fault.fault, "device, of WGSL", cases));
@@ -336,5 +386,44 @@ Deno.test({
       },
     );
     printTable([contract]);
+  },
+});
+
+Deno.test({
+  name: adapter === undefined
+    ? "the contract of latents catches every fault of their GPU program (not here: there is no WebGPU adapter)"
+    : "the contract of latents catches every fault of their GPU program",
+  ignore: adapter === undefined,
+  fn: async (test) => {
+    const plant = (
+      { fault, changes }: Fault,
+      judge: (cases: ReadonlyArray<Case>) => Promise<void>,
+    ) =>
+      test.step(fault, () =>
+        withCopy(changes, async (load) => {
+          await withKernel(load, async (kernel) => judge(await casesOf(load, "latents", kernel)));
+        }));
+    await test.step("the device refuses a wrong program before it is used", () =>
+      withCopy({
+        "kernels/expand_latents.wgsl": [["all$t += sum$t;", "all$t = sum$t;"]],
+      }, (load) =>
+        withKernel(load, async (kernel) => {
+          const cases = await casesOf(load, "latents", kernel);
+          const { run } = cases.find(({ name }) => name.includes("DeepSeek"))!;
+          await assert.rejects(
+            Effect.runPromise(run),
+            /computes wrong results: component \d+ of k/,
+          );
+        })));
+    for (const fault of expansionFaults) {
+      await plant(fault, (cases) => assertCaught(fault.fault, "latents, of WGSL", cases));
+    }
+    await plant(
+      expansion("and what caught them passes on a sound copy", "kernels/expand_latents.wgsl"),
+      async (cases) => {
+        assert.equal(await firstToFail(cases), undefined);
+      },
+    );
+    printTable(["latents, of WGSL"]);
   },
 });

@@ -2,7 +2,7 @@ import { cpu } from "../../plugins/cpu.ts";
 import { libraryName } from "../../plugins/cpu/blas.ts";
 import { memoryLinks } from "../../plugins/memory.ts";
 import { reference } from "../../plugins/reference.ts";
-import { webgpu } from "../../plugins/webgpu.ts";
+import { webgpu, webgpuWith } from "../../plugins/webgpu.ts";
 import { findAdapter } from "../../plugins/webgpu/adapter.ts";
 import { findLibrary } from "../../runtime/library.ts";
 import { testLatents } from "../contract/latents.ts";
@@ -14,3 +14,9 @@ const noAdapter = await findAdapter() === undefined ? "there is no WebGPU adapte
 testLatents("reference and memory", { device: reference.layer, links });
 testLatents("cpu and memory", { device: cpu.layer, links, ignore: missing });
 testLatents("webgpu and memory", { device: webgpu.layer, links, ignore: noAdapter });
+// As GPUs have them; the kernel of GPUs itself takes a minute to compile here.
+testLatents("webgpu, keys in buffers, and memory", {
+  device: webgpuWith({ kernel: "rows" }).layer,
+  links,
+  ignore: noAdapter,
+});

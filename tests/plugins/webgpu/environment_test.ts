@@ -12,15 +12,26 @@ const get = (name) =>
     ? Deno.env.get(name)
     : undefined;
 const [width, cache] = names.map(get);
-console.log(JSON.stringify({ adapter: adapter?.info.description, width, cache }));
+const maps = Deno.permissions.querySync({ name: "read", path: "/proc/self/maps" }).state === "granted"
+  ? Deno.readTextFileSync("/proc/self/maps")
+  : "";
+const openGl = /libEGL|swrast_dri/.test(maps);
+console.log(JSON.stringify({ adapter: adapter?.info.description, width, cache, openGl }));
 Deno.exit(0);
 `;
+
+interface Found {
+  readonly adapter?: string;
+  readonly width?: string;
+  readonly cache?: string;
+  readonly openGl: boolean;
+}
 
 /** What a process finds, in which nobody else has prepared the driver. */
 const inProcess = async (
   env: Readonly<Record<string, string>>,
   permissions: ReadonlyArray<string> = ["-A"],
-): Promise<{ readonly adapter?: string; readonly width?: string; readonly cache?: string }> => {
+): Promise<Found> => {
   const child = new Deno.Command(Deno.execPath(), {
     args: ["run", "--no-prompt", ...permissions, "-"],
     cwd: fromFileUrl(new URL("../../../", import.meta.url)),
@@ -45,6 +56,15 @@ const llvmpipe = adapter !== undefined && isSoftware(adapter.info) &&
 const wide = llvmpipe && Deno.readTextFileSync("/proc/cpuinfo").includes("avx512f");
 const onLlvmpipe = (name: string, fn: () => Promise<void>) =>
   Deno.test({ name: llvmpipe ? name : `${name} (not here: no llvmpipe)`, ignore: !llvmpipe, fn });
+
+onLlvmpipe(
+  "no OpenGL is loaded, which may be unloaded while a process ends, and end it with a signal",
+  async () => {
+    assert.equal((await inProcess({})).openGl, false);
+    // With it the test would find it.
+    assert.equal((await inProcess({ DENO_WEBGPU_BACKEND: "vulkan,gl" })).openGl, true);
+  },
+);
 
 onLlvmpipe("the driver runs at the processor's width, with a shader cache for it", async () => {
   const { adapter, width, cache } = await inProcess({ HOME: "/tmp/nobody" });
