@@ -84,6 +84,8 @@ export type {
 } from "./runtime/kernel.ts";
 export { type FixedLayout, type Layout, layouts, shardsOf } from "./runtime/layout.ts";
 export { cheapest, costOf, type LayoutCost, layoutCosts } from "./runtime/layout_choice.ts";
+export { type Latent, type LatentForm, type LatentShape } from "./runtime/latent.ts";
+export { type HeadProduct, type HeadVectors } from "./runtime/head_product.ts";
 export { type Ends, type Link, Links, type Slot } from "./runtime/link.ts";
 export { asLse, type Lse, lseOf } from "./runtime/lse.ts";
 export { allows, type Band, unbounded } from "./runtime/mask.ts";
