@@ -4,24 +4,31 @@
  * @module
  */
 import { Effect } from "effect";
-import { createSafetensors, openSafetensors } from "../plugins/safetensors.ts";
+import {
+  createSafetensors,
+  openSafetensors,
+  type SafetensorsWriter,
+} from "../plugins/safetensors.ts";
 import { jobFor } from "../runtime/attend.ts";
 import { drive, Sink, Source } from "../runtime/driver.ts";
 import type { DType } from "../runtime/dtype.ts";
 import type { Layout } from "../runtime/layout.ts";
 import type { Variant } from "../runtime/variant.ts";
 import { DeviceUnavailable } from "../runtime/errors.ts";
-import { planOfJob } from "../runtime/job.ts";
+import { type Job, planOfJob } from "../runtime/job.ts";
 import type { DevicePlugin } from "../runtime/plugin.ts";
 import { refusalFor, valueDimOf } from "../runtime/plan.ts";
+import type { Interval } from "../runtime/timeline.ts";
 import { version } from "../runtime/version.ts";
-import { findCrew } from "./crews.ts";
-import { type Input, openInput } from "./inputs.ts";
-import { boundsFor, type ErrorFigures, judge, mustBeExact } from "./judge.ts";
+import { misuse } from "./command_line.ts";
+import { findCrew, type ReadyCrew } from "./crews.ts";
+import { type Input, inputOf } from "./inputs.ts";
+import { boundsFor, judge, mustBeExact } from "./judge.ts";
 import { judgeGradients } from "./judge_gradients.ts";
+import { inLayer, layerOf, layersOf } from "./layers.ts";
 import { draw, note } from "./output.ts";
 import { Progress } from "./progress.ts";
-import { reportOf } from "./report.ts";
+import { type Report, reportOf, reportOfLayers } from "./report.ts";
 import { createTrace } from "./trace.ts";
 
 /** All that `attend` can be told. */
@@ -29,7 +36,8 @@ export interface AttendFlags {
   readonly input: string;
   readonly out: string;
   readonly ring: number | undefined;
-  readonly attention: ReadonlyArray<Variant>;
+  /** Of each layer; where there are more layers than these, they are repeated. At least one. */
+  readonly attentions: ReadonlyArray<ReadonlyArray<Variant>>;
   readonly layout: Layout | undefined;
   readonly weights: ReadonlyArray<number> | undefined;
   readonly device: string;
@@ -58,27 +66,39 @@ const storedAs = ({ dtypes: { k, v, latent }, problem }: Input): DType =>
 /** The wider of two formats, or float32 where neither holds the other. */
 const common = (a: DType, b: DType): DType => a === b ? a : "f32";
 
-/** Runs the command and gives its report. Nothing is left at `out` unless all went well. */
-export const attendFiles = Effect.fn("attendFiles")(function* (flags: AttendFlags) {
-  const input = yield* openInput(flags.input, flags.attention);
-  if (input.ignored.length > 0 && flags.progress) {
-    yield* note(`annulus: ignoring tensors ${input.ignored.map((name) => `"${name}"`).join(", ")}`);
-  }
-  const { batch, tokens, heads, kvHeads, headDim } = input.problem;
-  const gradients = (name: string, heads: number) =>
-    input.gradients
-      ? [{ name, dtype: "F32", shape: [batch, tokens, heads, headDim] } as const]
-      : [];
-  const writer = yield* createSafetensors(flags.out, [
-    { name: "o", dtype: "F32", shape: [batch, tokens, heads, valueDimOf(input.problem)] },
-    { name: "lse", dtype: "F32", shape: [batch, heads, tokens] },
-    ...gradients("dq", heads),
-    ...gradients("dk", kvHeads),
-    ...gradients("dv", kvHeads),
-  ], { format: `annulus ${version}` });
-  const trace = flags.trace === undefined ? undefined : yield* createTrace(flags.trace);
+/** What `attend` has ready for all layers. */
+interface Ready {
+  readonly flags: AttendFlags;
+  readonly crew: ReadyCrew;
+  readonly writer: SafetensorsWriter;
+}
 
-  const crew = yield* findCrew(flags);
+/** A layer's input, and what the names of its tensors begin with. */
+interface InputLayer {
+  readonly prefix: string;
+  readonly input: Input;
+}
+
+/** What a layer's results are. */
+const resultsOf = ({ prefix, input: { problem, gradients } }: InputLayer) => {
+  const { batch, tokens, heads, kvHeads, headDim } = problem;
+  const tensor = (name: string, ...shape: ReadonlyArray<number>) =>
+    ({ name: prefix + name, dtype: "F32", shape }) as const;
+  return [
+    tensor("o", batch, tokens, heads, valueDimOf(problem)),
+    tensor("lse", batch, heads, tokens),
+    ...(gradients
+      ? [
+        tensor("dq", batch, tokens, heads, headDim),
+        tensor("dk", batch, tokens, kvHeads, headDim),
+        tensor("dv", batch, tokens, kvHeads, headDim),
+      ]
+      : []),
+  ];
+};
+
+/** The job of a layer, once it is known to fit the crew. */
+const jobOf = Effect.fnUntraced(function* ({ flags, crew }: Ready, input: Input) {
   const forwardOnly = crew.devices.find(({ gradients }) => !gradients);
   if (input.gradients && forwardOnly !== undefined) {
     return yield* new DeviceUnavailable({
@@ -87,18 +107,25 @@ export const attendFiles = Effect.fn("attendFiles")(function* (flags: AttendFlag
       found: "attention alone; name another with --device",
     });
   }
-  const stored = storedAs(input);
-  const job = yield* jobFor(input.problem, { q: input.dtypes.q, kv: stored }, {
+  const job = yield* jobFor(input.problem, { q: input.dtypes.q, kv: storedAs(input) }, {
     ring: crew.ring,
     gradients: input.gradients,
     ...(flags.layout === undefined ? {} : { layout: flags.layout }),
     ...(flags.weights === undefined ? {} : { weights: flags.weights }),
     ...(flags.wire === undefined ? {} : { wire: flags.wire }),
   }).pipe(Effect.provideContext(crew.services));
-  const plan = yield* planOfJob(job);
-  const refusal = refusalFor(plan, crew.memory);
+  const refusal = refusalFor(yield* planOfJob(job), crew.memory);
   if (refusal !== undefined) return yield* refusal;
+  return job;
+});
 
+/** Computes one layer, and judges it where that was asked for. */
+const attendLayer = Effect.fnUntraced(function* (
+  { flags, crew, writer }: Ready,
+  { prefix, input }: InputLayer,
+  job: Job,
+) {
+  const plan = yield* planOfJob(job);
   const terminal = Deno.stderr.isTerminal();
   const progress = new Progress(plan, terminal);
   const record = yield* drive(
@@ -107,29 +134,78 @@ export const attendFiles = Effect.fn("attendFiles")(function* (flags: AttendFlag
   ).pipe(
     Effect.provideContext(crew.services),
     Effect.provideService(Source, input.source),
-    Effect.provideService(Sink, Sink.of({ write: writer.write })),
+    Effect.provideService(
+      Sink,
+      Sink.of({ write: (tensor, ...of) => writer.write(prefix + tensor, ...of) }),
+    ),
   );
+  if (flags.verifyRows === 0) return { record, report: reportOf(record, undefined) };
 
-  let error: ErrorFigures | undefined;
-  if (flags.verifyRows > 0) {
-    const result = yield* openSafetensors(writer.part);
-    const tell = (share: number) =>
-      flags.progress && terminal
-        ? draw(`\x1b[2K\rcomparing with the float64 reference ${Math.round(100 * share)} %`)
-        : Effect.void;
-    const figures = {
-      ...(yield* judge(input, result, plan, flags.verifyRows, tell)),
-      ...(input.gradients
-        ? yield* judgeGradients(input, result, plan, Math.min(flags.verifyRows, mostGradientRows))
-        : {}),
-    };
-    if (flags.progress && terminal) yield* draw("\x1b[2K\r");
-    const exact = job.wire === "f32" || job.wire === stored;
-    const bounds = boundsFor(figures.largestLse, exact ? undefined : job.wire);
-    yield* mustBeExact(figures, bounds);
-    error = figures;
+  const result = layerOf(yield* openSafetensors(writer.part), prefix);
+  const tell = (share: number) =>
+    flags.progress && terminal
+      ? draw(`\x1b[2K\rcomparing with the float64 reference ${Math.round(100 * share)} %`)
+      : Effect.void;
+  const figures = {
+    ...(yield* judge(input, result, plan, flags.verifyRows, tell)),
+    ...(input.gradients
+      ? yield* judgeGradients(input, result, plan, Math.min(flags.verifyRows, mostGradientRows))
+      : {}),
+  };
+  if (flags.progress && terminal) yield* draw("\x1b[2K\r");
+  const exact = job.wire === "f32" || job.wire === storedAs(input);
+  const bounds = boundsFor(figures.largestLse, exact ? undefined : job.wire);
+  yield* mustBeExact(figures, bounds);
+  return { record, report: reportOf(record, figures) };
+});
+
+/**
+ * Runs the command and gives its report, or those of several layers. Nothing is left at `out` unless all went well.
+ */
+export const attendFiles = Effect.fn("attendFiles")(function* (flags: AttendFlags) {
+  const file = yield* openSafetensors(flags.input);
+  const found = yield* layersOf(file);
+  const { attentions } = flags;
+  if (attentions.length > found.length) {
+    return yield* misuse(
+      `--attention is for one layer each: found ${attentions.length} of them, and in ` +
+        `"${flags.input}" ${found.length === 1 ? "one layer" : `${found.length} layers`}`,
+    );
   }
-  if (trace !== undefined) yield* trace.commit(record.timeline);
+  const layers = yield* Effect.forEach(
+    found,
+    ({ prefix, file }, i) =>
+      inputOf(file, attentions[i % attentions.length]!).pipe(
+        Effect.map((input): InputLayer => ({ prefix, input })),
+        Effect.mapError(inLayer(prefix)),
+      ),
+  );
+  const ignored = layers.flatMap(({ prefix, input }) => input.ignored.map((name) => prefix + name));
+  if (ignored.length > 0 && flags.progress) {
+    yield* note(`annulus: ignoring tensors ${ignored.map((name) => `"${name}"`).join(", ")}`);
+  }
+  const writer = yield* createSafetensors(flags.out, layers.flatMap(resultsOf), {
+    format: `annulus ${version}`,
+  });
+  const trace = flags.trace === undefined ? undefined : yield* createTrace(flags.trace);
+
+  const ready = { flags, crew: yield* findCrew(flags), writer };
+  // All of them before any, so that the last one does not fail after hours.
+  const jobs = yield* Effect.forEach(layers, ({ input }) => jobOf(ready, input));
+  const timeline: Array<Interval> = [];
+  const reports: Array<Report> = [];
+  let before = 0;
+  for (const [i, layer] of layers.entries()) {
+    const { record, report } = yield* attendLayer(ready, layer, jobs[i]!).pipe(
+      Effect.mapError(inLayer(layer.prefix)),
+    );
+    for (const interval of record.timeline) {
+      timeline.push({ ...interval, begin: interval.begin + before, end: interval.end + before });
+    }
+    before += 1000 * record.seconds;
+    reports.push(report);
+  }
+  if (trace !== undefined) yield* trace.commit(timeline);
   yield* writer.commit;
-  return reportOf(record, error);
+  return found[0]!.prefix === "" ? reports[0]! : reportOfLayers(reports);
 }, Effect.scoped);

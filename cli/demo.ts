@@ -67,7 +67,7 @@ export const runDemo = Effect.gen(function* () {
     input,
     out,
     ring: 4,
-    attention: [causal()],
+    attentions: [[causal()]],
     plugin: [],
     devices,
     layout: undefined,

@@ -43,12 +43,20 @@ const dimensions: Readonly<Record<TensorName, ReadonlyArray<string>>> = {
   kv_b: ["heads", "head_dim − rope + value", "rank"],
 };
 
-/** Opens a file and checks its tensors against each other. */
+/** Opens a file of one layer and checks its tensors against each other. */
 export const openInput = Effect.fn("openInput")(function* (
   path: string,
   attention: ReadonlyArray<Variant>,
 ): Effect.fn.Return<Input, FileInvalid | TensorInvalid, Scope.Scope> {
-  const file = yield* openSafetensors(path);
+  return yield* inputOf(yield* openSafetensors(path), attention);
+});
+
+/** Checks the tensors of a layer against each other. */
+export const inputOf = Effect.fn("inputOf")(function* (
+  file: SafetensorsFile,
+  attention: ReadonlyArray<Variant>,
+): Effect.fn.Return<Input, FileInvalid | TensorInvalid> {
+  const { path } = file;
   const refuse = (tensor: string, needed: string, found: string) =>
     new TensorInvalid({ file: path, tensor, needed, found });
   const read = Effect.fnUntraced(function* (name: TensorName) {

@@ -83,12 +83,11 @@ const attend = Command.make(
         Flag.withDescription("Each query sees itself and the W − 1 tokens before it"),
       ),
     ),
-    attention: optional(
-      Flag.String("attention").pipe(
-        Flag.withDescription(
-          "Variants with & between them: 'causal & window(4096) & documents'; parameters that are not " +
-            "given come from tensors of their names",
-        ),
+    attention: Flag.String("attention").pipe(
+      Flag.atLeast(0),
+      Flag.withDescription(
+        "Variants with & between them: 'causal & window(4096) & documents'; parameters that are not " +
+          "given come from tensors of their names. Once for each layer of a pattern",
       ),
     ),
     plugin,
@@ -159,18 +158,18 @@ const attend = Command.make(
       );
     }
     const known = yield* knownPlugins(flags.plugin, flags.device);
-    const named = flags.attention === undefined
-      ? Result.succeed([])
-      : parseAttention(flags.attention, known.attentions);
-    if (Result.isFailure(named)) return yield* misuse(named.failure);
+    const named = flags.attention.map((text) => parseAttention(text, known.attentions));
+    const odd = named.find(Result.isFailure);
+    if (odd !== undefined) return yield* misuse(odd.failure);
+    const always = [
+      ...(flags.causal ? [causal()] : []),
+      ...(flags.window === undefined ? [] : [window({ size: flags.window })]),
+    ];
+    const attentions = named.filter(Result.isSuccess).map(({ success }) => [...always, ...success]);
     const report = yield* attendFiles({
       ...flags,
       devices: known.devices,
-      attention: [
-        ...(flags.causal ? [causal()] : []),
-        ...(flags.window === undefined ? [] : [window({ size: flags.window })]),
-        ...named.success,
-      ],
+      attentions: attentions.length === 0 ? [always] : attentions,
       layout: flags.layout === "auto" ? undefined : flags.layout,
       weights,
       ring: flags.ring ?? weights?.length,

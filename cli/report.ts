@@ -89,12 +89,42 @@ const judged = (error: ErrorFigures) => {
 /** A report of a run. */
 export type Report = ReturnType<typeof reportOf>;
 
+/** The reports of several layers, and what they took together. */
+export const reportOfLayers = (layers: ReadonlyArray<Report>) => ({
+  tokens: layers[0]!.tokens,
+  seconds: layers.reduce((sum, { seconds }) => sum + seconds, 0),
+  flops: layers.reduce((sum, { flops }) => sum + flops, 0),
+  bytes_sent: layers[0]!.bytes_sent.map((_, rank) =>
+    layers.reduce((sum, { bytes_sent }) => sum + bytes_sent[rank]!, 0)
+  ),
+  layers,
+});
+
+/** The reports of several layers. */
+export type LayersReport = ReturnType<typeof reportOfLayers>;
+
 /** "webgpu (WebGPU on llvmpipe …), which is software on the CPU, not a GPU" */
 export const deviceInWords = ({ name, backend, software }: Report["device"]): string =>
   `${name} (${backend})${software ? ", which is software on the CPU, not a GPU" : ""}`;
 
-/** The report in lines for a person. */
-export const reportInWords = (report: Report): ReadonlyArray<string> => {
+/** The report in lines for a person; of several layers, what they took together after those of each. */
+export const reportInWords = (report: Report | LayersReport): ReadonlyArray<string> => {
+  if (!("layers" in report)) return layerInWords(report);
+  const { layers, seconds, flops, bytes_sent } = report;
+  const most = Math.max(...bytes_sent);
+  return [
+    ...layers.flatMap((layer, i) => [
+      `layer ${i}    ${layer.attention.map(({ name }) => name).join(" & ") || "bidirectional"}`,
+      ...layerInWords(layer),
+      "",
+    ]),
+    `all        ${layers.length} layers in ${seconds.toFixed(2)} s, ${
+      (flops / seconds / 1e9).toFixed(1)
+    } GFLOP/s; the busiest rank sent ${most === 0 ? "nothing" : sizeInWords(most)}`,
+  ];
+};
+
+const layerInWords = (report: Report): ReadonlyArray<string> => {
   const most = Math.max(...report.bytes_sent);
   const percent = (share: number) => `${(100 * share).toFixed(1)} %`;
   return [
