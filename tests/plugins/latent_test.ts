@@ -5,7 +5,7 @@ import { reference } from "../../plugins/reference.ts";
 import { webgpu, webgpuWith } from "../../plugins/webgpu.ts";
 import { findAdapter } from "../../plugins/webgpu/adapter.ts";
 import { findLibrary } from "../../runtime/library.ts";
-import { testLatents } from "../contract/latents.ts";
+import { latentCases, testLatents } from "../contract/latents.ts";
 
 const links = memoryLinks();
 const missing = findLibrary(libraryName) === undefined ? `there is no ${libraryName}` : undefined;
@@ -20,3 +20,9 @@ testLatents("webgpu, keys in buffers, and memory", {
   links,
   ignore: noAdapter,
 });
+// A block's keys of all heads exceed such a buffer, and are made in pieces.
+testLatents("webgpu, small buffers, and memory", {
+  device: webgpuWith({ kernel: "rows", largestBuffer: 16_384 }).layer,
+  links,
+  ignore: noAdapter,
+}, latentCases.slice(0, 1));
