@@ -17,39 +17,29 @@ import {
   withCopy,
 } from "../support/faults.ts";
 
+/** The device itself refuses a wrong program; where `host` does so is left out, for the contract to notice. */
+const unchecked =
+  (host: string, check: Changes) => (fault: string, file: string, ...changes: Changes): Fault => ({
+    fault,
+    changes: file === host
+      ? { [host]: [...check, ...changes] }
+      : { [host]: check, [file]: changes },
+  });
+
+const attendWgsl = unchecked("plugins/webgpu/programs.ts", [[
+  "await this.#check(made, compiled);",
+  "",
+]]);
 const wgsl = (
   fault: string,
   file: "attend" | "attend_task" | "span" | "workgroups",
   ...changes: Changes
-): Fault => ({
-  fault,
-  changes: {
-    [`kernels/${file}.wgsl`]: changes,
-    // The device itself refuses a wrong program; here the contract shall notice.
-    "plugins/webgpu/programs.ts": [["await this.#check(made, compiled);", ""]],
-  },
-});
+): Fault => attendWgsl(fault, `kernels/${file}.wgsl`, ...changes);
 
-const backwardWgsl = (
-  fault: string,
-  file:
-    | "kernels/attend_backward_keys.wgsl"
-    | "kernels/attend_backward_queries.wgsl"
-    | "plugins/webgpu/backward.ts",
-  ...changes: Changes
-): Fault => {
-  const unchecked: Changes = [[
-    "await selfCheckBackward({ beginBackward: begin }, dtype, headDim);",
-    "begin;",
-  ]];
-  const host = "plugins/webgpu/backward.ts";
-  return {
-    fault,
-    changes: file === host
-      ? { [host]: [...unchecked, ...changes] }
-      : { [host]: unchecked, [file]: changes },
-  };
-};
+const backwardWgsl = unchecked("plugins/webgpu/backward.ts", [[
+  "await selfCheckBackward({ beginBackward: begin }, dtype, headDim);",
+  "begin;",
+]]);
 
 /** The same in the program of GPUs: the device contract must notice. */
 const wgslFaults: ReadonlyArray<Fault> = [
@@ -218,20 +208,10 @@ const backwardWgslFaults: ReadonlyArray<Fault> = [
   ]),
 ];
 
-const expansion = (
-  fault: string,
-  file: "kernels/expand_latents.wgsl" | "plugins/webgpu/latents.ts",
-  ...changes: Changes
-): Fault => {
-  const host = "plugins/webgpu/latents.ts";
-  const unchecked: Changes = [["await this.#check(made, compiled);", ""]];
-  return {
-    fault,
-    changes: file === host
-      ? { [host]: [...unchecked, ...changes] }
-      : { [host]: unchecked, [file]: changes },
-  };
-};
+const expansion = unchecked("plugins/webgpu/latents.ts", [[
+  "await this.#check(made, compiled);",
+  "",
+]]);
 
 /** What may go wrong where latents become keys and values: the contract of latents must notice. */
 const expansionFaults: ReadonlyArray<Fault> = [
