@@ -9,6 +9,7 @@ import { describe, findAdapter, isSoftware } from "./adapter.ts";
 import { unusableWidth } from "./environment.ts";
 import { WebgpuBackward } from "./backward.ts";
 import { Gpu } from "./gpu.ts";
+import { HeadProducts } from "./head_product.ts";
 import { WebgpuAttention } from "./kernel.ts";
 import {
   bestFirst,
@@ -177,6 +178,7 @@ export const openWebgpu = async (options: WebgpuOptions = {}): Promise<Attention
     largestBuffer,
     tallestTexture: maxTextureDimension2D,
   });
+  const products = new HeadProducts(gpu, largestBuffer);
   // The smallest program, so that a driver that computes wrongly is known at once.
   await attention.prepare("f32", 4);
   return {
@@ -193,6 +195,7 @@ export const openWebgpu = async (options: WebgpuOptions = {}): Promise<Attention
     },
     begin: (queries) => attention.begin(queries),
     expandsLatents: true,
+    product: (product) => products.compute(product),
     beginBackward: (queries, outcome) => backward.begin(queries, outcome),
   };
 };
