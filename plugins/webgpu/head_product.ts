@@ -5,7 +5,7 @@
  */
 import code from "../../kernels/head_product.wgsl" with { type: "text" };
 import { bytesOf } from "../../runtime/dtype.ts";
-import { type HeadProduct, headProduct } from "../../runtime/head_product.ts";
+import { type HeadProduct, headProduct, type HeadVectors } from "../../runtime/head_product.ts";
 import type { Gpu } from "./gpu.ts";
 import { unshared } from "./key_memory.ts";
 
@@ -14,6 +14,10 @@ const lanes = 32, tile = 4;
 
 /** The largest error of a component of the small product whose answer is known; a wrong program is off by far more. */
 const bound = 1e-4;
+
+/** The part of an array in which some vectors lie, which begin `first` after its begin as those of the whole do. */
+const part = ({ values, first }: HeadVectors, begin: number, count: number): Float32Array =>
+  values.subarray(begin, first + begin + count);
 
 /** The product of a device; its first call checks the program. */
 export class HeadProducts {
@@ -29,10 +33,40 @@ export class HeadProducts {
     this.#code = text;
   }
 
-  /** Writes `into`; what lies between its vectors stays as it is. */
+  /** Writes `into`, piece by piece; what lies between its vectors stays as it is. */
   async compute(product: HeadProduct): Promise<void> {
     this.#pipeline ??= this.#checked();
-    await this.#run(await this.#pipeline, product);
+    const pipeline = await this.#pipeline;
+    const { rows, heads, from, matrix, into } = product;
+    const largest = this.#largestBuffer / 4;
+    const rowsAtOnce = Math.floor(
+      Math.min((largest - from.first) / from.row, (largest - into.first) / into.row),
+    );
+    const headsAtOnce = Math.floor((largest - matrix.first) / matrix.head);
+    if (Math.min(rowsAtOnce, headsAtOnce) < 1) {
+      const most = 4 * Math.max(from.row, into.row, matrix.head);
+      throw new Error(`a product has ${most} bytes, and a buffer at most ${this.#largestBuffer}`);
+    }
+    for (let head = 0; head < heads; head += headsAtOnce) {
+      for (let row = 0; row < rows; row += rowsAtOnce) {
+        const some = Math.min(rows - row, rowsAtOnce);
+        const ofRows = (vectors: HeadVectors): HeadVectors => ({
+          ...vectors,
+          values: part(vectors, row * vectors.row, some * vectors.row),
+          first: vectors.first + head * vectors.head,
+        });
+        const many = Math.min(heads - head, headsAtOnce);
+        const values = part(matrix, head * matrix.head, many * matrix.head);
+        await this.#run(pipeline, {
+          ...product,
+          rows: some,
+          heads: many,
+          from: ofRows(from),
+          matrix: { ...matrix, values },
+          into: ofRows(into),
+        });
+      }
+    }
   }
 
   async #checked(): Promise<GPUComputePipeline> {
@@ -83,12 +117,6 @@ export class HeadProducts {
     const { device } = this.#gpu;
     const { rows, heads, inner, columns, from, matrix, into } = product;
     const arrays = [from.values, matrix.values, into.values];
-    for (const { byteLength } of arrays) {
-      if (byteLength <= this.#largestBuffer) continue;
-      throw new Error(
-        `a product has ${byteLength} bytes, and a buffer at most ${this.#largestBuffer}`,
-      );
-    }
     const [across, along] = matrix.turned ? [1, matrix.row] : [matrix.row, 1];
     const task = Uint32Array.of(
       ...[rows, inner, columns, across, along, from.first, from.row, from.head],

@@ -92,6 +92,30 @@ Deno.test({
 });
 
 Deno.test({
+  name: "webgpu: products that exceed a buffer are made in pieces" +
+    (noAdapter ? " (not here: no adapter)" : ""),
+  ignore: noAdapter,
+  fn: async () => {
+    const device = await (await findAdapter())!.requestDevice();
+    const gpu = new Gpu(device);
+    const pieces = fc.asyncProperty(anyProduct, fc.integer({ min: 1, max: 3 }), (product, n) => {
+      const { from, matrix, into } = product;
+      // Room for a few rows, or heads.
+      const most = Math.max(
+        from.first + from.row,
+        into.first + into.row,
+        matrix.first + matrix.head,
+      );
+      const products = new HeadProducts(gpu, 4 * n * most);
+      return assertSame(product, (product) => products.compute(product));
+    });
+    await fc.assert(pieces, { numRuns: 15 });
+    device.destroy();
+    await device.lost;
+  },
+});
+
+Deno.test({
   name: "webgpu: a wrong program of products is refused, and one too large for a buffer" +
     (noAdapter ? " (not here: no adapter)" : ""),
   ignore: noAdapter,
@@ -108,8 +132,9 @@ Deno.test({
       const products = new HeadProducts(gpu, 2 ** 27, code.replace(right!, wrong!));
       await assert.rejects(products.compute(product), /computes wrong results: component \d+ of a/);
     }
-    const { byteLength } = product.from.values;
-    const small = new HeadProducts(gpu, byteLength - 1);
+    const { from, matrix, into } = product;
+    const most = Math.max(from.row, into.row, matrix.head);
+    const small = new HeadProducts(gpu, 4 * most - 1);
     await assert.rejects(small.compute(product), /a product has \d+ bytes, and a buffer at most/);
     device.destroy();
     await device.lost;
