@@ -17,7 +17,9 @@ import { PairMemory } from "./pairs.ts";
 import {
   allVariants,
   clearGroup,
+  groupRows,
   headsAcross,
+  mostKeys,
   program,
   type VariantName,
   variants,
@@ -133,7 +135,7 @@ export class WebgpuAttention {
       };
       // In one piece, since pieces may leave keys for the other variant.
       const checked = { begin: (queries: Queries) => this.#begin(queries, find, unlimited) };
-      return selfCheck(checked, dtype, headDim, variant, blocking.rows * blocking.lanes);
+      return selfCheck(checked, dtype, headDim, variant, groupRows(made, headDim));
     }, text);
   }
 
@@ -263,8 +265,11 @@ export class WebgpuAttention {
     let work: ReadonlyArray<Work> = [];
     const { version, blocking, compiled } = await find(dtype, headDim, (choice) => {
       const tokenBytes = batch * kvHeads * headDim * elementBytes(dtype);
-      const most = tokensThatFit(tokenBytes, largestKeys(limits, choice, dtype, headDim));
-      const group = choice.blocking.rows * choice.blocking.lanes;
+      const most = Math.min(
+        tokensThatFit(tokenBytes, largestKeys(limits, choice, dtype, headDim)),
+        mostKeys(choice),
+      );
+      const group = groupRows(choice, headDim);
       const clear = clearGroup({ ...choice, dtype, headDim });
       work = piecesOf(tokens, most).map((piece) => {
         const parts = partsOf(rows, piece, tiles, band);
@@ -304,7 +309,7 @@ export class WebgpuAttention {
         this.#dispatch(
           queries,
           piece.count,
-          blocking.rows * blocking.lanes,
+          groupRows({ version, blocking }, headDim),
           programs.flatMap(([name, program]) => parts[name].map((part) => ({ program, part }))),
           [keys.resource, values.resource],
           pairs?.entries ?? [],

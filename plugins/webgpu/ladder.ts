@@ -40,7 +40,7 @@ export interface Version {
   readonly number: number;
   readonly name: string;
   /** Which file in `kernels/` it is. */
-  readonly file: "attend" | "attend_tiles";
+  readonly file: "attend" | "attend_tiles" | "attend_wide";
   readonly keysIn: KeysIn;
   /** It needs the feature `subgroups`, and workgroups that are one subgroup each. */
   readonly subgroups: boolean;
@@ -52,7 +52,7 @@ export interface Version {
 const power = (x: number, most: number): number =>
   Math.max(1, Math.min(2 ** Math.floor(Math.log2(x)), most));
 
-/** All versions, slowest first on a software adapter; the last is for GPUs. */
+/** All versions, slowest first on a software adapter; then that of GPUs, and that of the widest heads. */
 export const ladder: ReadonlyArray<Version> = [
   {
     number: 1,
@@ -98,7 +98,20 @@ export const ladder: ReadonlyArray<Version> = [
     subgroups: false,
     blocking: ({ headDim }) => ({ rows: headDim <= 32 ? 2 : 1, keys: 4, lanes: 64 }),
   },
+  {
+    number: 6,
+    name: "wide",
+    file: "attend_wide",
+    keysIn: "buffer",
+    subgroups: false,
+    blocking: () => ({ rows: 1, keys: 1, lanes: 64 }),
+  },
 ];
+
+/** The largest head dimension of which an invocation holds a row. */
+export const largestHeld = 256;
+/** The largest head dimension that there is a version for. */
+export const largestHeadDim = 1024;
 
 /** The version of that name or number. */
 export const versionNamed = (wanted: string | number): Version | undefined =>

@@ -18,6 +18,8 @@ import {
   type Choice,
   isBlocking,
   ladder,
+  largestHeadDim,
+  largestHeld,
   mostRows,
   type Version,
   versionNamed,
@@ -157,7 +159,7 @@ export const openWebgpu = async (options: WebgpuOptions = {}): Promise<Attention
   const attention = new WebgpuAttention(gpu, {
     choices: (dtype, headDim) => [
       ...bestFor({ dtype, headDim }),
-      ...versions.map((version) => ({
+      ...(headDim > largestHeld ? [versionNamed("wide")!] : versions).map((version) => ({
         version,
         blocking: asked(headDim) ?? version.blocking({ headDim, vector }),
       })),
@@ -191,6 +193,7 @@ export const openWebgpu = async (options: WebgpuOptions = {}): Promise<Attention
       forms: "WGSL",
       memory: Deno.systemMemoryInfo().total,
       largestTensor: largestBuffer,
+      largestHeadDim,
       notes,
     },
     begin: (queries) => attention.begin(queries),

@@ -5,11 +5,12 @@
  */
 import attend from "../../kernels/attend.wgsl" with { type: "text" };
 import task from "../../kernels/attend_task.wgsl" with { type: "text" };
+import attendWide from "../../kernels/attend_wide.wgsl" with { type: "text" };
 import attendTiles from "../../kernels/attend_tiles.wgsl" with { type: "text" };
 import span from "../../kernels/span.wgsl" with { type: "text" };
 import workgroups from "../../kernels/workgroups.wgsl" with { type: "text" };
 import type { DType } from "../../runtime/dtype.ts";
-import type { Blocking, KeysIn, Version } from "./ladder.ts";
+import type { Blocking, Choice, KeysIn, Version } from "./ladder.ts";
 import type { PairProgram } from "./pairs.ts";
 import { unroll } from "./unroll.ts";
 
@@ -52,7 +53,29 @@ const tileKeys = (headDim: number): number =>
 
 /** Keys that the program without masks takes at once, so that it visits whole groups of them. */
 export const clearGroup = ({ version, headDim, blocking }: Omit<Variant, "variant">): number =>
-  version.file === "attend_tiles" ? tileKeys(headDim) : blocking.keys;
+  version.file === "attend_tiles"
+    ? tileKeys(headDim)
+    : version.file === "attend_wide"
+    ? 1
+    : blocking.keys;
+
+/** Keys at once of which there are never as many. */
+const never = 2 ** 30;
+
+/** Query rows of a workgroup. */
+export const groupRows = ({ version, blocking }: Choice, headDim: number): number =>
+  version.file === "attend_wide" ? heldRows(headDim) : blocking.rows * blocking.lanes;
+
+/**
+ * Keys of a dispatch, at most. llvmpipe lets the loops of a program run for 65,535 turns in all, and then ends them
+ * without a word: so many keys are fewer turns, with whatever blocking.
+ */
+export const mostKeys = ({ version }: Choice): number =>
+  version.file === "attend_wide" ? 2 ** 13 : 2 ** 15;
+
+/** Rows that version `wide` holds in half of the workgroup memory that every adapter has. */
+const heldRows = (headDim: number): number =>
+  Math.max(1, Math.min(4, Math.floor(workgroupBytes / 2 / (4 * headDim))));
 
 /** With more keys at once their flags take longer than what they save. */
 const mostMaskedKeys = 2;
@@ -116,6 +139,8 @@ export const keyAccess = (dtype: DType, headDim: number, keysIn: KeysIn): string
   ].join("\n");
 };
 
+const texts = { attend, attend_tiles: attendTiles, attend_wide: attendWide };
+
 /** The whole WGSL text, but for the directive that adapters with subgroups may ask for. */
 export const program = (made: Variant): string => {
   const { version, dtype, headDim, blocking } = made;
@@ -142,6 +167,7 @@ export const program = (made: Variant): string => {
     SCORED: Number(scored),
     PLACED: Number(pairwise || scored),
     BROADCAST: Number(version.subgroups),
+    HELD: heldRows(headDim),
   };
   return [
     `const ROWS = ${ROWS}u;`,
@@ -151,13 +177,14 @@ export const program = (made: Variant): string => {
     `const OTHERS1 = ${others(1)};`,
     `const LANES = ${LANES}u;`,
     `const QUADS = ${QUADS}u;`,
-    `const CLEAR = ${pairwise ? 2 ** 30 : clearGroup(made)};`,
+    `const CLEAR = ${pairwise || version.file === "attend_wide" ? never : clearGroup(made)};`,
+    `const HELD = ${numbers.HELD}u;`,
     ...(tiled ? [`const TILE = ${TILE};`] : []),
     keyAccess(dtype, headDim, version.keysIn),
     span,
     workgroups,
     made.pairs?.text ?? "",
     unroll(task, numbers),
-    unroll(tiled ? attendTiles : attend, numbers),
+    unroll(texts[version.file], numbers),
   ].join("\n");
 };

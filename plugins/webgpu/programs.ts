@@ -10,6 +10,7 @@ import type { Gpu } from "./gpu.ts";
 import type { Choice, Version } from "./ladder.ts";
 import { pairLayout, type PairProgram } from "./pairs.ts";
 import {
+  groupRows,
   type PlainVariant,
   program,
   texelFormat,
@@ -72,7 +73,7 @@ export class Programs {
     const choices = (["f32", "f16", "bf16"] as const).flatMap((dtype) =>
       this.#options.choices(dtype, headDim)
     );
-    return Math.min(...choices.map(({ blocking: { rows, lanes } }) => rows * lanes));
+    return Math.min(...choices.map((choice) => groupRows(choice, headDim)));
   }
 
   /**

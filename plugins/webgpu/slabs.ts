@@ -45,6 +45,9 @@ const gap = 12;
  */
 const most = { rows: 2048, keys: 1024 };
 
+/** Turns of the loop over the quads of rows of all heads that share keys: see `mostKeys` in `program.ts`. */
+const mostTurns = 2 ** 15;
+
 /** Cuts a part into slabs, and leaves out those of which no pair counts. */
 export const slabsOf = <R extends Piece>(
   part: Part<R>,
@@ -60,6 +63,7 @@ export const slabsOf = <R extends Piece>(
   );
   const quads = atLeastOne(
     Math.ceil(Math.min(querySpan.count, most.rows) / 4),
+    mostTurns / sharing,
     mine / (keys + gap),
   );
   const together = atLeastOne(mine / ((keys + gap) * quads), mostHeads / sharing);
