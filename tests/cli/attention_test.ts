@@ -186,10 +186,10 @@ export default { ...reference, name: "${name}", score: Effect.succeed(${score}) 
     assert.equal(JSON.parse(stdout).device.backend, "JavaScript");
   }
   const unknown = await run("--device", "other");
-  assert.equal(unknown.code, 1);
+  assert.equal(unknown.code, 2);
   assert.match(
     unknown.stderr,
-    /device "other": it needs to be "auto" or one of .*"mine": found no/,
+    /--device needs "auto" or one of .*"mine": found "other"/,
   );
   await write("reference", 1);
   const taken = await run();

@@ -77,6 +77,46 @@ export const shipped = ({ tokens, heads }: Shape): ReadonlyArray<Shipped> => {
   const grown = (q: number) => Math.max(1, Math.log(q + 1) / Math.log(20));
   const all = sees(() => true), past = sees(before);
   return [
+    // Most of what can go wrong goes wrong in these.
+    {
+      // Its second softcap is of scores that have been changed twice.
+      name: "softcap & temperature & softcap",
+      attention: [softcap({ cap: 3 }), temperature({ temperatures }), softcap({ cap: 2 })],
+      rules: {
+        ...all,
+        score: (s, _b, h) => 2 * Math.tanh(3 * Math.tanh(s / 3) / temperatures[h]! / 2),
+        slope: (s, _b, h) =>
+          1 / Math.cosh(3 * Math.tanh(s / 3) / temperatures[h]! / 2) ** 2 / temperatures[h]! /
+          Math.cosh(s / 3) ** 2,
+      },
+    },
+    {
+      name: "temperature & softcap & alibi & documents & sinks",
+      attention: [
+        temperature({ temperatures }),
+        softcap({ cap: 3 }),
+        alibi({ slopes }),
+        documents({ cu_seqlens: bounds }),
+        sinks({ logits }),
+      ],
+      rules: {
+        ...sees(together),
+        score: (s, _b, h, q, k) =>
+          3 * Math.tanh(s / temperatures[h]! / 3) - slopes[h]! * Math.abs(q - k),
+        slope: (s, _b, h) => 1 / Math.cosh(s / temperatures[h]! / 3) ** 2 / temperatures[h]!,
+        sink: (h) => logits[h]!,
+      },
+    },
+    {
+      name: "causal & window & documents",
+      attention: [causal(), window({ size: 21 }), documents({ cu_seqlens: bounds })],
+      rules: sees((q, k) => before(q, k) && k > q - 21 && together(q, k)),
+    },
+    {
+      name: "strided & documents",
+      attention: [strided({ local: 4, stride: 7 }), documents({ cu_seqlens: bounds })],
+      rules: sees((q, k) => before(q, k) && (k > q - 4 || k % 7 === q % 7) && together(q, k)),
+    },
     { name: "bidirectional", attention: [bidirectional()], rules: all },
     { name: "causal", attention: [causal()], rules: past },
     {
@@ -143,45 +183,6 @@ export const shipped = ({ tokens, heads }: Shape): ReadonlyArray<Shipped> => {
         ...past,
         score: (s, _b, _h, q) => s * grown(q),
         slope: (_s, _b, _h, q) => grown(q),
-      },
-    },
-    {
-      name: "causal & window & documents",
-      attention: [causal(), window({ size: 21 }), documents({ cu_seqlens: bounds })],
-      rules: sees((q, k) => before(q, k) && k > q - 21 && together(q, k)),
-    },
-    {
-      name: "strided & documents",
-      attention: [strided({ local: 4, stride: 7 }), documents({ cu_seqlens: bounds })],
-      rules: sees((q, k) => before(q, k) && (k > q - 4 || k % 7 === q % 7) && together(q, k)),
-    },
-    {
-      // Its second softcap is of scores that have been changed twice.
-      name: "softcap & temperature & softcap",
-      attention: [softcap({ cap: 3 }), temperature({ temperatures }), softcap({ cap: 2 })],
-      rules: {
-        ...all,
-        score: (s, _b, h) => 2 * Math.tanh(3 * Math.tanh(s / 3) / temperatures[h]! / 2),
-        slope: (s, _b, h) =>
-          1 / Math.cosh(3 * Math.tanh(s / 3) / temperatures[h]! / 2) ** 2 / temperatures[h]! /
-          Math.cosh(s / 3) ** 2,
-      },
-    },
-    {
-      name: "temperature & softcap & alibi & documents & sinks",
-      attention: [
-        temperature({ temperatures }),
-        softcap({ cap: 3 }),
-        alibi({ slopes }),
-        documents({ cu_seqlens: bounds }),
-        sinks({ logits }),
-      ],
-      rules: {
-        ...sees(together),
-        score: (s, _b, h, q, k) =>
-          3 * Math.tanh(s / temperatures[h]! / 3) - slopes[h]! * Math.abs(q - k),
-        slope: (s, _b, h) => 1 / Math.cosh(s / temperatures[h]! / 3) ** 2 / temperatures[h]!,
-        sink: (h) => logits[h]!,
       },
     },
   ];
