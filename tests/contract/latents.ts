@@ -35,7 +35,7 @@ const odd: Sizes = {
 
 /** Those of DeepSeek-V3, but for the number of heads. */
 const deepSeek: Sizes = {
-  ...{ batch: 1, tokens: 67, heads: 3, headDim: 192 },
+  ...{ batch: 1, tokens: 131, heads: 3, headDim: 192 },
   ...{ rank: 512, rope: 64, value: 128 },
 };
 
@@ -79,7 +79,7 @@ const attentions = (tokens: number): ReadonlyArray<{
 
 const run = Effect.fnUntraced(function* (
   sizes: Sizes,
-  rings: ReadonlyArray<number>,
+  rings: ReadonlyArray<ReadonlyArray<number>>,
   forms: ReadonlyArray<"expand" | "absorb">,
 ) {
   const inputs = inputsOf(sizes);
@@ -88,9 +88,10 @@ const run = Effect.fnUntraced(function* (
   const found = new Set<string>();
   for (const { attention, rules } of attentions(sizes.tokens)) {
     const expected = expectedOf(sizes, inputs, rules);
-    for (const ring of rings) {
+    for (const weights of rings) {
       for (const layout of layouts) {
-        const given = { ...sizes, q: inputs.q, latents, attention, ring, layout };
+        const ring = { ring: weights.length, weights, layout };
+        const given = { ...sizes, q: inputs.q, latents, attention, ...ring };
         const result = yield* attend(given).pipe(Effect.provide(Crew.local()));
         assertClose(result, expected, yield* DeviceBound);
         const { ranks, plan } = result;
@@ -110,9 +111,13 @@ const run = Effect.fnUntraced(function* (
 export const latentCases: ReadonlyArray<RingCase> = [
   {
     name: "latents of sizes that are multiples of nothing, expanded and absorbed",
-    run: run(odd, [1, 2, 3, 5, 8], ["absorb", "expand"]),
+    run: run(odd, [1, 2, 3, 5, 8].map((ring) => Array(ring).fill(1)), ["absorb", "expand"]),
   },
-  { name: "latents of DeepSeek's sizes", run: run(deepSeek, [1, 3], ["absorb", "expand"]) },
+  {
+    // A rank with few queries and blocks of many keys.
+    name: "latents of DeepSeek's sizes",
+    run: run(deepSeek, [[1], [6, 1]], ["absorb", "expand"]),
+  },
 ];
 
 /** Registers the contract, or some of it, as one test of a device and its links. */

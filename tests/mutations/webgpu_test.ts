@@ -32,7 +32,7 @@ const attendWgsl = unchecked("plugins/webgpu/programs.ts", [[
 ]]);
 const wgsl = (
   fault: string,
-  file: "attend" | "attend_task" | "span" | "workgroups",
+  file: "attend" | "attend_task" | "attend_wide" | "span" | "workgroups",
   ...changes: Changes
 ): Fault => attendWgsl(fault, `kernels/${file}.wgsl`, ...changes);
 
@@ -241,6 +241,22 @@ const expansionFaults: ReadonlyArray<Fault> = [
   ]),
 ];
 
+/** And where queries have absorbed them: only a long latent needs that version. */
+const wideFaults: ReadonlyArray<Fault> = [
+  wgsl("what earlier keys gave is not rescaled", "attend_wide", [
+    "o$r_$p = o$r_$p * keep$r + sum$r_$p;",
+    "o$r_$p = o$r_$p + sum$r_$p;",
+  ]),
+  wgsl("all rows have the weights of the first", "attend_wide", [
+    "let p$r = weights[$ru * LANES + j].x;",
+    "let p$r = weights[j].x;",
+  ]),
+  wgsl("what earlier blocks gave is not rescaled", "attend_wide", [
+    "outputs[at] * keep",
+    "outputs[at]",
+  ]),
+];
+
 const adapter = await findAdapter();
 
 /** Attention of a copy, on an adapter. */
@@ -249,9 +265,10 @@ const withKernel = async (load: Load, use: (kernel: AttentionKernel) => Promise<
   const { WebgpuAttention } = await load<typeof import("../../plugins/webgpu/kernel.ts")>(
     "plugins/webgpu/kernel.ts",
   );
-  const { versionNamed } = await load<typeof import("../../plugins/webgpu/ladder.ts")>(
-    "plugins/webgpu/ladder.ts",
-  );
+  const { versionNamed, largestHeld, largestHeadDim } = await load<
+    typeof import("../../plugins/webgpu/ladder.ts")
+  >("plugins/webgpu/ladder.ts");
+  const wide = versionNamed("wide")!;
   // The file with the faults is for software adapters; a GPU runs its other versions as well.
   const version = versionNamed(isSoftware(adapter!.info) ? "broadcast" : "registers")!;
   const device = await (await findAdapter())!.requestDevice({
@@ -260,16 +277,20 @@ const withKernel = async (load: Load, use: (kernel: AttentionKernel) => Promise<
   const lanes = adapter!.info.subgroupMaxSize;
   const attention = new WebgpuAttention(new Gpu(device), {
     // Smaller than its own, which compiles faster.
-    choices: () => [{ version, blocking: { rows: 2, keys: 4, lanes } }],
+    choices: (_dtype, headDim) => [
+      headDim > largestHeld
+        ? { version: wide, blocking: wide.blocking({ headDim, vector: lanes }) }
+        : { version, blocking: { rows: 2, keys: 4, lanes } },
+    ],
     directive: "",
     warn: assert.fail,
     largestBuffer: 2 ** 27,
     tallestTexture: 8192,
   });
-  const { largestHeadDim: _, ...info } = referenceKernel().info;
+  const info = { ...referenceKernel().info, forms: "WGSL", largestHeadDim } as const;
   const begin = (queries: Queries) => attention.begin(queries);
   try {
-    await use({ info: { ...info, forms: "WGSL" }, begin, expandsLatents: true });
+    await use({ info, begin, expandsLatents: true });
   } finally {
     device.destroy();
     await device.lost;
@@ -397,6 +418,14 @@ Deno.test({
         })));
     for (const fault of expansionFaults) {
       await plant(fault, (cases) => assertCaught(fault.fault, "latents, of WGSL", cases));
+    }
+    for (const fault of wideFaults) {
+      await plant(fault, (cases) =>
+        assertCaught(
+          fault.fault,
+          "latents, of WGSL",
+          cases.filter(({ name }) => name.includes("DeepSeek")),
+        ));
     }
     await plant(
       expansion("and what caught them passes on a sound copy", "kernels/expand_latents.wgsl"),
