@@ -11,6 +11,7 @@ const says: Record<string, RegExp> = {
     /4096 tokens over 4 nodes.*\n.* tokens\/s.*\nthe fullest node held 1 MiB of the 2 MiB/,
   "06_attention.ts":
     /packed: \d+ pairs, \d+ bytes moved.*\ncausal: \d+ pairs.*\na ring of four differs from one device by \d/,
+  "07_latents.ts": /latents: \d+ bytes moved; keys and values: \d+\n30720 outputs differ by \d/,
   "04_gradients.ts":
     /dk of a ring of three says \d.*\nrank 0 sent \d+ bytes of K and V and \d+ of gradients/,
 };
