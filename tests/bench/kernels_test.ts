@@ -120,7 +120,7 @@ Deno.test("deno task bench says at once what it cannot do", async () => {
       [["ring", "--quick", "--rings", ""], 2, /whole numbers from 1 to 64 with commas between/],
       [["ring", "--quick", "--rings", "1.5"], 2, /whole numbers from 1 to 64 with commas between/],
       [["ring", "--quick", "--devices", ","], 2, /webgpu, cpu, reference, with commas between/],
-      [["kernels", "--quick", "--versions", "9"], 2, /whole numbers from 1 to 5 with commas/],
+      [["kernels", "--quick", "--versions", "9"], 2, /whole numbers from 1 to 6 with commas/],
       [
         ["kernels", "--quick", "--only", "reference", "--out", "/proc/nope"],
         1,

@@ -425,7 +425,7 @@ const openedWith = (options: Parameters<typeof webgpuWith>[0]) =>
 onAdapter("a kernel that nobody knows is refused, with those that are known", async () => {
   await assert.rejects(
     openedWith({ kernel: "fastest" }),
-    /needs the kernel to be "auto" or one of "rows" \(1\), .*"tiles" \(5\): found "fastest"/,
+    /needs the kernel to be "auto" or one of "rows" \(1\), .*"wide" \(6\): found "fastest"/,
   );
   assert.equal(versionNamed(4), versionNamed("4"));
   assert.equal(versionNamed(4)!.name, "broadcast");
