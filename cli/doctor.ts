@@ -4,7 +4,7 @@
  * @module
  */
 import { Context, Effect, Layer } from "effect";
-import { connectNats } from "../plugins/nats_connection.ts";
+import { dialNats } from "../plugins/nats_connection.ts";
 import { startNatsServer } from "../plugins/nats_server.ts";
 import { libraryName, libraryPackage } from "../plugins/cpu/blas.ts";
 import { Device } from "../runtime/device.ts";
@@ -54,7 +54,7 @@ const deviceFinding = (plugin: typeof devices[number]): Effect.Effect<Finding> =
 
 const serverFinding = (url: string | undefined): Effect.Effect<Finding> =>
   Effect.scoped(Effect.gen(function* () {
-    const connection = yield* connectNats(url ?? (yield* startNatsServer()).url);
+    const connection = yield* dialNats(url ?? (yield* startNatsServer()).url);
     const info = connection.info!;
     return {
       check: url === undefined ? "NATS server" : `NATS server ${url}`,

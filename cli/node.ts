@@ -5,7 +5,7 @@
  */
 import { Effect, Layer } from "effect";
 import { type NodeState, serveNode } from "../plugins/nats_cluster.ts";
-import { connectNats } from "../plugins/nats_connection.ts";
+import { connectNats } from "../plugins/nats.ts";
 import { natsLinks } from "../plugins/nats_links.ts";
 import { measureAttention, measureLink } from "../runtime/calibrate.ts";
 import { Device } from "../runtime/device.ts";
@@ -30,13 +30,13 @@ const stdinEnds: Effect.Effect<void> = Effect.promise(async () => {
   for await (const _ of Deno.stdin.readable);
 });
 
-/** Joins the cluster and serves it until the connection ends. */
+/** Joins the cluster and serves it until its server is gone for good. */
 export const runNode = Effect.fn("runNode")(function* (flags: NodeFlags) {
   const { attentions, devices } = yield* knownPlugins(flags.plugin, flags.device);
-  const connection = yield* connectNats(flags.nats);
+  const nats = yield* connectNats(flags.nats);
   const plugin = yield* chooseDevice(devices, flags.device);
   const services = yield* Layer.build(
-    Layer.mergeAll(plugin.layer, natsLinks(connection, { cluster: flags.cluster })),
+    Layer.mergeAll(plugin.layer, natsLinks(nats, { cluster: flags.cluster })),
   );
   const serve = Effect.gen(function* () {
     const { info } = yield* Device;
@@ -65,7 +65,7 @@ export const runNode = Effect.fn("runNode")(function* (flags: NodeFlags) {
             `node ${card.id} (${info.name} on ${info.backend}${
               info.software ? ", software" : ""
             }) ` +
-              `waits for a driver of cluster "${flags.cluster}" at ${connection.getServer()}`,
+              `waits for a driver of cluster "${flags.cluster}" at ${nats.server}`,
           );
         case "working":
           return print(`node ${card.id} computes rank ${state.rank} of run ${state.run}`);
@@ -75,7 +75,7 @@ export const runNode = Effect.fn("runNode")(function* (flags: NodeFlags) {
           );
       }
     };
-    return yield* serveNode(connection, flags.cluster, card, attentions, tell);
+    return yield* serveNode(nats, flags.cluster, card, attentions, tell);
   }).pipe(Effect.provideContext(services));
   yield* flags.untilStdinEnds ? Effect.raceFirst(serve, stdinEnds) : serve;
 }, Effect.scoped);

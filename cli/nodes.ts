@@ -5,7 +5,7 @@
  */
 import { Effect } from "effect";
 import { rollCall } from "../plugins/nats_cluster.ts";
-import { connectNats } from "../plugins/nats_connection.ts";
+import { connectNats } from "../plugins/nats.ts";
 import type { NodeCard } from "../runtime/membership.ts";
 import { note, print, printJson, sizeInWords, table } from "./output.ts";
 
@@ -35,12 +35,12 @@ export const cardTable = (cards: ReadonlyArray<NodeCard>): string =>
 
 /** Lists the nodes that answer within a second. */
 export const listNodes = Effect.fn("listNodes")(function* (flags: NodesFlags) {
-  const connection = yield* connectNats(flags.nats);
-  const cards = yield* rollCall(connection, flags.cluster);
+  const nats = yield* connectNats(flags.nats);
+  const cards = yield* rollCall(nats, flags.cluster);
   if (flags.json) return yield* printJson(cards);
   if (cards.length > 0) return yield* print(cardTable(cards));
   yield* note(
-    `annulus: no node answers in cluster "${flags.cluster}" at ${connection.getServer()}; start one with ` +
-      `\`annulus node --nats nats://${connection.getServer()} --cluster ${flags.cluster}\``,
+    `annulus: no node answers in cluster "${flags.cluster}" at ${nats.server}; start one with ` +
+      `\`annulus node --nats nats://${nats.server} --cluster ${flags.cluster}\``,
   );
 }, Effect.scoped);

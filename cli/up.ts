@@ -4,7 +4,7 @@
  * @module
  */
 import { Effect } from "effect";
-import { connectNats } from "../plugins/nats_connection.ts";
+import { dialNats } from "../plugins/nats_connection.ts";
 import { startNatsServer } from "../plugins/nats_server.ts";
 import { NodeRefused } from "../runtime/errors.ts";
 import { startNode } from "./children.ts";
@@ -27,7 +27,7 @@ export const runUp = Effect.fn("runUp")(function* (flags: UpFlags) {
   // What cannot be used is better said once than by every node.
   yield* knownPlugins(flags.plugin, flags.device);
   const url = flags.nats ?? (yield* startNatsServer()).url;
-  yield* Effect.scoped(connectNats(url));
+  yield* Effect.scoped(dialNats(url));
   if (!flags.json) yield* note(`starting ${flags.nodes} nodes at ${url}`);
   const children = yield* Effect.all(
     Array.from(

@@ -23,7 +23,7 @@ const cluster = "example";
 const startNode = (url: string, id: string) =>
   Effect.gen(function* () {
     const waiting = Promise.withResolvers<void>();
-    const connection = yield* connectNats(url);
+    const nats = yield* connectNats(url);
     yield* Effect.gen(function* () {
       const { info } = yield* Device;
       const card = {
@@ -36,7 +36,7 @@ const startNode = (url: string, id: string) =>
         attentionGflops: 0, // `annulus node` measures both
         linkMegabytes: 0,
       };
-      yield* serveNode(connection, cluster, card, definitions, ({ state, ...about }) =>
+      yield* serveNode(nats, cluster, card, definitions, ({ state, ...about }) =>
         Effect.sync(() => {
           console.log(`${id}: ${state}`, "rank" in about ? `on rank ${about.rank}` : "");
           if (state === "waiting") {
@@ -46,7 +46,7 @@ const startNode = (url: string, id: string) =>
     }).pipe(
       Effect.provide(Layer.fresh(Layer.mergeAll(
         reference.layer,
-        natsLinks(connection, { cluster }),
+        natsLinks(nats, { cluster }),
       ))),
       Effect.forkScoped,
     );

@@ -132,7 +132,7 @@ export const memoryLinks = (options: MemoryLinksOptions = {}): Layer.Layer<Links
       return link;
     });
 
-    return Links.of({ name: "memory", maxFrame, open });
+    return Links.of({ name: "memory", maxFrame, open, counts: () => ({}) });
   });
 
 /** Everything that `attend` needs, in this process: memory links, and one device that all ranks share. */

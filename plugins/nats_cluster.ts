@@ -10,7 +10,7 @@
  *
  * @module
  */
-import type { Msg, NatsConnection } from "@nats-io/transport-node";
+import type { Msg } from "@nats-io/transport-node";
 import { Context, Effect, Layer, Queue, Result, Schema, type Scope } from "effect";
 import { Crew } from "../runtime/crew.ts";
 import type { Device } from "../runtime/device.ts";
@@ -27,7 +27,7 @@ import type { Definition } from "../runtime/variant.ts";
 import { Answer, NodeCard, Offer, RankEvent } from "../runtime/membership.ts";
 import { attendRank } from "../runtime/rank.ts";
 import { version } from "../runtime/version.ts";
-import { connectNats } from "./nats_connection.ts";
+import { connectNats, type Nats, type NatsLine } from "./nats.ts";
 import { natsLinks } from "./nats_links.ts";
 
 /** The state of a node, told to its operator. */
@@ -68,50 +68,39 @@ const offers = codec(Offer);
 const answers = codec(Answer);
 const events = codec(RankEvent);
 
-const gone = (connection: NatsConnection) => (cause: unknown) =>
-  new ServerUnavailable({
-    url: connection.getServer(),
-    needed: "to stay connected",
-    found: cause instanceof Error ? cause.message : String(cause),
-  });
+const bytesOf = (text: string) => new TextEncoder().encode(text);
 
-/** A subscription whose messages are handled one by one by fibers of ours; the callback itself cannot throw. */
-const subscribed = (connection: NatsConnection, subject: string) =>
+/** A subscription whose messages are handled one by one by fibers of ours. */
+const subscribed = (line: NatsLine, subject: string) =>
   Effect.gen(function* () {
     const inbox = yield* Queue.unbounded<Msg>();
     yield* Effect.acquireRelease(
-      Effect.try({
-        try: () =>
-          connection.subscribe(subject, {
-            callback: (error, message) => void (error ?? Queue.offerUnsafe(inbox, message)),
-          }),
-        catch: gone(connection),
-      }),
-      (subscription) => Effect.sync(() => subscription.unsubscribe()),
+      Effect.sync(() => line.subscribe(subject, (_, message) => Queue.offerUnsafe(inbox, message))),
+      (unsubscribe) => Effect.sync(unsubscribe),
     );
     return inbox;
   });
 
-/** Publishing fails only where the connection is closed, which `closed` reports better. */
+/** What cannot be said now, is said again or not missed. */
 const say = (send: () => unknown): Effect.Effect<void> => Effect.ignore(Effect.try(send));
 
 /**
- * Makes this process a node: answers roll calls, and takes one rank after the other. Ends only with its connection.
+ * Makes this process a node: answers roll calls, and takes one rank after the other. Ends only with its server.
  *
  * @param card All but the state, which changes.
  * @param known The attention variants that it computes.
  */
 export const serveNode = Effect.fn("serveNode")(function* (
-  connection: NatsConnection,
+  { control }: Nats,
   cluster: string,
   card: Omit<NodeCard, "state">,
   known: ReadonlyArray<Definition>,
   tell: (state: NodeState) => Effect.Effect<void>,
 ) {
   const names = subjects(cluster);
-  const roll = yield* subscribed(connection, names.roll);
-  const asked = yield* subscribed(connection, names.node(card.id));
-  yield* Effect.tryPromise({ try: () => connection.flush(), catch: gone(connection) });
+  const roll = yield* subscribed(control, names.roll);
+  const asked = yield* subscribed(control, names.node(card.id));
+  yield* Effect.promise(() => control.flush());
   let busy = false;
 
   const introduce = Effect.forever(Effect.gen(function* () {
@@ -121,7 +110,7 @@ export const serveNode = Effect.fn("serveNode")(function* (
 
   const work = Effect.fnUntraced(function* (job: Job, rank: number) {
     const emit = (event: RankEvent) =>
-      say(() => connection.publish(names.run(job.run, rank), events.encode(event)));
+      say(() => control.publish(names.run(job.run, rank), bytesOf(events.encode(event))));
     const failed = (tag: string, reason: string) => emit({ event: "failed", tag, reason });
     yield* tell({ state: "working", run: job.run, rank });
     yield* attendRank(job, rank, {
@@ -165,17 +154,13 @@ export const serveNode = Effect.fn("serveNode")(function* (
     yield* Effect.forkScoped(work(accepted.success.job, accepted.success.rank));
   }));
 
-  const closed = Effect.flatMap(
-    Effect.promise(() => connection.closed()),
-    (cause) => Effect.fail(gone(connection)(cause ?? "the connection was closed")),
-  );
   yield* tell({ state: "waiting" });
   return yield* Effect.raceAllFirst<
     Effect.Effect<never, ServerUnavailable, Device | Links | Scope.Scope>
   >([
     introduce,
     takeOffers,
-    closed,
+    control.lost,
   ]);
 }, Effect.scoped);
 
@@ -184,9 +169,11 @@ const rollCallMilliseconds = 1000;
 
 /** The nodes that answer within a second, by id. */
 export const rollCall = Effect.fn("rollCall")(function* (
-  connection: NatsConnection,
+  { control }: Nats,
   cluster: string,
 ) {
+  const connection = control.connection();
+  if (connection === undefined) return [];
   const found: Array<NodeCard> = [];
   yield* Effect.tryPromise({
     try: async () => {
@@ -200,14 +187,14 @@ export const rollCall = Effect.fn("rollCall")(function* (
       }
     },
     // "No responders" is an answer: there is no node.
-    catch: gone(connection),
-  }).pipe(Effect.catchIf(() => !connection.isClosed(), () => Effect.void));
+    catch: String,
+  }).pipe(Effect.ignore);
   return found.sort((a, b) => a.id < b.id ? -1 : 1);
 });
 
 /** The crew of these nodes: the node at index r takes rank r. Refuses nodes of another version. */
 const crewOf = Effect.fn("natsCrew")(function* (
-  connection: NatsConnection,
+  { control }: Nats,
   cluster: string,
   nodes: ReadonlyArray<NodeCard>,
 ) {
@@ -256,9 +243,10 @@ const crewOf = Effect.fn("natsCrew")(function* (
             `a node takes ${largestMessage}`;
           return yield* new NodeRefused({ node: name, reason });
         }
-        const inbox = yield* subscribed(connection, names.run(job.run, rank));
+        const inbox = yield* subscribed(control, names.run(job.run, rank));
         const answer = yield* Effect.tryPromise({
-          try: () => connection.request(names.node(node.id), offer, { timeout: 5000 }),
+          try: async () =>
+            await control.connection()!.request(names.node(node.id), offer, { timeout: 5000 }),
           catch: () => new NodeRefused({ node: name, reason: "it does not answer" }),
         });
         const read = answers.decode(answer);
@@ -305,15 +293,15 @@ export interface ClusterOptions {
 export const joinCluster = Effect.fn("joinCluster")(function* (
   { url, cluster, ring, device }: ClusterOptions,
 ) {
-  const connection = yield* connectNats(url);
-  const all = yield* rollCall(connection, cluster);
+  const nats = yield* connectNats(url);
+  const all = yield* rollCall(nats, cluster);
   const able = all.filter((node) => device === undefined || node.device.name === device);
   const idle = able.filter(({ state }) => state === "idle");
   const needed = ring ?? Math.max(1, idle.length);
   if (idle.length < needed) {
     return yield* new NotEnoughNodes({
       cluster,
-      url: connection.getServer(),
+      url: nats.server,
       device: device ?? "auto",
       needed,
       found: idle.length,
@@ -321,8 +309,8 @@ export const joinCluster = Effect.fn("joinCluster")(function* (
     });
   }
   const nodes = idle.slice(0, needed);
-  const links = yield* Layer.build(natsLinks(connection, { cluster }));
-  const services = Context.add(links, Crew, yield* crewOf(connection, cluster, nodes));
+  const links = yield* Layer.build(natsLinks(nats, { cluster }));
+  const services = Context.add(links, Crew, yield* crewOf(nats, cluster, nodes));
   return { services, nodes };
 });
 

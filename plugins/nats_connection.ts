@@ -1,5 +1,5 @@
 /**
- * A connection to a running NATS server.
+ * One connection to a running NATS server, for as long as it lasts.
  *
  * @module
  */
@@ -47,11 +47,14 @@ const greeting = async (parts: URL, signal: AbortSignal): Promise<string> => {
   return said;
 };
 
+/** How long a connection may take to say goodbye: one to a server that hangs never does. */
+const goodbye = "400 millis";
+
 /**
- * Connects to `nats://[user:password@|token@]host[:port]`. The connection never reconnects: what was lost meanwhile
- * could not be told, so whoever uses it is to fail. It closes with the scope.
+ * Connects to `nats://[user:password@|token@]host[:port]`. The connection never reconnects by itself: the client would
+ * not tell what was lost meanwhile, and waits for ever for a server that hangs. It closes with the scope.
  */
-export const connectNats = Effect.fn("connectNats")(
+export const dialNats = Effect.fn("dialNats")(
   function* (url: string): Effect.fn.Return<NatsConnection, ServerUnavailable, Scope.Scope> {
     const address = withoutCredentials(url);
     const unavailable = (needed: string, found: unknown) =>
@@ -103,7 +106,8 @@ export const connectNats = Effect.fn("connectNats")(
             ? unavailable(user, cause)
             : unavailable(listening, cause),
       }),
-      (connection) => Effect.promise(() => connection.close()),
+      (connection) =>
+        Effect.ignore(Effect.timeout(Effect.promise(() => connection.close()), goodbye)),
     );
   },
 );

@@ -1,26 +1,25 @@
 /**
- * Links over NATS. What `from` says to `to` travels on one subject, `annulus.<cluster>.<run>.<from>.<to>` with the
- * lane's name behind it where there is one, whose order NATS keeps; what NATS drops, and it drops without a word, ends
- * the link with an error.
+ * Links over NATS. Frames from `from` to `to` travel on one subject, `annulus.<cluster>.<run>.<from>.<to>` with the
+ * lane's name behind it where there is one; what is said about them on another one and over another connection, the
+ * same with `.ctl` behind it. NATS drops, and it drops without a word; what it dropped is sent again.
  *
  * @module
  */
-import type { NatsConnection, Status } from "@nats-io/transport-node";
-import { errors } from "@nats-io/transport-node";
-import { Duration, Effect, Exit, Layer, Schedule } from "effect";
+import { Clock, Duration, Effect, Exit, Layer, Schedule } from "effect";
 import { type LinkError, LinkFailed } from "../runtime/errors.ts";
 import { farewellOf } from "../runtime/farewell.ts";
 import { type Ends, type Link, Links, type Slot, slotName } from "../runtime/link.ts";
-import { beatsOfPatience, Conversation } from "./nats_links/conversation.ts";
+import { Conversation } from "./nats_links/conversation.ts";
+import type { Lines, LineWatcher } from "./nats_links/line.ts";
 import { headerBytes } from "./nats_links/message.ts";
+import { tickMilliseconds } from "./nats_links/outgoing.ts";
 
 /** Where links meet, what they hold, and how long they wait. */
 export interface NatsLinksOptions {
   /** A name of letters, digits, `-` and `_`; links of other clusters are out of reach. */
   readonly cluster: string;
   /**
-   * How long a peer may stay away, stay silent, or not receive what was sent. It must exceed the time that the
-   * network takes for the windows of all links of one connection.
+   * How long a peer may stay away when its end opens.
    * @default "10 seconds"
    */
   readonly deadline?: Duration.Input;
@@ -37,6 +36,10 @@ export interface NatsLinksOptions {
 }
 
 const largestFrame = 512 * 1024;
+/** Between two greetings of a peer that has not answered. */
+const greeting = "100 millis";
+/** How long a peer has to hear that this end failed. */
+const lastWords = "500 millis";
 
 /** The subject on which `from` speaks to `to`. */
 export const subjectOf = (
@@ -47,27 +50,9 @@ export const subjectOf = (
   lane?: Ends["lane"],
 ): string => ["annulus", cluster, run, from, to, ...(lane === undefined ? [] : [lane])].join(".");
 
-/** What a link hears of its connection. */
-interface Listener {
-  readonly subjects: ReadonlyArray<string>;
-  readonly conversation: Conversation;
-}
-
-/** What a change of the connection means for links; undefined if nothing. */
-const lossIn = (status: Status): string | undefined => {
-  switch (status.type) {
-    case "disconnect":
-      return "the server hung up";
-    case "staleConnection":
-      return "the server stopped answering";
-    case "error":
-      return status.error.message;
-  }
-};
-
-/** Links over a connection, which must not reconnect by itself: what it lost meanwhile would go unnoticed. */
+/** Links over two lines, which tell when they were away. */
 export const natsLinks = (
-  connection: NatsConnection,
+  { bulk, control }: Lines,
   options: NatsLinksOptions,
 ): Layer.Layer<Links> =>
   Layer.effect(
@@ -75,37 +60,33 @@ export const natsLinks = (
     Effect.gen(function* () {
       const { cluster, deadline = "10 seconds", patience = "10 minutes" } = options;
       const { windowBytes = 4 * 1024 * 1024 } = options;
-      const beat = Duration.divideUnsafe(Duration.fromInputUnsafe(deadline), beatsOfPatience);
       const inWords = (duration: Duration.Input) =>
         Duration.format(Duration.fromInputUnsafe(duration));
-      const maxFrame = Math.min((connection.info?.max_payload ?? 0) - headerBytes, largestFrame);
+      const maxFrame = Math.min(bulk.maxPayload - headerBytes, largestFrame);
+      const clock = yield* Clock.Clock;
+      const counts = new Map<string, number>();
 
-      const listeners = new Set<Listener>();
-      const lose = (found: string, about?: string) => {
-        for (const { subjects, conversation } of listeners) {
-          if (about !== undefined && !subjects.includes(about)) continue;
-          conversation.fail("its NATS connection", found);
+      const conversations = new Map<Conversation, ReadonlyArray<string>>();
+      const each = (act: (conversation: Conversation) => void, about?: string) => {
+        for (const [conversation, subjects] of conversations) {
+          if (about === undefined || subjects.includes(about)) act(conversation);
         }
       };
-      void connection.closed().then((cause) => lose(cause ? cause.message : "it was closed"));
-      const statuses = connection.status()[Symbol.asyncIterator]();
-      const watch = async () => {
-        for (;;) {
-          const { done, value } = await statuses.next();
-          if (done) return;
-          const loss = lossIn(value);
-          if (loss === undefined) continue;
-          // A subject that is refused concerns only those who use it.
-          const refusal = value.type === "error" &&
-              value.error instanceof errors.PermissionViolationError
-            ? value.error.subject
-            : undefined;
-          lose(loss, refusal);
-        }
+      const watcher: LineWatcher = {
+        back: () => each((conversation) => conversation.resume()),
+        refused: (sentence, subject) =>
+          each((conversation) => conversation.fail("its NATS connection", sentence), subject),
+        gone: (sentence) => each((conversation) => conversation.fail("a NATS server", sentence)),
       };
-      void watch();
-      // Not awaited: it takes effect at the next status, or when the connection closes.
-      yield* Effect.addFinalizer(() => Effect.sync(() => void statuses.return?.()));
+      const watching = [
+        control.watch({ ...watcher, pulse: () => each((conversation) => conversation.pulse()) }),
+        bulk.watch(watcher),
+      ];
+      yield* Effect.addFinalizer(() => Effect.sync(() => watching.forEach((end) => end())));
+      yield* Effect.sync(() => each((conversation) => conversation.tick())).pipe(
+        Effect.repeat(Schedule.spaced(tickMilliseconds)),
+        Effect.forkScoped,
+      );
 
       const open = Effect.fnUntraced(function* (ends: Ends) {
         const [self, peer] = [slotName(ends.self), slotName(ends.peer)];
@@ -123,47 +104,54 @@ export const natsLinks = (
 
         const outgoing = subjectOf(cluster, ends.run, ends.self, ends.peer, ends.lane);
         const incoming = subjectOf(cluster, ends.run, ends.peer, ends.self, ends.lane);
+        const ways = {
+          bulk: { line: bulk, suffix: "" },
+          control: { line: control, suffix: ".ctl" },
+        } as const;
         const conversation = new Conversation(ends, {
           windowBytes,
           maxBody: maxFrame,
-          deadline: inWords(deadline),
-          publish: (bytes) => connection.publish(outgoing, bytes),
+          publish: (way, bytes) => {
+            const { line, suffix } = ways[way];
+            line.publish(outgoing + suffix, bytes);
+          },
+          now: () => Number(clock.monotonicTimeNanosUnsafe()) / 1e6,
+          count: (what) => counts.set(what, (counts.get(what) ?? 0) + 1),
         });
-        const listener = { subjects: [outgoing, incoming], conversation };
         yield* Effect.acquireRelease(
           Effect.try({
             try: () => {
-              const subscription = connection.subscribe(incoming, {
-                // An exception in here would end the connection's reader, without a word to anybody.
-                callback: (error, message) =>
-                  error === null
-                    ? conversation.hear(message.data)
-                    : conversation.fail("its NATS connection", error.message),
-              });
-              listeners.add(listener);
-              return subscription;
+              const subjects = [outgoing, incoming].flatMap((
+                subject,
+              ) => [subject, `${subject}.ctl`]);
+              conversations.set(conversation, subjects);
+              return Object.values(ways).map(({ line, suffix }) =>
+                line.subscribe(incoming + suffix, (bytes) => conversation.hear(bytes))
+              );
             },
             catch: (cause) => failed("to subscribe over its NATS connection", String(cause)),
           }),
-          (subscription) =>
+          (unsubscribe) =>
             Effect.sync(() => {
-              listeners.delete(listener);
-              subscription.unsubscribe();
+              conversations.delete(conversation);
+              unsubscribe.forEach((end) => end());
             }),
         );
         yield* Effect.addFinalizer((exit) =>
           Effect.suspend(() => {
-            if (!conversation.close(farewellOf(exit)) || connection.isClosed()) return Effect.void;
-            // A process that exits now must not take its last frames along, or at least its last words.
-            return Effect.tryPromise(() => connection.flush()).pipe(
-              Effect.timeout(Exit.isSuccess(exit) ? deadline : beat),
-              Effect.ignore,
+            conversation.close(farewellOf(exit));
+            const told = Effect.timeout(
+              conversation.departed,
+              Exit.isSuccess(exit) ? deadline : lastWords,
             );
+            // A process that exits now must not take its last words along.
+            const gone = Effect.timeout(Effect.promise(() => control.flush()), lastWords);
+            return Effect.andThen(Effect.ignore(told), Effect.ignore(gone));
           })
         );
 
         yield* Effect.sync(() => conversation.greet()).pipe(
-          Effect.repeat(Schedule.spaced(Duration.divideUnsafe(beat, 4))),
+          Effect.repeat(Schedule.spaced(greeting)),
           Effect.andThen(Effect.never),
           Effect.raceFirst(conversation.met),
           Effect.timeoutOrElse({
@@ -173,11 +161,6 @@ export const natsLinks = (
                 failed(`${peer} to open its end within ${inWords(deadline)}`, "it did not"),
               ),
           }),
-        );
-        yield* Effect.sync(() => conversation.beat()).pipe(
-          Effect.delay(beat),
-          Effect.forever,
-          Effect.forkScoped,
         );
 
         /** Waits only as long as a living peer may let us wait. */
@@ -209,6 +192,6 @@ export const natsLinks = (
         return link;
       });
 
-      return Links.of({ name: "nats", maxFrame, open });
+      return Links.of({ name: "nats", maxFrame, open, counts: () => Object.fromEntries(counts) });
     }),
   );

@@ -13,6 +13,8 @@ export interface NatsServerOptions {
    * @default "nats-server"
    */
   readonly program?: string;
+  /** A port; by default one that is free. */
+  readonly port?: number;
   /** The path of a configuration file; its address and port are not used. */
   readonly config?: string;
 }
@@ -39,10 +41,16 @@ class Server {
   #log = "";
   #drained: Promise<void> | undefined;
 
-  constructor({ program = "nats-server", config }: NatsServerOptions) {
+  constructor({ program = "nats-server", port = -1, config }: NatsServerOptions) {
     this.#child = new Deno.Command(program, {
       // The server picks the port and holds it, so no other process can take it in between.
-      args: ["-a", "127.0.0.1", "-p", "-1", ...(config === undefined ? [] : ["-c", config])],
+      args: [
+        "-a",
+        "127.0.0.1",
+        "-p",
+        String(port),
+        ...(config === undefined ? [] : ["-c", config]),
+      ],
       env: { PATH: `${Deno.env.get("PATH") ?? ""}:/usr/sbin:/usr/local/sbin` },
       stdin: "null",
       stdout: "null",

@@ -19,8 +19,10 @@ export interface Ends {
   readonly run: string;
   readonly self: Slot;
   readonly peer: Slot;
+  /** Version of the run's membership, 0 by default; nothing of another one is ever delivered. */
+  readonly epoch?: number;
   /** A link of its own between the same two members, so that neither order nor back-pressure of one binds the other. */
-  readonly lane?: "gradients";
+  readonly lane?: "gradients" | "events";
 }
 
 /** One end of an open link; both directions are independent. */
@@ -46,4 +48,6 @@ export class Links extends Context.Service<Links, {
    * success says that all is done, a failure carries its sentence.
    */
   readonly open: (ends: Ends) => Effect.Effect<Link, LinkError, Scope.Scope>;
+  /** How often links had to send something again, or refused what came, by reason. */
+  readonly counts: () => Readonly<Record<string, number>>;
 }>()("annulus/runtime/Links") {}

@@ -1,7 +1,10 @@
 /**
- * One end of a NATS link as plain state: what was said, what was heard, and whether the two still agree. NATS keeps
- * the order of what one connection publishes on one subject, and may drop any of it. So every message repeats how
- * many frames its speaker has sent, received and taken, and the first contradiction ends the link.
+ * One end of a NATS link as plain state: opens it, moves frames both ways, says farewell, and gives up a peer that is
+ * silent. Whatever is lost, doubled, damaged or late on the way is repeated or dropped, and counted; what comes out is
+ * every frame once and in order, or an error.
+ *
+ * Time enters as pulses: beats of this process that came back from the server. Only they count against a peer, so that
+ * neither a server that is away nor a pause of this process is ever taken for a peer's silence.
  *
  * @module
  */
@@ -10,69 +13,59 @@ import { Condition } from "../../runtime/condition.ts";
 import { LinkClosed, type LinkError, LinkFailed } from "../../runtime/errors.ts";
 import type { Farewell } from "../../runtime/farewell.ts";
 import { type Ends, slotName } from "../../runtime/link.ts";
-import { decodeMessage, encodeMessage, headerBytes, type Message } from "./message.ts";
+import { Incoming } from "./incoming.ts";
+import { decodeMessage, encodeMessage, type Flaw, type Message, stamp } from "./message.ts";
+import { Outgoing, type Pending } from "./outgoing.ts";
 
-/** What both ends keep to. */
+/** Why a message was not used. */
+export type Rejection = Flaw | "stale" | "ahead" | "foreign" | "odd" | "duplicate" | "outside";
+
+/** What both ends keep to, and what one end needs. */
 export interface Terms {
   /** Bytes sent but not yet taken, per direction; a frame larger than that travels alone. */
   readonly windowBytes: number;
   /** The largest body that the server takes. */
   readonly maxBody: number;
-  /** What `beatsOfPatience` beats amount to, in words. */
-  readonly deadline: string;
-  /** Publishes to the peer; may throw. */
-  readonly publish: (bytes: Uint8Array) => void;
+  /** Publishes to the peer, in the way of bulk or past it; may throw, and may lose the message. */
+  readonly publish: (way: "bulk" | "control", bytes: Uint8Array) => void;
+  /** Milliseconds that never go back. */
+  readonly now: () => number;
+  /** Hears of everything that was sent again, or was not used. */
+  readonly count: (what: Rejection | "resent") => void;
 }
 
-/** A peer that stays silent, or does not hear us, for so many beats is given up. */
-export const beatsOfPatience = 10;
-
-/** However small a frame is, its message costs memory at both ends and in the server. */
-const leastCharge = 1024;
-
-const chargeOf = (frame: Uint8Array): number => Math.max(frame.length + headerBytes, leastCharge);
+/** A peer that is silent for so many pulses is given up. */
+export const pulsesOfPatience = 10;
+/** One that lives and receives nothing for so many is, too. */
+const pulsesOfStalling = 3 * pulsesOfPatience;
 
 const empty = new Uint8Array(0);
-
-/** How far a wrapping count went from `a` to `b`. */
-const distance = (a: number, b: number): number => (b - a) >>> 0;
 
 /** The state of one end. */
 export class Conversation {
   readonly #run: string;
   readonly #self: string;
   readonly #peer: string;
+  readonly #epoch: number;
   readonly #terms: Terms;
 
-  /** Tells this opening of the end from any earlier one. */
+  /** Tells this opening of the end from any other one. */
   readonly #session = 1 + Math.floor(Math.random() * (2 ** 32 - 1));
-  /** The same of the peer, 0 until it was heard. */
+  /** The same of the peer, once it has answered us: until then it may be an earlier one that greets. */
   #peerSession = 0;
-  /** The peer has heard us, too. */
-  #met = false;
+  #greeted = 0;
   #failure: LinkFailed | undefined;
   #farewell: Farewell | undefined;
-  #closed = false;
+  #closed: Farewell | undefined;
 
-  // Outgoing, with what the peer says about it.
-  #sent = 0;
-  #received = 0;
-  #taken = 0;
-  #window = 0;
-  /** Charges of the frames that the peer has not taken, oldest first, and their sum. */
-  readonly #inFlight: Array<number> = [];
-  #inFlightBytes = 0;
-
-  // Incoming.
-  #arrived = 0;
-  #consumed = 0;
-  readonly #inbox: Array<Uint8Array> = [];
-  #inboxBytes = 0;
-
-  // Beats since the peer said anything, and since it last heard any of what is on its way to it.
+  readonly #outgoing = new Outgoing();
+  readonly #incoming: Incoming;
+  /** A frame waits for room, which the peer may have granted in a message that was lost. */
+  #waiting = false;
+  /** Pulses since the peer said anything, and since it received anything of what is on its way to it. */
   #silent = 0;
-  #unheard = 0;
-  #receivedAtBeat = 0;
+  #stalled = 0;
+  #receivedAtPulse = 0;
 
   readonly #arrivals = new Condition();
   readonly #room = new Condition();
@@ -82,24 +75,23 @@ export class Conversation {
     this.#run = ends.run;
     this.#self = slotName(ends.self);
     this.#peer = slotName(ends.peer);
+    this.#epoch = ends.epoch ?? 0;
     this.#terms = terms;
+    this.#incoming = new Incoming(terms.windowBytes);
   }
 
   /** Returns once both ends have heard each other. */
   readonly met: Effect.Effect<void, LinkError> = this.#state.until(() =>
-    this.over() ?? (this.#met ? Effect.void : undefined)
+    this.over() ?? (this.#peerSession === 0 ? undefined : Effect.void)
   );
 
   /** Sends a frame if there is room now. */
   offer(frame: Uint8Array): Effect.Effect<void, LinkError> | undefined {
     const over = this.over();
     if (over !== undefined) return over;
-    const charge = chargeOf(frame);
-    if (this.#inFlight.length > 0 && this.#inFlightBytes + charge > this.#window) return undefined;
-    this.#sent = (this.#sent + 1) >>> 0;
-    this.#inFlight.push(charge);
-    this.#inFlightBytes += charge;
-    this.#say("frame", frame);
+    this.#waiting = !this.#outgoing.hasRoomFor(frame);
+    if (this.#waiting) return undefined;
+    this.#send(this.#outgoing.add("frame", frame, this.#terms.now()));
     return this.over() ?? Effect.void;
   }
 
@@ -107,23 +99,23 @@ export class Conversation {
   readonly send = (frame: Uint8Array): Effect.Effect<void, LinkError> =>
     this.#room.until(() => this.offer(frame));
 
-  /** The next frame. */
-  readonly receive: Effect.Effect<Uint8Array, LinkError> = this.#arrivals.until(() => {
+  /** The next frame, if it is here. */
+  take(): Effect.Effect<Uint8Array, LinkError> | undefined {
     // A peer that left had sent these before; after a failure nothing can be trusted.
-    if (this.#failure !== undefined || this.#closed || this.#inbox.length === 0) {
-      return this.over();
-    }
-    const frame = this.#inbox.shift()!;
-    this.#inboxBytes -= chargeOf(frame);
-    this.#consumed = (this.#consumed + 1) >>> 0;
-    if (this.#farewell === undefined) this.#say("alive");
+    if (this.#failure !== undefined || this.#closed !== undefined) return this.over();
+    const frame = this.#incoming.take();
+    if (frame === undefined) return this.over();
+    this.#say("alive");
     return Effect.succeed(frame);
-  });
+  }
+
+  /** The next frame. */
+  readonly receive: Effect.Effect<Uint8Array, LinkError> = this.#arrivals.until(() => this.take());
 
   /** Whether the peer has taken everything, if that can be told now. */
   settled(): Effect.Effect<void, LinkError> | undefined {
-    const nothingLeft = this.#inFlight.length === 0 && this.#failure === undefined && !this.#closed;
-    return nothingLeft ? Effect.void : this.over();
+    const sound = this.#failure === undefined && this.#closed === undefined;
+    return sound && this.#outgoing.allTaken ? Effect.void : this.over();
   }
 
   /** Returns when the peer has taken everything. */
@@ -131,143 +123,174 @@ export class Conversation {
 
   /** A peer that is done has broken nothing: what it sent is still to be taken. */
   readonly broken: Effect.Effect<never, LinkError> = this.#state.until(() =>
-    this.#farewell?.done === true && !this.#closed ? undefined : this.over()
+    this.#farewell?.done === true && this.#closed === undefined ? undefined : this.over()
   );
+
+  /** Returns when the peer knows of our farewell, or cannot be told any more. */
+  readonly departed: Effect.Effect<void> = this.#state.until(() => {
+    const told = this.#closed?.done === true && this.#outgoing.arrived;
+    const deaf = this.#farewell !== undefined || this.#failure !== undefined;
+    return told || deaf || this.#peerSession === 0 ? Effect.void : undefined;
+  });
 
   /** Says who we are; worth repeating until heard, as what nobody subscribes to is dropped. */
   greet(): void {
-    const window = new Uint8Array(4);
-    const granted = Math.min(this.#terms.windowBytes, 2 ** 32 - 1);
-    new DataView(window.buffer).setUint32(0, granted, true);
-    this.#say("hello", window);
+    this.#say("hello");
   }
 
-  /** To be called ten times per deadline: tells the peer that we live, and doubts the peer if it does not. */
-  beat(): void {
-    if (this.over() !== undefined) return;
+  /** To be called many times a second: sends again what was lost, and asks where nothing comes back. */
+  tick(): void {
+    if (this.#peerSession === 0 || this.#failure !== undefined) return;
+    if (this.#closed?.done === false) return this.#leave();
+    const now = this.#terms.now();
+    for (const pending of this.#outgoing.lost(now)) {
+      this.#terms.count("resent");
+      this.#outgoing.dispatched(pending, now);
+      this.#send(pending);
+    }
+    if (!this.#outgoing.wantsProbe(this.#waiting, now)) return;
+    const dispatch = this.#outgoing.dispatched(undefined, now);
+    this.#outgoing.probed(now);
+    this.#say("probe", empty, dispatch);
+  }
+
+  /** The way to the peer is new: says what we have and asks for what the peer has. */
+  resume(): void {
+    this.#outgoing.begun();
+    this.#say(this.#peerSession === 0 ? "hello" : "alive");
+    this.tick();
+  }
+
+  /** To be called for every pulse: tells the peer that we live, and doubts the peer if it does not. */
+  pulse(): void {
+    if (this.#peerSession === 0 || this.over() !== undefined) return;
     this.#say("alive");
+    const { received, sent } = this.#outgoing;
     this.#silent++;
-    const allHeard = this.#sent === this.#received;
-    this.#unheard = allHeard || this.#received !== this.#receivedAtBeat ? 0 : this.#unheard + 1;
-    this.#receivedAtBeat = this.#received;
-    if (this.#silent > beatsOfPatience) {
-      this.fail(`a word from ${this.#peer} within ${this.#terms.deadline}`, "silence");
-    } else if (this.#unheard > beatsOfPatience) {
+    this.#stalled = received === sent || received !== this.#receivedAtPulse ? 0 : this.#stalled + 1;
+    this.#receivedAtPulse = received;
+    if (this.#silent > pulsesOfPatience) {
       this.fail(
-        `${this.#peer} to receive frame ${
-          (this.#received + 1) >>> 0
-        } within ${this.#terms.deadline}`,
-        `it is alive and has ${this.#received} of ${this.#sent} frames`,
+        `a word from ${this.#peer} while the server answers ${pulsesOfPatience} times`,
+        "silence",
+      );
+    } else if (this.#stalled > pulsesOfStalling) {
+      this.fail(
+        `${this.#peer} to receive frame ${(received + 1) >>> 0} while the server answers ` +
+          `${pulsesOfStalling} times`,
+        `it is alive and has ${received} of ${sent} frames`,
       );
     }
   }
 
   /** Takes in what came from the peer's subject. Never throws; copies what it keeps. */
   hear(bytes: Uint8Array): void {
-    if (this.over() !== undefined) return;
     const message = decodeMessage(bytes);
-    if (message === undefined) {
-      return this.fail("messages in its own format", `${bytes.length} bytes in another`);
-    }
-    const { kind, from, to, body } = message;
-    const forUs = to === 0 || to === this.#session;
+    if (typeof message === "string") return this.#terms.count(message);
+    const { kind, from, to, epoch } = message;
+    if (epoch !== this.#epoch) return this.#terms.count(epoch < this.#epoch ? "stale" : "ahead");
     if (this.#peerSession === 0) {
-      // Anything but a greeting is the end of an earlier link between the two.
-      if (kind !== "hello" || !forUs) return;
+      // Who has not heard us may be the end of an earlier link between the two.
+      if (to !== this.#session) {
+        if (kind !== "hello" || this.over() !== undefined) return this.#terms.count("foreign");
+        this.#greeted = from;
+        return this.greet();
+      }
       this.#peerSession = from;
-      const granted = new DataView(body.buffer, body.byteOffset).getUint32(0, true);
-      this.#window = Math.min(this.#terms.windowBytes, granted);
-      this.greet();
-    } else if (from !== this.#peerSession || !forUs) {
-      return this.fail(`one ${this.#peer}`, `two that speak as ${this.#peer}`);
-    } else if (kind === "hello" && to === 0) {
-      this.greet();
-    }
-    this.#silent = 0;
-    if (to === this.#session && !this.#met) {
-      this.#met = true;
+      this.#outgoing.begin(message.granted, this.#terms.now());
+      this.#say("alive");
       this.#state.changed();
+    } else if (from !== this.#peerSession || (to !== this.#session && to !== 0)) {
+      return this.#terms.count("foreign");
+    } else if (kind === "hello") {
+      this.#say("alive");
     }
-    this.#acknowledge(message);
-    if (this.over() === undefined) this.#accept(message);
+    if (to === this.#session) this.#listen(message);
   }
 
   /** Ends the link with an error, unless it has ended already. */
   fail(needed: string, found: string): void {
-    if (this.over() !== undefined) return;
+    if (this.#failure !== undefined || this.over() !== undefined) return;
     const [run, self, peer] = [this.#run, this.#self, this.#peer];
     this.#failure = new LinkFailed({ run, self, peer, needed, found });
     this.#wakeAll();
   }
 
-  /** Closes this end and tells the peer why; true if the peer may still be listening. */
-  close({ done, reason }: Farewell): boolean {
-    const listening = this.#farewell === undefined;
-    if (listening) {
-      const body = new TextEncoder().encode(reason).subarray(0, this.#terms.maxBody);
-      this.#say(done ? "done" : "left", body);
-    }
-    this.#closed = true;
-    this.#wakeAll();
-    return listening;
-  }
-
-  /** Applies the peer's counts of what it received and took. */
-  #acknowledge({ received, taken }: Message): void {
-    const heard = distance(this.#received, received);
-    const freed = distance(this.#taken, taken);
-    if (
-      heard > distance(this.#received, this.#sent) || freed > distance(this.#taken, received)
-    ) {
-      return this.fail(
-        `counts of at least ${this.#received} received and ${this.#taken} taken, of ${this.#sent} frames sent`,
-        `${received} received and ${taken} taken`,
-      );
-    }
-    this.#received = received;
-    if (freed === 0) return;
-    this.#taken = taken;
-    for (const charge of this.#inFlight.splice(0, freed)) this.#inFlightBytes -= charge;
-    this.#room.changed();
-  }
-
-  /** Takes a frame or a farewell, if it is the one that comes next. */
-  #accept({ kind, sent, body }: Message): void {
-    if (kind !== "frame") {
-      if (sent !== this.#arrived) {
-        return this.fail(`all of the ${sent} frames sent`, `${this.#arrived} of them`);
+  /** Closes this end and tells the peer why. */
+  close(farewell: Farewell): void {
+    // A last word to a peer that has left already: it may wait to hear that we know.
+    if (this.#farewell !== undefined) this.#say("alive");
+    else if (this.#peerSession !== 0 && this.#failure === undefined) {
+      if (farewell.done) {
+        const body = this.#spoken(farewell);
+        this.#send(this.#outgoing.add("done", body, this.#terms.now()));
       }
-      if (kind !== "done" && kind !== "left") return;
-      this.#farewell = { done: kind === "done", reason: new TextDecoder().decode(body) };
-      return this.#wakeAll();
     }
-    const next = (this.#arrived + 1) >>> 0;
-    if (sent !== next) return this.fail(`frame ${next}`, `frame ${sent}`);
-    const bytes = this.#inboxBytes + chargeOf(body);
-    if (bytes > this.#terms.windowBytes && this.#inbox.length > 0) {
-      return this.fail(
-        `at most ${this.#terms.windowBytes} bytes that were not taken`,
-        `${bytes} bytes`,
-      );
-    }
-    this.#arrived = next;
-    this.#inboxBytes = bytes;
-    this.#inbox.push(new Uint8Array(body)); // a view of the socket's buffer until here
-    this.#arrivals.changed();
+    this.#closed = farewell;
+    if (!farewell.done) this.#leave();
+    this.#wakeAll();
   }
 
-  #say(kind: Message["kind"], body: Uint8Array = empty): void {
-    const message: Message = {
-      kind,
-      from: this.#session,
-      to: this.#peerSession,
-      sent: this.#sent,
-      received: this.#arrived,
-      taken: this.#consumed,
-      body,
-    };
+  #leave(): void {
+    if (this.#farewell === undefined) this.#say("left", this.#spoken(this.#closed!));
+  }
+
+  #spoken({ reason }: Farewell): Uint8Array {
+    return new TextEncoder().encode(reason).subarray(0, this.#terms.maxBody);
+  }
+
+  #listen(message: Message): void {
+    const { kind, dispatch, body } = message;
+    this.#silent = 0;
+    if (!this.#outgoing.acknowledge(message, this.#terms.now())) return this.#terms.count("odd");
+    if (kind === "left") {
+      // It repeats that until it hears that we know.
+      if (this.#closed === undefined) this.#say("left");
+      this.#depart({ done: false, reason: new TextDecoder().decode(body) });
+    } else if (kind === "frame" || kind === "done" || kind === "probe") {
+      this.#incoming.hear(dispatch);
+      const outcome = kind === "probe" ? "new" : this.#incoming.accept(message);
+      if (outcome !== "new") this.#terms.count(outcome);
+      this.#say("alive");
+      this.#arrivals.changed();
+      const { farewell } = this.#incoming;
+      if (farewell !== undefined) {
+        this.#depart({ done: true, reason: new TextDecoder().decode(farewell.body) });
+      }
+    }
+    this.#room.changed();
+    if (this.#closed !== undefined) this.#state.changed();
+  }
+
+  #depart(farewell: Farewell): void {
+    if (this.#farewell !== undefined) return;
+    this.#farewell = farewell;
+    this.#wakeAll();
+  }
+
+  #send(pending: Pending): void {
+    stamp(
+      pending.bytes,
+      this.#header(pending.kind, pending.number, pending.dispatch),
+      pending.bodyCrc,
+    );
+    this.#publish("bulk", pending.bytes);
+  }
+
+  #say(kind: Message["kind"], body: Uint8Array = empty, dispatch = 0): void {
+    const message = { ...this.#header(kind, this.#outgoing.sent, dispatch), body };
+    this.#publish(kind === "probe" ? "bulk" : "control", encodeMessage(message));
+  }
+
+  #header(kind: Message["kind"], number: number, dispatch: number): Omit<Message, "body"> {
+    const to = this.#peerSession === 0 ? this.#greeted : this.#peerSession;
+    const [from, epoch] = [this.#session, this.#epoch];
+    return { kind, from, to, epoch, number, dispatch, ...this.#incoming.state };
+  }
+
+  #publish(way: "bulk" | "control", bytes: Uint8Array): void {
     try {
-      this.#terms.publish(encodeMessage(message));
+      this.#terms.publish(way, bytes);
     } catch (cause) {
       this.fail("to publish over its NATS connection", String(cause));
     }
@@ -277,7 +300,7 @@ export class Conversation {
   over(): Effect.Effect<never, LinkError> | undefined {
     const [run, self, peer] = [this.#run, this.#self, this.#peer];
     if (this.#failure !== undefined) return Effect.fail(this.#failure);
-    if (this.#closed) {
+    if (this.#closed !== undefined) {
       const [needed, found] = ["an open end", "this end was closed"];
       return Effect.fail(new LinkFailed({ run, self, peer, needed, found }));
     }

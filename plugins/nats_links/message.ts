@@ -1,61 +1,104 @@
 /**
- * The messages that two ends of a NATS link exchange. Each begins with 28 bytes, little-endian:
+ * The messages that two ends of a NATS link exchange. Each begins with 64 bytes, little-endian:
  *
- * | bytes | field |
- * | --- | --- |
- * | 0–3 | the letters `anl1` |
- * | 4–7 | kind |
- * | 8–11 | `from`: the number that the speaker drew when it opened its end, never 0 |
- * | 12–15 | `to`: the same of the one spoken to; 0 while the speaker has not heard it |
- * | 16–19 | `sent`: frames that the speaker has sent, this one included |
- * | 20–23 | `received`: frames that reached the speaker |
- * | 24–27 | `taken`: frames that the speaker's consumer took |
+ * | byte | field | | byte | field |
+ * | --- | --- | --- | --- | --- |
+ * | 0 | the letters `anl2` | | 32 | `beyond`: which of the next 64 arrived, u64 |
+ * | 4 | kind | | 40 | `heard`: the latest `dispatch` that arrived |
+ * | 8 | `from`: number of the speaker's end, never 0 | | 44 | `taken`: frames that the speaker's consumer took |
+ * | 12 | `to`: the same of the one spoken to, or 0 | | 48 | `granted`: KiB that the peer may send in all |
+ * | 16 | `epoch` of the run | | 52 | bytes of the body |
+ * | 20 | `number` of the frame, or of the last one | | 56 | CRC-32 of the body |
+ * | 24 | `dispatch`: of messages that may be lost | | 60 | CRC-32 of bytes 0 to 59 |
+ * | 28 | `received`: all frames up to it arrived | | 64 | the body |
  *
- * The three counts wrap around at 2³². `hello` goes on with the bytes that the speaker is ready to hold (u32), `frame`
- * with the frame, `done` and `left` with the reason in UTF-8, `alive` with nothing.
+ * Every field without a type is u32, and counts wrap around at 2³². A frame is repeated with its number and another
+ * `dispatch`, so that `heard` always tells which of several copies arrived.
  *
  * @module
  */
+import { crc32 } from "node:zlib";
 
-/** What a message is for; its index is its number on the wire. */
-export const kinds = ["hello", "frame", "alive", "done", "left"] as const;
+/**
+ * What a message is for; its index is its number on the wire. `hello` opens an end, `frame` carries bytes, `probe` asks
+ * for an answer in the way of the frames, `alive` is that answer and a sign of life, `done` and `left` are farewells
+ * with their reason in UTF-8; `done` has a number among the frames.
+ */
+export const kinds = ["hello", "frame", "probe", "alive", "done", "left"] as const;
 
 /** One message. */
 export interface Message {
   readonly kind: typeof kinds[number];
   readonly from: number;
   readonly to: number;
-  readonly sent: number;
+  readonly epoch: number;
+  readonly number: number;
+  readonly dispatch: number;
   readonly received: number;
+  readonly beyond: bigint;
+  readonly heard: number;
   readonly taken: number;
+  readonly granted: number;
   readonly body: Uint8Array;
 }
 
 /** Bytes before the body. */
-export const headerBytes = 28;
+export const headerBytes = 64;
 
-const magic = 0x316c6e61;
+const magic = 0x326c6e61;
+
+/** Writes everything before the body, of which it is told the CRC-32. */
+export const stamp = (
+  bytes: Uint8Array,
+  message: Omit<Message, "body">,
+  bodyCrc: number,
+): void => {
+  const header = new DataView(bytes.buffer, bytes.byteOffset, headerBytes);
+  const { kind, from, to, epoch, number, dispatch, received, beyond, heard, taken, granted } =
+    message;
+  [magic, kinds.indexOf(kind), from, to, epoch, number, dispatch, received]
+    .forEach((word, i) => header.setUint32(4 * i, word, true));
+  header.setBigUint64(32, beyond, true);
+  [heard, taken, granted, bytes.length - headerBytes, bodyCrc]
+    .forEach((word, i) => header.setUint32(40 + 4 * i, word, true));
+  header.setUint32(60, crc32(bytes.subarray(0, 60)), true);
+};
 
 /** The bytes of a message; the body is copied. */
-export const encodeMessage = (message: Message): Uint8Array<ArrayBuffer> => {
-  const bytes = new Uint8Array(headerBytes + message.body.length);
-  const header = new DataView(bytes.buffer);
-  const { kind, from, to, sent, received, taken } = message;
-  [magic, kinds.indexOf(kind), from, to, sent, received, taken]
-    .forEach((word, i) => header.setUint32(4 * i, word, true));
-  bytes.set(message.body, headerBytes);
+export const encodeMessage = ({ body, ...rest }: Message): Uint8Array<ArrayBuffer> => {
+  const bytes = new Uint8Array(headerBytes + body.length);
+  bytes.set(body, headerBytes);
+  stamp(bytes, rest, crc32(body));
   return bytes;
 };
 
-/** The message in these bytes, or undefined if they are none. The body is a view of them. */
-export const decodeMessage = (bytes: Uint8Array): Message | undefined => {
-  if (bytes.length < headerBytes) return undefined;
+/** Why bytes are no message. */
+export type Flaw = "length" | "magic" | "header" | "kind" | "body";
+
+/** The message in these bytes, or why they are none. The body is a view of them. */
+export const decodeMessage = (bytes: Uint8Array): Message | Flaw => {
+  if (bytes.length < headerBytes) return "length";
   const header = new DataView(bytes.buffer, bytes.byteOffset, headerBytes);
-  const word = (i: number) => header.getUint32(4 * i, true);
-  const kind = kinds[word(1)];
-  if (word(0) !== magic || kind === undefined || word(2) === 0) return undefined;
+  const word = (at: number) => header.getUint32(at, true);
+  if (word(0) !== magic) return "magic";
+  if (word(60) !== crc32(bytes.subarray(0, 60))) return "header";
+  const kind = kinds[word(4)];
+  if (kind === undefined || word(8) === 0) return "kind";
   const body = bytes.subarray(headerBytes);
-  if (kind === "hello" && body.length !== 4) return undefined;
-  const [from, to, sent, received, taken] = [word(2), word(3), word(4), word(5), word(6)];
-  return { kind, from, to, sent, received, taken, body };
+  if (word(52) !== body.length) return "length";
+  if (word(56) !== crc32(body)) return "body";
+  return {
+    kind,
+    from: word(8),
+    to: word(12),
+    epoch: word(16),
+    number: word(20),
+    dispatch: word(24),
+    received: word(28),
+    beyond: header.getBigUint64(32, true),
+    heard: word(40),
+    taken: word(44),
+    granted: word(48),
+    body,
+  };
 };

@@ -5,7 +5,7 @@
  */
 import { Effect, Schema } from "effect";
 import assert from "node:assert/strict";
-import { connectNats } from "../../plugins/nats_connection.ts";
+import { dialNats } from "../../plugins/nats_connection.ts";
 import { devices } from "../../cli/devices.ts";
 import { NodeCard } from "../../runtime/membership.ts";
 import { version } from "../../runtime/version.ts";
@@ -538,7 +538,7 @@ Deno.test({
   fn: (t) =>
     Effect.scoped(Effect.gen(function* () {
       const { url } = yield* natsServer();
-      const connection = yield* connectNats(url);
+      const connection = yield* dialNats(url);
       const answer = (cluster: string, ...cards: ReadonlyArray<NodeCard>) => {
         for (const card of cards) {
           const text = Schema.encodeSync(Schema.fromJsonString(NodeCard))(card);

@@ -6,7 +6,8 @@
 import type { NatsConnection } from "@nats-io/transport-node";
 import { Effect, type Scope } from "effect";
 import { findNatsServer } from "../../cli/system.ts";
-import { connectNats } from "../../plugins/nats_connection.ts";
+import { dialNats } from "../../plugins/nats_connection.ts";
+import { connectNats, type Nats, type NatsOptions } from "../../plugins/nats.ts";
 import { type NatsServer, startNatsServer } from "../../plugins/nats_server.ts";
 import type { ServerUnavailable } from "../../runtime/errors.ts";
 
@@ -40,7 +41,26 @@ export const natsConnections = (
     const server = yield* natsServer(config);
     const connections = yield* Effect.forEach(
       Array.from({ length: count }),
-      () => connectNats(server.url),
+      () => dialNats(server.url),
     );
     return { server, connections };
+  });
+
+/** A server and `count` members of clusters on it. */
+export const natsMembers = (
+  count: number,
+  options: NatsOptions = {},
+  config?: string,
+): Effect.Effect<
+  { readonly server: NatsServer; readonly members: ReadonlyArray<Nats> },
+  ServerUnavailable,
+  Scope.Scope
+> =>
+  Effect.gen(function* () {
+    const server = yield* natsServer(config);
+    const members = yield* Effect.forEach(
+      Array.from({ length: count }),
+      () => connectNats(server.url, options),
+    );
+    return { server, members };
   });

@@ -1,0 +1,38 @@
+/**
+ * The line port: what links need of a messaging system, which may lose, double, reorder, damage and delay whatever it
+ * carries, and may be away for a while.
+ *
+ * @module
+ */
+
+/** Hears of what happens to a line. */
+export interface LineWatcher {
+  /** The line was away and is there again; what was on its way may be lost. */
+  readonly back?: () => void;
+  /** A beat of this process came back over the line. */
+  readonly pulse?: () => void;
+  /** Something is not allowed: about this subject, or about all of them. */
+  readonly refused?: (sentence: string, subject: string | undefined) => void;
+  /** The line stays away: it is given up. */
+  readonly gone?: (sentence: string) => void;
+}
+
+/** A way to publish and to subscribe. */
+export interface Line {
+  /** The largest message in bytes. */
+  readonly maxPayload: number;
+  /** What is published while the line is away is lost. */
+  readonly publish: (subject: string, bytes: Uint8Array) => void;
+  /** `hear` gets a view of memory that is used again; returns what ends the subscription. */
+  readonly subscribe: (subject: string, hear: (bytes: Uint8Array) => void) => () => void;
+  /** Returns what ends the watching. */
+  readonly watch: (watcher: LineWatcher) => () => void;
+  /** Returns when what was published has left this process. */
+  readonly flush: () => Promise<void>;
+}
+
+/** The two lines of a member: bulk, and what must not wait behind it. */
+export interface Lines {
+  readonly bulk: Line;
+  readonly control: Line;
+}
