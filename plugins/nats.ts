@@ -78,7 +78,11 @@ const openLine = Effect.fnUntraced(function* (
   const listening = new Set<Listening>();
   const watchers = new Set<LineWatcher>();
   const lost = yield* Deferred.make<never, ServerUnavailable>();
-  const outer = yield* Effect.scope;
+  // Later connections must not close before what was opened over earlier ones.
+  const connections = yield* Effect.acquireRelease(
+    Scope.make(),
+    (scope) => Scope.close(scope, Exit.void),
+  );
   let current: NatsConnection | undefined;
 
   const listen = (connection: NatsConnection, one: Listening) => {
@@ -121,11 +125,11 @@ const openLine = Effect.fnUntraced(function* (
     tell(watchers, "back");
     yield* beating(connection);
     current = undefined;
-    yield* Effect.forkIn(Scope.close(scope, Exit.void), outer);
+    yield* Effect.forkIn(Scope.close(scope, Exit.void), connections);
   });
 
   const dial = Effect.gen(function* () {
-    const scope = yield* Scope.fork(outer);
+    const scope = yield* Scope.fork(connections);
     const connection = yield* Scope.provide(dialNats(url), scope).pipe(
       Effect.onError(() => Scope.close(scope, Exit.void)),
     );
@@ -180,7 +184,7 @@ const openLine = Effect.fnUntraced(function* (
       watchers.add(watcher);
       return () => void watchers.delete(watcher);
     },
-    flush: async () => void await current?.flush(),
+    flush: async () => void await current?.flush().catch(() => {}),
     lost: Deferred.await(lost),
   } satisfies NatsLine;
 });

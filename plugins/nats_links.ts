@@ -109,6 +109,7 @@ export const natsLinks = (
           control: { line: control, suffix: ".ctl" },
         } as const;
         const conversation = new Conversation(ends, {
+          session: 1 + Math.floor(Math.random() * (2 ** 32 - 1)),
           windowBytes,
           maxBody: maxFrame,
           publish: (way, bytes) => {

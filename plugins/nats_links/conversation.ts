@@ -22,6 +22,8 @@ export type Rejection = Flaw | "stale" | "ahead" | "foreign" | "odd" | "duplicat
 
 /** What both ends keep to, and what one end needs. */
 export interface Terms {
+  /** A number above 0 that tells this opening of the end from any other one. */
+  readonly session: number;
   /** Bytes sent but not yet taken, per direction; a frame larger than that travels alone. */
   readonly windowBytes: number;
   /** The largest body that the server takes. */
@@ -49,8 +51,7 @@ export class Conversation {
   readonly #epoch: number;
   readonly #terms: Terms;
 
-  /** Tells this opening of the end from any other one. */
-  readonly #session = 1 + Math.floor(Math.random() * (2 ** 32 - 1));
+  readonly #session: number;
   /** The same of the peer, once it has answered us: until then it may be an earlier one that greets. */
   #peerSession = 0;
   #greeted = 0;
@@ -77,12 +78,18 @@ export class Conversation {
     this.#peer = slotName(ends.peer);
     this.#epoch = ends.epoch ?? 0;
     this.#terms = terms;
+    this.#session = terms.session;
     this.#incoming = new Incoming(terms.windowBytes);
+  }
+
+  /** Whether the peer has heard us, and we it. */
+  get acquainted(): boolean {
+    return this.#peerSession !== 0;
   }
 
   /** Returns once both ends have heard each other. */
   readonly met: Effect.Effect<void, LinkError> = this.#state.until(() =>
-    this.over() ?? (this.#peerSession === 0 ? undefined : Effect.void)
+    this.over() ?? (this.acquainted ? Effect.void : undefined)
   );
 
   /** Sends a frame if there is room now. */
@@ -190,9 +197,10 @@ export class Conversation {
     const { kind, from, to, epoch } = message;
     if (epoch !== this.#epoch) return this.#terms.count(epoch < this.#epoch ? "stale" : "ahead");
     if (this.#peerSession === 0) {
+      if (this.over() !== undefined) return;
       // Who has not heard us may be the end of an earlier link between the two.
       if (to !== this.#session) {
-        if (kind !== "hello" || this.over() !== undefined) return this.#terms.count("foreign");
+        if (kind !== "hello") return this.#terms.count("foreign");
         this.#greeted = from;
         return this.greet();
       }

@@ -27,7 +27,7 @@ export interface Line {
   readonly subscribe: (subject: string, hear: (bytes: Uint8Array) => void) => () => void;
   /** Returns what ends the watching. */
   readonly watch: (watcher: LineWatcher) => () => void;
-  /** Returns when what was published has left this process. */
+  /** Returns when what was published has reached the server, or cannot any more. */
   readonly flush: () => Promise<void>;
 }
 

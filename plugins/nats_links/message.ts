@@ -59,7 +59,7 @@ export const stamp = (
   [magic, kinds.indexOf(kind), from, to, epoch, number, dispatch, received]
     .forEach((word, i) => header.setUint32(4 * i, word, true));
   header.setBigUint64(32, beyond, true);
-  [heard, taken, granted, bytes.length - headerBytes, bodyCrc]
+  [heard, taken, granted, bodyCrc, 0]
     .forEach((word, i) => header.setUint32(40 + 4 * i, word, true));
   header.setUint32(60, crc32(bytes.subarray(0, 60)), true);
 };
@@ -85,8 +85,7 @@ export const decodeMessage = (bytes: Uint8Array): Message | Flaw => {
   const kind = kinds[word(4)];
   if (kind === undefined || word(8) === 0) return "kind";
   const body = bytes.subarray(headerBytes);
-  if (word(52) !== body.length) return "length";
-  if (word(56) !== crc32(body)) return "body";
+  if (word(52) !== crc32(body)) return "body";
   return {
     kind,
     from: word(8),

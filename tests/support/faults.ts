@@ -19,8 +19,10 @@ const folders = [
   "plugins/",
   "plugins/attention/",
   "plugins/cpu/",
+  "plugins/nats_links/",
   "plugins/webgpu/",
   "tests/contract/",
+  "tests/simulation/",
   "tests/support/",
 ];
 

@@ -1,0 +1,91 @@
+/** The guards of links, removed one at a time: simulations notice each. */
+import { Effect } from "effect";
+import { assertCaught, type Fault, printTable, withCopy } from "../support/faults.ts";
+
+const inMessage = (fault: string, from: string, to: string): Fault => ({
+  fault,
+  changes: { "plugins/nats_links/message.ts": [[from, to]] },
+});
+const inConversation = (fault: string, from: string, to: string): Fault => ({
+  fault,
+  changes: { "plugins/nats_links/conversation.ts": [[from, to]] },
+});
+const inIncoming = (fault: string, from: string, to: string): Fault => ({
+  fault,
+  changes: { "plugins/nats_links/incoming.ts": [[from, to]] },
+});
+const inOutgoing = (fault: string, from: string, to: string): Fault => ({
+  fault,
+  changes: { "plugins/nats_links/outgoing.ts": [[from, to]] },
+});
+
+const faults: ReadonlyArray<Fault> = [
+  inMessage("a body may be damaged", 'if (word(52) !== crc32(body)) return "body";', ""),
+  inMessage(
+    "a header may be damaged",
+    'if (word(60) !== crc32(bytes.subarray(0, 60))) return "header";',
+    "",
+  ),
+  inConversation("messages of another epoch are heard", "if (epoch !== this.#epoch)", "if (false)"),
+  inConversation("messages of another opening are heard", "from !== this.#peerSession || ", ""),
+  inConversation(
+    "whoever greets is the peer, heard or not",
+    "if (to !== this.#session) {\n        if",
+    'if (kind !== "hello") {\n        if',
+  ),
+  inIncoming("a frame is taken twice", "ahead(this.#received, number) <= 0 || ", ""),
+  inIncoming(
+    "a frame is counted twice before its turn",
+    " || this.#early.has(number)) return",
+    ") return",
+  ),
+  inIncoming(
+    "a peer may send more than it was granted",
+    "this.#held + charge > this.windowBytes",
+    "false",
+  ),
+  inIncoming(
+    "frames are taken as they come",
+    "(this.#received + 1) >>> 0;\n      const",
+    "number;\n      const",
+  ),
+  inOutgoing(
+    "a sender does not wait for room",
+    "this.allTaken || chargeOf(frame) <= ahead(this.#charged, this.#granted)",
+    "true",
+  ),
+  inOutgoing("what was lost is not sent again", "behind >= overtaking || ", "false && "),
+  inOutgoing("nobody asks", "if (this.arrived && !waiting) return false;", "return false;"),
+  inOutgoing(
+    "a peer may have what was never sent",
+    ") return false;\n    const before",
+    ") return true;\n    const before",
+  ),
+];
+
+Deno.test("simulations of a link notice every guard that is missing", async (test) => {
+  for (const { fault, changes } of faults) {
+    await test.step(fault, () =>
+      withCopy(changes, async (load) => {
+        const { simulateLink, simulateRogue } = await load<
+          typeof import("../simulation/link.ts")
+        >("tests/simulation/link.ts");
+        const seeds = Array.from({ length: 1000 }, (_, seed) => seed);
+        await assertCaught(
+          fault,
+          "link",
+          [
+            ...seeds.slice(0, 3).map((seed) => ({
+              name: `rogue ${seed}`,
+              run: Effect.sync(() => simulateRogue(seed)),
+            })),
+            ...seeds.map((seed) => ({
+              name: `seed ${seed}`,
+              run: Effect.sync(() => simulateLink(seed)),
+            })),
+          ].map(({ name, run }) => ({ name, run: Effect.asVoid(run) })),
+        );
+      }));
+  }
+  printTable(["link"]);
+});
