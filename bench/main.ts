@@ -18,6 +18,7 @@ import { contendersWith } from "./contenders.ts";
 import type { Job } from "./job.ts";
 import { faultsOf, kernelMarkdown, runMarkdown } from "./kernel_report.ts";
 import { measure } from "./kernels.ts";
+import { linkFaults, linkMarkdown, measureLink } from "./link.ts";
 import { exclusivelyWith } from "./lock.ts";
 import { thisMachine } from "./machine.ts";
 import { page, readResults, type Results, write } from "./results.ts";
@@ -287,6 +288,38 @@ const variants = Command.make(
   }),
 ).pipe(Command.withDescription("Attention variants against plain causal attention"));
 
+const linkReading =
+  "Medians with [least..most] over the rounds. Every frame is compared. Bare publish and subscribe moves the " +
+  "same frames, as many at once, over the same server. Lost, doubled, overtaken and damaged are messages of " +
+  "both ends, the link's own among them. A stall is the time between two frames at the receiver.";
+
+const link = Command.make(
+  "link",
+  {
+    ...common,
+    mebibytes: Flag.Int("mebibytes").pipe(whole, Flag.withDefault(1024)),
+  },
+  Effect.fn(function* (given) {
+    const machine = thisMachine();
+    yield* reserve(given.out);
+    const [mebibytes, away, frozen] = given.quick ? [16, 0.1, 0.2] : [given.mebibytes, 1, 6];
+    const table = yield* measureLink({
+      ...however(given.rounds, given.lock),
+      ...{ mebibytes, away, frozen },
+    });
+    yield* publish(
+      given.out,
+      "Links",
+      linkReading,
+      { bench: "link", machine, tables: [table] },
+      [linkMarkdown(table)],
+      linkFaults(table),
+    );
+  }),
+).pipe(
+  Command.withDescription("A NATS link against bare publish and subscribe, and in bad weather"),
+);
+
 const comparison = Command.make(
   "compare",
   { before: Argument.String("BEFORE.json"), after: Argument.String("AFTER.json") },
@@ -297,7 +330,7 @@ const comparison = Command.make(
 
 const bench = Command.make("bench").pipe(
   Command.withDescription("Kernels and rings against their ceilings"),
-  Command.withSubcommands([kernels, ring, variants, comparison]),
+  Command.withSubcommands([kernels, ring, variants, link, comparison]),
 );
 
 // Every contender inherits it, so that none has a better driver than another.
