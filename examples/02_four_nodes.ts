@@ -50,9 +50,7 @@ const startNode = (url: string, id: string) =>
       ))),
       Effect.forkScoped,
     );
-    yield* Effect.promise(() =>
-      waiting.promise
-    );
+    yield* Effect.promise(() => waiting.promise);
   });
 
 const program = Effect.gen(function* () {

@@ -3,7 +3,8 @@ import { Effect, Layer, Result, type Scope } from "effect";
 import assert from "node:assert/strict";
 import { causal, definitions } from "../../plugins/attention.ts";
 import { joinCluster, onCluster, rollCall, serveNode } from "../../plugins/nats_cluster.ts";
-import { connectNats } from "../../plugins/nats_connection.ts";
+import { connectNats } from "../../plugins/nats.ts";
+import { dialNats } from "../../plugins/nats_connection.ts";
 import { natsLinks } from "../../plugins/nats_links.ts";
 import { Device } from "../../runtime/device.ts";
 import { attend } from "../../runtime/attend.ts";
@@ -60,15 +61,15 @@ const startNode = (
   known: ReadonlyArray<Definition> = definitions,
 ) =>
   Effect.gen(function* () {
-    const connection = yield* connectNats(url);
+    const nats = yield* connectNats(url);
     const waiting = Promise.withResolvers<void>();
     const tell = ({ state }: { readonly state: string }) =>
       Effect.sync(() => {
         if (state === "waiting") waiting.resolve();
       });
     const plugins = known.flatMap(({ name, hash }) => hash === undefined ? [] : [{ name, hash }]);
-    yield* serveNode(connection, cluster, { ...card(id, ofVersion), plugins }, known, tell).pipe(
-      Effect.provide(Layer.fresh(natsLinks(connection, { cluster }))),
+    yield* serveNode(nats, cluster, { ...card(id, ofVersion), plugins }, known, tell).pipe(
+      Effect.provide(Layer.fresh(natsLinks(nats, { cluster }))),
       Effect.provide(Layer.mock(Device, { info })),
       Effect.forkScoped,
     );
@@ -89,12 +90,12 @@ inCluster(
     Effect.gen(function* () {
       yield* startNode(url, "a");
       yield* startNode(url, "b");
-      const connection = yield* connectNats(url);
-      assert.deepEqual(yield* rollCall(connection, cluster), [
+      const nats = yield* connectNats(url);
+      assert.deepEqual(yield* rollCall(nats, cluster), [
         { ...card("a"), state: "idle" },
         { ...card("b"), state: "idle" },
       ]);
-      assert.deepEqual(yield* rollCall(connection, "other"), []);
+      assert.deepEqual(yield* rollCall(nats, "other"), []);
     }),
 );
 
@@ -103,7 +104,7 @@ inCluster(
   (url) =>
     Effect.gen(function* () {
       yield* startNode(url, "a");
-      const connection = yield* connectNats(url);
+      const connection = yield* dialNats(url);
       const offer = (payload: string) =>
         Effect.map(
           Effect.promise(() => connection.request(`annulus.${cluster}.ctl.node.a`, payload)),
@@ -146,7 +147,7 @@ inCluster(
   (url) =>
     Effect.gen(function* () {
       yield* startNode(url, "a");
-      const connection = yield* connectNats(url);
+      const connection = yield* dialNats(url);
       const events = connection.subscribe(`annulus.${cluster}.ctl.run.${job.run}.0`, { max: 2 });
       const large = { ...job, problem: { ...job.problem, tokens: 2 ** 20 } };
       const answer = yield* Effect.promise(() =>
@@ -164,7 +165,7 @@ inCluster(
       assert.deepEqual(heard.map(({ event }) => event), ["failed", "ended"]);
       assert.equal(heard[0]!.tag, "PlanRefused");
       assert.match(heard[0]!.reason!, /bytes of memory on its fullest rank: found 1048576/);
-      assert.equal((yield* rollCall(connection, cluster))[0]!.state, "idle");
+      assert.equal((yield* rollCall(yield* connectNats(url), cluster))[0]!.state, "idle");
     }),
 );
 
@@ -214,8 +215,8 @@ inCluster(
         /found a{12} on node a on here and b{12} on node b/,
       );
       // Nobody began anything.
-      const connection = yield* connectNats(url);
-      assert.ok((yield* rollCall(connection, cluster)).every(({ state }) => state === "idle"));
+      const nats = yield* connectNats(url);
+      assert.ok((yield* rollCall(nats, cluster)).every(({ state }) => state === "idle"));
     }),
 );
 

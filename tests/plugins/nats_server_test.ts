@@ -1,7 +1,7 @@
 import { Deferred, Effect, Fiber, Scope } from "effect";
 import { TestClock } from "effect/testing";
 import assert from "node:assert/strict";
-import { connectNats } from "../../plugins/nats_connection.ts";
+import { dialNats } from "../../plugins/nats_connection.ts";
 import { startNatsServer } from "../../plugins/nats_server.ts";
 import { ServerUnavailable } from "../../runtime/errors.ts";
 import { natsServer, noNatsServer } from "../support/nats.ts";
@@ -34,7 +34,7 @@ it(
     const { url, pid } = yield* Effect.scoped(Effect.gen(function* () {
       const server = yield* startNatsServer();
       assert.match(server.url, /^nats:\/\/127\.0\.0\.1:\d+$/);
-      const connection = yield* connectNats(server.url);
+      const connection = yield* dialNats(server.url);
       yield* Effect.promise(() => connection.flush());
       assert.ok(yield* listens(server.url));
       return server;
@@ -94,10 +94,10 @@ it(
 );
 
 it(
-  "connectNats() says what is wrong with an address",
+  "dialNats() says what is wrong with an address",
   Effect.scoped(
     Effect.gen(function* () {
-      const refusal = (url: string) => Effect.flip(Effect.scoped(connectNats(url)));
+      const refusal = (url: string) => Effect.flip(Effect.scoped(dialNats(url)));
       for (
         const url of ["", "127.0.0.1:4222", "http://127.0.0.1:4222", "nats://", "nats://h:99999"]
       ) {
@@ -141,26 +141,26 @@ it(
 );
 
 it(
-  "connectNats() gives credentials to the server and to nobody else",
+  "dialNats() gives credentials to the server and to nobody else",
   Effect.scoped(Effect.gen(function* () {
     const { url } = yield* natsServer('authorization: { user: ann, password: "p@ss" }');
     const as = (credentials: string) => url.replace("//", `//${credentials}@`);
-    const connection = yield* connectNats(as("ann:p%40ss"));
+    const connection = yield* dialNats(as("ann:p%40ss"));
     yield* Effect.promise(() => connection.flush());
-    const refused = yield* Effect.flip(connectNats(as("ann:secret")));
+    const refused = yield* Effect.flip(dialNats(as("ann:secret")));
     assert.match(refused.message, /a user it knows, .*: found .*authorization violation/i);
     assert.doesNotMatch(refused.message, /secret/);
-    assert.match((yield* Effect.flip(connectNats(url))).message, /a user it knows/);
+    assert.match((yield* Effect.flip(dialNats(url))).message, /a user it knows/);
   })),
 );
 
 it(
-  "connectNats() does not reconnect",
+  "dialNats() does not reconnect",
   Effect.scoped(Effect.gen(function* () {
     const outer = yield* Effect.scope;
     const connection = yield* Effect.scoped(Effect.gen(function* () {
       const { url } = yield* startNatsServer();
-      return yield* Scope.provide(connectNats(url), outer);
+      return yield* Scope.provide(dialNats(url), outer);
     }));
     yield* Effect.promise(() => connection.closed());
     assert.ok(connection.isClosed());

@@ -106,6 +106,7 @@ for (const kind of faultKinds) {
           name: "looped",
           maxFrame: 1e6,
           open: () => Effect.succeed(looped(frames)),
+          counts: () => ({}),
         });
         const link = yield* faultyLinks(links, { kind, at }).open({ run: "run", self: 0, peer: 1 });
         const next = { ...transfer(64, 16), block: 4 };
