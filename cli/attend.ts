@@ -28,7 +28,7 @@ import { judgeGradients } from "./judge_gradients.ts";
 import { inLayer, layerOf, layersOf } from "./layers.ts";
 import { draw, note } from "./output.ts";
 import { Progress } from "./progress.ts";
-import { type Report, reportOf, reportOfLayers } from "./report.ts";
+import { recoveryInWords, type Report, reportOf, reportOfLayers } from "./report.ts";
 import { createTrace } from "./trace.ts";
 
 /** All that `attend` can be told. */
@@ -128,10 +128,10 @@ const attendLayer = Effect.fnUntraced(function* (
   const plan = yield* planOfJob(job);
   const terminal = Deno.stderr.isTerminal();
   const progress = new Progress(plan, terminal);
-  const record = yield* drive(
-    job,
-    (interval) => flags.progress ? progress.see(interval) : Effect.void,
-  ).pipe(
+  const record = yield* drive(job, {
+    interval: (interval) => flags.progress ? progress.see(interval) : Effect.void,
+    recovered: (recovery) => note(`annulus: ${recoveryInWords(recovery)}`),
+  }).pipe(
     Effect.provideContext(crew.services),
     Effect.provideService(Source, input.source),
     Effect.provideService(

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import type { RunRecord } from "../runtime/driver.ts";
+import type { Recovery, RunRecord } from "../runtime/driver.ts";
 import type { DeviceInfo } from "../runtime/kernel.ts";
 import { balanceOf } from "../runtime/plan.ts";
 import { hiddenFraction, type Interval } from "../runtime/timeline.ts";
@@ -30,7 +30,7 @@ const lasting = (intervals: ReadonlyArray<Interval>): number =>
  * `balance` is the largest share of the pairs over the mean.
  */
 export const reportOf = (
-  { plan, timeline, ranks, seconds }: RunRecord,
+  { plan, timeline, ranks, seconds, recoveries }: RunRecord,
   error: ErrorFigures | undefined,
 ) => {
   // Looked up once for each rank and step: there are as many of those as intervals.
@@ -60,6 +60,7 @@ export const reportOf = (
     hidden_fraction: hiddenFraction(timeline),
     balance: balanceOf(plan),
     pairs: plan.pairs,
+    recoveries,
     counted: plan.counted,
     hops: Math.max(0, ...plan.blocks.map(({ path }) => path.length)),
     ranks: plan.ranks.map(({ rank, tokens, pairs, steps }) => ({
@@ -85,6 +86,11 @@ const judged = (error: ErrorFigures) => {
   const { largestLse: _, ...figures } = error;
   return figures;
 };
+
+/** One failure that a run survived, in a sentence. */
+export const recoveryInWords = ({ epoch, cause, moved }: Recovery): string =>
+  `${cause}; the run goes on in epoch ${epoch}` +
+  moved.map(({ rank, to }) => `, rank ${rank} on ${to}`).join("");
 
 /** A report of a run. */
 export type Report = ReturnType<typeof reportOf>;

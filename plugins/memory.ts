@@ -100,7 +100,7 @@ export const memoryLinks = (options: MemoryLinksOptions = {}): Layer.Layer<Links
       type Failing = Effect.Effect<never, LinkError> | undefined;
       const closed = (): Failing =>
         theirs.left && Effect.fail(
-          new LinkClosed({ run: ends.run, self, peer, reason: theirs.left.reason }),
+          new LinkClosed({ run: ends.run, self, peer, ...theirs.left }),
         );
       const unusable = (): Failing =>
         mine.left && Effect.fail(failed("an open end", "this end was closed"));

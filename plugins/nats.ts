@@ -3,7 +3,7 @@
  *
  * @module
  */
-import type { Msg, NatsConnection } from "@nats-io/transport-node";
+import type { NatsConnection } from "@nats-io/transport-node";
 import { errors } from "@nats-io/transport-node";
 import { Deferred, Duration, Effect, Exit, Schedule, Scope } from "effect";
 import { ServerUnavailable } from "../runtime/errors.ts";
@@ -35,10 +35,6 @@ export interface NatsLine extends Line {
   readonly server: string;
   /** The connection at hand; undefined while the server is away. */
   readonly connection: () => NatsConnection | undefined;
-  readonly subscribe: (
-    subject: string,
-    hear: (bytes: Uint8Array, message: Msg) => void,
-  ) => () => void;
   /** Fails when the server has been away for longer than we wait. */
   readonly lost: Effect.Effect<never, ServerUnavailable>;
 }
@@ -53,7 +49,7 @@ export interface Nats {
 /** A subscription that outlives connections. */
 interface Listening {
   readonly subject: string;
-  readonly hear: (bytes: Uint8Array, message: Msg) => void;
+  readonly hear: Parameters<Line["subscribe"]>[1];
   stop: () => void;
 }
 
@@ -90,7 +86,7 @@ const openLine = Effect.fnUntraced(function* (
       // An exception in here would end the connection's reader, without a word to anybody.
       callback: (error, message) =>
         error === null
-          ? one.hear(message.data, message)
+          ? one.hear(message.data, message.reply)
           : tell(watchers, "refused", error.message, one.subject),
     });
     one.stop = () => subscription.unsubscribe();
@@ -170,7 +166,10 @@ const openLine = Effect.fnUntraced(function* (
     server,
     maxPayload: first.connection.info?.max_payload ?? 0,
     connection: () => current,
-    publish: (subject, bytes) => void (current?.isClosed() || current?.publish(subject, bytes)),
+    publish: (subject, bytes, reply) => {
+      if (current === undefined || current.isClosed()) return;
+      current.publish(subject, bytes, reply === undefined ? {} : { reply });
+    },
     subscribe: (subject, hear) => {
       const one: Listening = { subject, hear, stop: () => {} };
       listening.add(one);

@@ -1,282 +1,47 @@
 /**
- * Clusters over NATS: how nodes say that they are there and take ranks, and how a driver finds them. Tensors travel
- * elsewhere, over `nats_links.ts`.
- *
- * | subject | from | to |
- * | --- | --- | --- |
- * | `annulus.<cluster>.ctl.roll` | driver | every node, which answers with its card |
- * | `annulus.<cluster>.ctl.node.<id>` | driver | one node, which accepts or refuses a rank |
- * | `annulus.<cluster>.ctl.run.<run>.<rank>` | node | driver: what the rank is doing |
+ * Clusters over NATS: how a driver finds nodes. Tensors travel elsewhere, over `nats_links.ts`.
  *
  * @module
  */
-import type { Msg } from "@nats-io/transport-node";
-import { Context, Effect, Layer, Queue, Result, Schema, type Scope } from "effect";
+import { Context, Effect, Layer, Queue, Result } from "effect";
 import { Crew } from "../runtime/crew.ts";
-import type { Device } from "../runtime/device.ts";
-import {
-  NodeRefused,
-  NotEnoughNodes,
-  RankFailed,
-  ServerUnavailable,
-  VersionMismatch,
-} from "../runtime/errors.ts";
-import { cardOf, type Job, jobOf } from "../runtime/job.ts";
-import type { Links } from "../runtime/link.ts";
-import type { Definition } from "../runtime/variant.ts";
-import { Answer, NodeCard, Offer, RankEvent } from "../runtime/membership.ts";
-import { attendRank } from "../runtime/rank.ts";
-import { version } from "../runtime/version.ts";
-import { connectNats, type Nats, type NatsLine } from "./nats.ts";
+import { NotEnoughNodes, type ServerUnavailable, type VersionMismatch } from "../runtime/errors.ts";
+import { Links } from "../runtime/link.ts";
+import type { NodeCard } from "../runtime/membership.ts";
+import { connectNats } from "./nats.ts";
+import { cards, subjects, subscribed } from "./nats_cluster/control.ts";
+import { crewOf, sameVersion } from "./nats_cluster/crew.ts";
 import { natsLinks } from "./nats_links.ts";
+import type { Line } from "./nats_links/line.ts";
 
-/** The state of a node, told to its operator. */
-export type NodeState =
-  | { readonly state: "waiting" }
-  | { readonly state: "working"; readonly run: string; readonly rank: number }
-  | {
-    readonly state: "failed";
-    readonly run: string;
-    readonly rank: number;
-    readonly reason: string;
-  };
-
-const subjects = (cluster: string) => ({
-  roll: `annulus.${cluster}.ctl.roll`,
-  node: (id: string) => `annulus.${cluster}.ctl.node.${id}`,
-  run: (run: string, rank: number) => `annulus.${cluster}.ctl.run.${run}.${rank}`,
-});
-
-/** Control messages are small, but for the tables of an attention; a larger one is not ours. */
-const largestMessage = 512 * 1024;
-
-const codec = <S extends Schema.Codec<unknown, unknown>>(schema: S) => {
-  const json = Schema.fromJsonString(schema);
-  const decodeJson = Schema.decodeUnknownResult(json);
-  return {
-    encode: Schema.encodeSync(json),
-    decode: (message: Msg): Result.Result<S["Type"], string> =>
-      message.data.byteLength > largestMessage
-        ? Result.fail(
-          `a message of at most ${largestMessage} bytes: found ${message.data.byteLength}`,
-        )
-        : Result.mapError(decodeJson(message.string()), (error) => error.message),
-  };
-};
-const cards = codec(NodeCard);
-const offers = codec(Offer);
-const answers = codec(Answer);
-const events = codec(RankEvent);
-
-const bytesOf = (text: string) => new TextEncoder().encode(text);
-
-/** A subscription whose messages are handled one by one by fibers of ours. */
-const subscribed = (line: NatsLine, subject: string) =>
-  Effect.gen(function* () {
-    const inbox = yield* Queue.unbounded<Msg>();
-    yield* Effect.acquireRelease(
-      Effect.sync(() => line.subscribe(subject, (_, message) => Queue.offerUnsafe(inbox, message))),
-      (unsubscribe) => Effect.sync(unsubscribe),
-    );
-    return inbox;
-  });
-
-/** What cannot be said now, is said again or not missed. */
-const say = (send: () => unknown): Effect.Effect<void> => Effect.ignore(Effect.try(send));
-
-/**
- * Makes this process a node: answers roll calls, and takes one rank after the other. Ends only with its server.
- *
- * @param card All but the state, which changes.
- * @param known The attention variants that it computes.
- */
-export const serveNode = Effect.fn("serveNode")(function* (
-  { control }: Nats,
-  cluster: string,
-  card: Omit<NodeCard, "state">,
-  known: ReadonlyArray<Definition>,
-  tell: (state: NodeState) => Effect.Effect<void>,
-) {
-  const names = subjects(cluster);
-  const roll = yield* subscribed(control, names.roll);
-  const asked = yield* subscribed(control, names.node(card.id));
-  yield* Effect.promise(() => control.flush());
-  let busy = false;
-
-  const introduce = Effect.forever(Effect.gen(function* () {
-    const message = yield* Queue.take(roll);
-    yield* say(() => message.respond(cards.encode({ ...card, state: busy ? "busy" : "idle" })));
-  }));
-
-  const work = Effect.fnUntraced(function* (job: Job, rank: number) {
-    const emit = (event: RankEvent) =>
-      say(() => control.publish(names.run(job.run, rank), bytesOf(events.encode(event))));
-    const failed = (tag: string, reason: string) => emit({ event: "failed", tag, reason });
-    yield* tell({ state: "working", run: job.run, rank });
-    yield* attendRank(job, rank, {
-      interval: (interval) => emit({ event: "interval", interval }),
-      finished: (summary) => emit({ event: "finished", summary }),
-      failed: (error) => failed(error._tag, error.message),
-    }).pipe(
-      // A node outlives whatever a job does to it.
-      Effect.catchDefect((defect) =>
-        Effect.andThen(failed("Defect", String(defect)), Effect.fail(new Error(String(defect))))
-      ),
-      Effect.catch(({ message }) => tell({ state: "failed", run: job.run, rank, reason: message })),
-      // Before anybody hears that it ended.
-      Effect.ensuring(Effect.sync(() => void (busy = false))),
-    );
-    yield* emit({ event: "ended" });
-    yield* tell({ state: "waiting" });
-  });
-
-  const takeOffers = Effect.forever(Effect.gen(function* () {
-    const message = yield* Queue.take(asked);
-    const accepted = Result.flatMap(
-      Result.mapError(offers.decode(message), (why) => `it does not understand the offer: ${why}`),
-      ({ version: theirs, job, rank }) => {
-        if (theirs !== version) {
-          return Result.fail(`it runs annulus ${version}, the driver ${theirs}`);
-        }
-        const ring = job.weights.length;
-        if (rank >= ring) return Result.fail(`rank ${rank} is none of a ring of ${ring}`);
-        if (busy) return Result.fail("it is busy with another run");
-        return Result.map(jobOf(job, known), (job) => ({ job, rank }));
-      },
-    );
-    if (Result.isFailure(accepted)) {
-      const reason = accepted.failure;
-      yield* say(() => message.respond(answers.encode({ accepted: false, reason })));
-      return;
-    }
-    busy = true;
-    yield* say(() => message.respond(answers.encode({ accepted: true })));
-    yield* Effect.forkScoped(work(accepted.success.job, accepted.success.rank));
-  }));
-
-  yield* tell({ state: "waiting" });
-  return yield* Effect.raceAllFirst<
-    Effect.Effect<never, ServerUnavailable, Device | Links | Scope.Scope>
-  >([
-    introduce,
-    takeOffers,
-    control.lost,
-  ]);
-}, Effect.scoped);
+export { type NodeState, serveNode } from "./nats_cluster/node.ts";
 
 /** How long a cluster's nodes have to answer a roll call. */
-const rollCallMilliseconds = 1000;
+const rollCallWithin = "1 second";
 
 /** The nodes that answer within a second, by id. */
-export const rollCall = Effect.fn("rollCall")(function* (
-  { control }: Nats,
+export const rollCall = (
+  { control }: { readonly control: Line },
   cluster: string,
-) {
-  const connection = control.connection();
-  if (connection === undefined) return [];
-  const found: Array<NodeCard> = [];
-  yield* Effect.tryPromise({
-    try: async () => {
-      const replies = await connection.requestMany(subjects(cluster).roll, "", {
-        strategy: "timer",
-        maxWait: rollCallMilliseconds,
-      });
-      for await (const reply of replies) {
-        const card = cards.decode(reply);
-        if (Result.isSuccess(card)) found.push(card.success);
-      }
-    },
-    // "No responders" is an answer: there is no node.
-    catch: String,
-  }).pipe(Effect.ignore);
-  return found.sort((a, b) => a.id < b.id ? -1 : 1);
-});
-
-/** The crew of these nodes: the node at index r takes rank r. Refuses nodes of another version. */
-const crewOf = Effect.fn("natsCrew")(function* (
-  { control }: Nats,
-  cluster: string,
-  nodes: ReadonlyArray<NodeCard>,
-) {
-  const names = subjects(cluster);
-  const odd = nodes.find((node) => node.version !== version);
-  if (odd !== undefined) {
-    return yield* new VersionMismatch({
-      node: `${odd.id} on ${odd.host}`,
-      has: odd.version,
-      needed: version,
-    });
-  }
-  /** Two members that mean different things by the name of a variant: none of them begins then. */
-  const oddPlugin = (job: Job): string | undefined => {
-    for (const { definition: { name, hash } } of job.problem.attention) {
-      if (hash === undefined) continue;
-      const members = nodes.map(({ id, host, plugins }) => ({
-        member: `on node ${id} on ${host}`,
-        hash: plugins.find((plugin) => plugin.name === name)?.hash,
-      }));
-      const others = members.filter((member) => member.hash !== hash);
-      const [odd] = others;
-      if (odd === undefined) continue;
-      const other = members.find((member) =>
-        member.hash !== odd.hash && member.hash !== undefined
-      ) ??
-        { member: "at the driver", hash };
-      const found = odd.hash === undefined ? "not there" : `${odd.hash.slice(0, 12)}`;
-      return `attention "${name}" must be the same everywhere: found ${other.hash!.slice(0, 12)} ` +
-        `${other.member} and ${found} ${odd.member}`;
-    }
-  };
-  return Crew.of({
-    run: (job, rank, { interval, finished, failed }) => {
-      const node = nodes[rank]!;
-      const name = `node ${node.id} on ${node.host}`;
-      const blame = (tag: string, reason: string) =>
-        new RankFailed({ rank, node: name, tag, reason });
-      return Effect.gen(function* () {
-        const odd = oddPlugin(job);
-        if (odd !== undefined) return yield* blame("VersionMismatch", odd);
-        const offer = offers.encode({ version, job: cardOf(job), rank });
-        if (offer.length > largestMessage) {
-          const reason =
-            `the tables of its attention make an offer of ${offer.length} bytes, and ` +
-            `a node takes ${largestMessage}`;
-          return yield* new NodeRefused({ node: name, reason });
-        }
-        const inbox = yield* subscribed(control, names.run(job.run, rank));
-        const answer = yield* Effect.tryPromise({
-          try: async () =>
-            await control.connection()!.request(names.node(node.id), offer, { timeout: 5000 }),
-          catch: () => new NodeRefused({ node: name, reason: "it does not answer" }),
-        });
-        const read = answers.decode(answer);
-        if (Result.isFailure(read)) {
-          return yield* new NodeRefused({
-            node: name,
-            reason: `its answer is odd: ${read.failure}`,
-          });
-        }
-        if (!read.success.accepted) {
-          return yield* new NodeRefused({ node: name, reason: read.success.reason });
-        }
-        for (;;) {
-          const heard = events.decode(yield* Queue.take(inbox));
-          if (Result.isFailure(heard)) return yield* blame("NodeRefused", heard.failure);
-          const event = heard.success;
-          if (event.event === "interval") yield* interval(event.interval);
-          if (event.event === "finished") yield* finished(event.summary);
-          if (event.event === "failed") yield* failed(blame(event.tag, event.reason));
-          if (event.event === "ended") return;
-        }
-      }).pipe(
-        Effect.scoped,
-        Effect.mapError((error) =>
-          error._tag === "RankFailed" ? error : blame(error._tag, error.message)
-        ),
-      );
-    },
-  });
-});
+): Effect.Effect<ReadonlyArray<NodeCard>> =>
+  Effect.scoped(Effect.gen(function* () {
+    const found = new Map<string, NodeCard>();
+    const { roll, answer } = subjects(cluster);
+    const reply = answer();
+    const inbox = yield* subscribed(control, reply);
+    control.publish(roll, new Uint8Array(0), reply);
+    yield* Queue.take(inbox).pipe(
+      Effect.tap(({ bytes }) =>
+        Effect.sync(() => {
+          const card = cards.decode(bytes);
+          if (Result.isSuccess(card)) found.set(card.success.id, card.success);
+        })
+      ),
+      Effect.forever,
+      Effect.timeoutOption(rollCallWithin),
+    );
+    return [...found.values()].sort((a, b) => a.id < b.id ? -1 : 1);
+  }));
 
 /** Which nodes to take. */
 export interface ClusterOptions {
@@ -294,9 +59,13 @@ export const joinCluster = Effect.fn("joinCluster")(function* (
   { url, cluster, ring, device }: ClusterOptions,
 ) {
   const nats = yield* connectNats(url);
-  const all = yield* rollCall(nats, cluster);
-  const able = all.filter((node) => device === undefined || node.device.name === device);
-  const idle = able.filter(({ state }) => state === "idle");
+  const able = Effect.map(
+    rollCall(nats, cluster),
+    (all) => all.filter((node) => device === undefined || node.device.name === device),
+  );
+  const there = yield* able;
+  const isIdle = ({ state }: NodeCard) => state === "idle";
+  const idle = there.filter(isIdle);
   const needed = ring ?? Math.max(1, idle.length);
   if (idle.length < needed) {
     return yield* new NotEnoughNodes({
@@ -305,13 +74,20 @@ export const joinCluster = Effect.fn("joinCluster")(function* (
       device: device ?? "auto",
       needed,
       found: idle.length,
-      busy: able.length - idle.length,
+      busy: there.length - idle.length,
     });
   }
   const nodes = idle.slice(0, needed);
+  yield* sameVersion(nodes);
   const links = yield* Layer.build(natsLinks(nats, { cluster }));
-  const services = Context.add(links, Crew, yield* crewOf(nats, cluster, nodes));
-  return { services, nodes };
+  const spare = Effect.map(
+    able,
+    (all) => all.filter((node) => isIdle(node) && node.version === nodes[0]!.version),
+  );
+  const crew = yield* crewOf(nats.control, cluster, nodes, spare).pipe(
+    Effect.provideService(Links, Context.get(links, Links)),
+  );
+  return { services: Context.add(links, Crew, crew), nodes };
 });
 
 /** The idle nodes of a cluster, for `attend`. */

@@ -38,8 +38,8 @@ export interface NatsLinksOptions {
 const largestFrame = 512 * 1024;
 /** Between two greetings of a peer that has not answered. */
 const greeting = "100 millis";
-/** How long a peer has to hear that this end failed. */
-const lastWords = "500 millis";
+/** How long a peer has to hear that this end is done, or that it failed. */
+const [goodbye, lastWords] = ["2 seconds", "500 millis"] as const;
 
 /** The subject on which `from` speaks to `to`. */
 export const subjectOf = (
@@ -143,7 +143,7 @@ export const natsLinks = (
             conversation.close(farewellOf(exit));
             const told = Effect.timeout(
               conversation.departed,
-              Exit.isSuccess(exit) ? deadline : lastWords,
+              Exit.isSuccess(exit) ? goodbye : lastWords,
             );
             // A process that exits now must not take its last words along.
             const gone = Effect.timeout(Effect.promise(() => control.flush()), lastWords);

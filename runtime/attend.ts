@@ -255,10 +255,11 @@ export const attend = (options: AttendOptions): Effect.Effect<
           }
         }),
     });
-    const record = yield* drive(job, () => Effect.void).pipe(
-      Effect.provideService(Source, source),
-      Effect.provideService(Sink, sink),
-    );
+    const record = yield* drive(job, { interval: () => Effect.void, recovered: () => Effect.void })
+      .pipe(
+        Effect.provideService(Source, source),
+        Effect.provideService(Sink, sink),
+      );
     const { o, lse, ...gradients } = results;
     return { ...record, o, lse, ...(job.gradients ? { gradients } : {}) };
   });

@@ -6,11 +6,20 @@
  */
 import { Context, Effect, Layer } from "effect";
 import { Device } from "./device.ts";
-import { RankFailed } from "./errors.ts";
+import { type LinkError, RankFailed } from "./errors.ts";
 import type { Job } from "./job.ts";
 import { Links } from "./link.ts";
 import { attendRank, type RankError, type RankSummary } from "./rank.ts";
+import type { Standing } from "./standing.ts";
+import { Tenure } from "./tenure.ts";
 import type { Interval } from "./timeline.ts";
+
+/** The ranks of a run after one of them failed. */
+export interface Regrouped {
+  readonly standings: ReadonlyArray<Standing>;
+  /** Ranks that have another member now, with words for it. */
+  readonly moved: ReadonlyArray<{ readonly rank: number; readonly to: string }>;
+}
 
 /** Who hears of the ranks of a run. */
 export interface CrewObserver {
@@ -21,12 +30,21 @@ export interface CrewObserver {
 
 /** Gives ranks to members. */
 export class Crew extends Context.Service<Crew, {
-  /** Runs one rank until its links are closed; interrupting it frees the member. */
+  /** Runs one rank, through one epoch, until its links are closed; interrupting it frees the member. */
   readonly run: (
     job: Job,
     rank: number,
     observer: CrewObserver,
   ) => Effect.Effect<void, RankFailed>;
+  /**
+   * After a failure: stops what goes on, gives ranks that have lost their member to another one, and says how every rank
+   * stands in the epoch that is to begin. Absent where no other member could take a rank.
+   */
+  readonly regroup?: (
+    run: string,
+    epoch: number,
+    failure: RankFailed | LinkError,
+  ) => Effect.Effect<Regrouped, RankFailed>;
 }>()("annulus/runtime/Crew") {
   /** All ranks in this process, on one device. A function: one layer would be built once for all devices and links. */
   static readonly local = (): Layer.Layer<Crew, never, Device | Links> =>
@@ -43,11 +61,14 @@ export class Crew extends Context.Service<Crew, {
                 tag: error._tag,
                 reason: error.message,
               });
-            return attendRank(job, rank, {
-              interval,
-              finished,
-              failed: (error) => failed(blame(error)),
-            }).pipe(Effect.mapError(blame), Effect.provideContext(context));
+            return Effect.scoped(Effect.gen(function* () {
+              const tenure = new Tenure(rank, yield* Effect.scope);
+              yield* attendRank(job, tenure, {
+                interval,
+                finished,
+                failed: (error) => failed(blame(error)),
+              });
+            })).pipe(Effect.mapError(blame), Effect.provideContext(context));
           },
         });
       }),

@@ -4,8 +4,8 @@
  *
  * @module
  */
-import { Clock, Context, Deferred, Effect, Fiber } from "effect";
-import { Crew } from "./crew.ts";
+import { Clock, Context, Deferred, Effect, Fiber, Result } from "effect";
+import { Crew, type Regrouped } from "./crew.ts";
 import { decode, type DType, elementBytes, encode, firstNonFinite } from "./dtype.ts";
 import {
   type FileInvalid,
@@ -22,6 +22,7 @@ import { type BlockPlan, type Plan, type RankPlan, valueDimOf } from "./plan.ts"
 import type { RankSummary } from "./rank.ts";
 import { type Region, regions, type TokenArray } from "./region.ts";
 import type { Interval } from "./timeline.ts";
+import { nothing, type Standing } from "./standing.ts";
 import { receive, send } from "./transfer.ts";
 import { contiguous, type Span } from "./span.ts";
 
@@ -55,6 +56,18 @@ export class Sink extends Context.Service<Sink, {
   ) => Effect.Effect<void, FileInvalid>;
 }>()("annulus/runtime/Sink") {}
 
+/** What a run did when one of its ranks failed. */
+export interface Recovery {
+  /** The epoch that begins. */
+  readonly epoch: number;
+  /** The failure, in its own sentence. */
+  readonly cause: string;
+  /** Ranks that were given to others, which begin with them anew. */
+  readonly moved: Regrouped["moved"];
+  /** Seconds since the run began. */
+  readonly at: number;
+}
+
 /** What a run leaves behind beside its result. */
 export interface RunRecord {
   readonly plan: Plan;
@@ -63,6 +76,14 @@ export interface RunRecord {
   readonly ranks: ReadonlyArray<RankSummary>;
   /** Wall time from the first byte sent to the last byte home. */
   readonly seconds: number;
+  /** Failures that the run survived. */
+  readonly recoveries: ReadonlyArray<Recovery>;
+}
+
+/** Who hears of a run while it goes on. */
+export interface RunObserver {
+  readonly interval: (interval: Interval) => Effect.Effect<void>;
+  readonly recovered: (recovery: Recovery) => Effect.Effect<void>;
 }
 
 const shapes = ({ problem }: Job) => {
@@ -123,11 +144,12 @@ const reader = (source: Source["Service"], job: Job) =>
     return converted;
   });
 
-/** Sends one rank what makes keys and values of latents, its queries and its K/V blocks. */
+/** Sends one rank what it lacks of what makes keys and values of latents, its queries, its K/V blocks and dO. */
 const deliver = Effect.fnUntraced(function* (
   job: Job,
   plan: Plan,
   mine: RankPlan,
+  { loaded }: Standing,
   link: Link,
   read: ReturnType<typeof reader>,
 ) {
@@ -135,7 +157,7 @@ const deliver = Effect.fnUntraced(function* (
   const { q, k } = shapes(job);
   const qBytes = elementBytes(job.dtype), kvBytes = elementBytes(job.wire);
   const { latent, batch, tokens, heads } = job.problem;
-  if (latent !== undefined) {
+  if (latent !== undefined && !loaded) {
     const rows = heads * upRowsOf(latent, job.problem);
     const whole = { outer: 1, tokens: rows, inner: latent.rank };
     yield* send(
@@ -144,11 +166,13 @@ const deliver = Effect.fnUntraced(function* (
       (from, to) => read("kv_b", whole, [contiguous(0, rows)], from / 4, to / 4),
     );
   }
-  yield* send(
-    link,
-    manifest.queries(mine),
-    (from, to) => read("q", q, mine.shard, from / qBytes, to / qBytes),
-  );
+  if (!loaded) {
+    yield* send(
+      link,
+      manifest.queries(mine),
+      (from, to) => read("q", q, mine.shard, from / qBytes, to / qBytes),
+    );
+  }
   const blockPart = (block: BlockPlan) => (from: number, to: number) => {
     if (latent !== undefined) {
       const whole = { outer: batch, tokens, inner: widthOf(latent) };
@@ -173,7 +197,7 @@ const deliver = Effect.fnUntraced(function* (
       },
     );
   };
-  for (const block of plan.blocks.filter(({ home }) => home === mine.rank)) {
+  for (const block of plan.blocks.filter(({ home }) => home === mine.rank && !loaded)) {
     yield* send(link, manifest.home(block), blockPart(block));
   }
   if (!job.gradients) return;
@@ -221,42 +245,40 @@ const collect = Effect.fnUntraced(function* (
 /** How long a member that left may take to tell the driver what went wrong. */
 const accountWithin = "1 second";
 
-/**
- * Runs a job to its end: every rank of the crew gets its shard, and every row of the result reaches the sink.
- *
- * @param progress Gets the timeline as it happens.
- */
-export const drive = Effect.fn("drive")(function* (
+/** What ends an epoch early. */
+type Failure = FileInvalid | FrameRejected | LinkError | RankFailed | TensorInvalid;
+
+/** One epoch: every rank gets what it lacks, and its rows reach the sink; `collected` is told of each rank's. */
+const runEpoch = Effect.fnUntraced(function* (
   job: Job,
-  progress: (interval: Interval) => Effect.Effect<void>,
+  plan: Plan,
+  read: ReturnType<typeof reader>,
+  heard: (interval: Interval) => Effect.Effect<void>,
+  collected: (rank: number) => void,
 ) {
   const crew = yield* Crew;
   const links = yield* Links;
   const sink = yield* Sink;
-  const read = reader(yield* Source, job);
-  const plan = yield* planOfJob(job);
-  const timeline: Array<Interval> = [];
-  type Failure = FileInvalid | FrameRejected | LinkError | RankFailed | TensorInvalid;
   const firstFailure = yield* Deferred.make<never, Failure>();
   const summaries = yield* Effect.forEach(plan.ranks, () => Deferred.make<RankSummary>());
   const blame = (error: Failure) => Deferred.fail(firstFailure, error);
   const observer = {
-    interval: (interval: Interval) =>
-      Effect.andThen(Effect.sync(() => timeline.push(interval)), progress(interval)),
+    interval: heard,
     finished: (summary: RankSummary) => Deferred.succeed(summaries[summary.rank]!, summary),
     failed: blame,
   };
-
-  const began = yield* Clock.currentTimeMillis;
   const members = yield* Effect.forEach(
     plan.ranks,
     ({ rank }) => Effect.forkScoped(Effect.catch(crew.run(job, rank, observer), blame)),
   );
   const exchange = Effect.forEach(plan.ranks, (mine) =>
     Effect.gen(function* () {
-      const link = yield* links.open({ run: job.run, self: "driver", peer: mine.rank });
-      yield* deliver(job, plan, mine, link, read);
-      yield* collect(job, plan, mine, link, sink);
+      const { run, epoch, standings } = job;
+      const standing = standings?.[mine.rank] ?? nothing;
+      const link = yield* links.open({ run, epoch, self: "driver", peer: mine.rank });
+      yield* deliver(job, plan, mine, standing, link, read);
+      if (!standing.collected) yield* collect(job, plan, mine, link, sink);
+      collected(mine.rank);
       return yield* Deferred.await(summaries[mine.rank]!);
     }), { concurrency: "unbounded" }).pipe(
       // Before the links close, at which every rank fails. A rank that left has a cause of its own.
@@ -274,8 +296,62 @@ export const drive = Effect.fn("drive")(function* (
       }),
   );
   const ranks = yield* Effect.raceFirst(explained, Deferred.await(firstFailure));
-  const seconds = ((yield* Clock.currentTimeMillis) - began) / 1000;
   // They have only their goodbyes to say, and the result does not wait for one that is lost.
   yield* Effect.ignore(Effect.timeout(Effect.forEach(members, Fiber.await), accountWithin));
-  return { plan, timeline, ranks, seconds } satisfies RunRecord;
+  return ranks;
 }, Effect.scoped);
+
+/** What other members can make up for: this one, its device or the way to it is gone. */
+const survivable = (error: Failure): error is LinkError | RankFailed =>
+  error._tag === "LinkFailed" || error._tag === "LinkClosed" ||
+  error._tag === "RankFailed" && lostTags.includes(error.tag);
+const lostTags = ["LinkFailed", "LinkClosed", "DeviceFailed", "Defect", "NodeLost"];
+
+/** So many epochs without anything new are enough. */
+const patience = 3;
+
+/**
+ * Runs a job to its end: every rank of the crew gets its shard, and every row of the result reaches the sink. When a rank
+ * is lost and another member can take it, the run goes on in a new epoch from what all others have.
+ */
+export const drive = Effect.fn("drive")(function* (job: Job, observer: RunObserver) {
+  const { regroup } = yield* Crew;
+  const read = reader(yield* Source, job);
+  const plan = yield* planOfJob(job);
+  const timeline: Array<Interval> = [];
+  const recoveries: Array<Recovery> = [];
+  const home = new Set<number>();
+  const began = yield* Clock.currentTimeMillis;
+  const sinceThen = Effect.map(Clock.currentTimeMillis, (now) => (now - began) / 1000);
+  const heard = (interval: Interval) =>
+    Effect.andThen(Effect.sync(() => timeline.push(interval)), observer.interval(interval));
+  // Gradients travel home from all ranks at once, or not at all.
+  const collected = (rank: number) => void (job.gradients || home.add(rank));
+  let current = job;
+  let [best, idle] = [0, 0];
+  for (;;) {
+    const outcome = yield* Effect.result(runEpoch(current, plan, read, heard, collected));
+    if (Result.isSuccess(outcome)) {
+      const ranks = outcome.success;
+      return { plan, timeline, ranks, seconds: yield* sinceThen, recoveries } satisfies RunRecord;
+    }
+    const error = outcome.failure;
+    if (regroup === undefined || !survivable(error) || idle >= patience) return yield* error;
+    const epoch = current.epoch + 1;
+    const { standings, moved } = yield* regroup(job.run, epoch, error);
+    current = {
+      ...job,
+      epoch,
+      standings: standings.map((standing, rank) => ({ ...standing, collected: home.has(rank) })),
+    };
+    const done = current.standings!.reduce(
+      (sum, { merged, collected, loaded }) => sum + merged + (collected ? 1 : 0) + (loaded ? 1 : 0),
+      0,
+    );
+    idle = done > best || moved.length > 0 ? 0 : idle + 1;
+    best = Math.max(best, done);
+    const recovery = { epoch, cause: error.message, moved, at: yield* sinceThen };
+    recoveries.push(recovery);
+    yield* observer.recovered(recovery);
+  }
+});

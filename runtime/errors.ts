@@ -111,6 +111,8 @@ export class LinkClosed extends Schema.TaggedError<LinkClosed>()("LinkClosed", {
   run: Schema.String,
   self: Schema.String,
   peer: Schema.String,
+  /** It left because all was done. */
+  done: Schema.Boolean,
   reason: Schema.String,
 }) {
   override get message() {

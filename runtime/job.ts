@@ -9,6 +9,7 @@ import { dtypes } from "./dtype.ts";
 import type { InvalidProblem, VariantInvalid } from "./errors.ts";
 import { layouts } from "./layout.ts";
 import { type Plan, planOf, type PlanSpec } from "./plan.ts";
+import { Standing } from "./standing.ts";
 import type { Definition } from "./variant.ts";
 
 /** A variant by its name. */
@@ -34,6 +35,8 @@ const fields = {
   wire: Schema.Literals([...dtypes]),
   /** Payload bytes of a frame; a multiple of 8. */
   chunkBytes: Schema.Natural,
+  /** By rank, what it has already; nothing where the run begins. */
+  standings: Schema.optionalKey(Schema.Array(Standing)),
 };
 
 const Fields = Schema.Struct(fields);

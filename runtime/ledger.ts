@@ -7,11 +7,16 @@
 import { Effect } from "effect";
 import { MergeViolation } from "./errors.ts";
 
-/** Counts merges per block of one (run, epoch, layer, query shard). */
+/** Counts merges per block of one (run, layer, query shard), over all epochs. */
 export class Ledger {
   readonly #merged = new Set<number>();
 
   constructor(readonly rank: number, readonly required: ReadonlyArray<number>) {}
+
+  /** How many blocks have been merged. */
+  get merged(): number {
+    return this.#merged.size;
+  }
 
   /** Enters a block, right before it is merged; fails where it was merged before. */
   enter(block: number): Effect.Effect<void, MergeViolation> {

@@ -5,6 +5,7 @@
  */
 import { Schema } from "effect";
 import { JobCard } from "./job.ts";
+import { Standing } from "./standing.ts";
 import { activities } from "./timeline.ts";
 
 const DeviceInfo = Schema.Struct({
@@ -36,17 +37,37 @@ export const NodeCard = Schema.Struct({
 /** How a node introduces itself. */
 export type NodeCard = typeof NodeCard.Type;
 
-/** A driver asks a node to take a rank. */
-export const Offer = Schema.Struct({ version: Schema.String, job: JobCard, rank: Schema.Natural });
-/** A driver asks a node to take a rank. */
-export type Offer = typeof Offer.Type;
+const Run = Schema.String.check(Schema.isPattern(/^[0-9a-f]{16}$/));
 
-/** The node's answer to an offer. */
+/** What a driver asks of a node. Whatever is asked twice is answered twice and done once. */
+export const Request = Schema.Union([
+  /** To take a rank, in the job's epoch. */
+  Schema.Struct({
+    ask: Schema.Literal("offer"),
+    version: Schema.String,
+    job: JobCard,
+    rank: Schema.Natural,
+  }),
+  /** To stop what it does for a run, and to say what it has of it. */
+  Schema.Struct({ ask: Schema.Literal("regroup"), run: Run, epoch: Schema.Natural }),
+  /** To forget a run. */
+  Schema.Struct({ ask: Schema.Literal("release"), run: Run }),
+]);
+/** What a driver asks of a node. */
+export type Request = typeof Request.Type;
+
+/** The node's answer. */
 export const Answer = Schema.Union([
   Schema.Struct({ accepted: Schema.Literal(true) }),
   Schema.Struct({ accepted: Schema.Literal(false), reason: Schema.String }),
+  /** It is about to stop: ask again. */
+  Schema.Struct({ stopping: Schema.Literal(true) }),
+  /** The ranks that it holds of a run. */
+  Schema.Struct({
+    holds: Schema.Array(Schema.Struct({ rank: Schema.Natural, standing: Standing })),
+  }),
 ]);
-/** The node's answer to an offer. */
+/** The node's answer. */
 export type Answer = typeof Answer.Type;
 
 /** What a node reports of a rank while it works on it. */
@@ -75,8 +96,6 @@ export const RankEvent = Schema.Union([
     }),
   }),
   Schema.Struct({ event: Schema.Literal("failed"), tag: Schema.String, reason: Schema.String }),
-  /** The rank's links are closed and the node is idle again. */
-  Schema.Struct({ event: Schema.Literal("ended") }),
 ]);
 /** What a node reports of a rank while it works on it. */
 export type RankEvent = typeof RankEvent.Type;

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { Effect, Queue } from "effect";
+import { Effect, Queue, Scope } from "effect";
 import type { Block } from "./block.ts";
 import type { Device } from "./device.ts";
 import type { Held } from "./held.ts";
@@ -12,12 +12,14 @@ import { bytesOf } from "./dtype.ts";
 import { type Gradients, homing } from "./homing.ts";
 import type { Job } from "./job.ts";
 import type { Attended, KeyValues, Queries } from "./kernel.ts";
+import type { Ledger } from "./ledger.ts";
 import type { Link, Slot } from "./link.ts";
 import { type Manifest, manifestOf } from "./manifest.ts";
 import type { Plan, RankPlan } from "./plan.ts";
 import type { Recorder } from "./recorder.ts";
 import { ring, type RingParts } from "./ring.ts";
 import { addSink } from "./sink.ts";
+import type { Tenure } from "./tenure.ts";
 import { receiveBytes, receiveInto, sendBytes, type Transfer } from "./transfer.ts";
 import type { Activity } from "./timeline.ts";
 
@@ -29,6 +31,8 @@ export interface Passing {
   readonly device: Device["Service"];
   readonly queries: Queries;
   readonly home: ReadonlyMap<number, Block>;
+  /** What is merged in this pass. */
+  readonly ledger: Ledger;
   readonly held: Held;
   readonly recorder: Recorder;
   /** Links to the ranks that blocks come from or go to. */
@@ -50,13 +54,14 @@ const keyValues = ({ wire }: Job, { plan: { span }, bytes }: Block): KeyValues =
 
 /** Lets the blocks pass by once. */
 const pass = (
-  { mine, home, held, recorder, links, sent }: Passing,
+  { mine, home, ledger, held, recorder, links, sent }: Passing,
   hop: Manifest["hop"],
   absorb: RingParts["absorb"],
 ) =>
   ring({
     plan: mine,
     home,
+    ledger,
     held,
     absorb,
     recorder,
@@ -80,24 +85,32 @@ const pass = (
     },
   });
 
-/** Attention of the rank's queries over the whole sequence. */
-export const forwardPass = Effect.fn("forwardPass")(function* (passing: Passing) {
+/** Attention of the rank's queries over the whole sequence; goes on from what its tenure has. */
+export const forwardPass = Effect.fn("forwardPass")(function* (passing: Passing, tenure: Tenure) {
   const { job, plan, device, queries } = passing;
-  const accumulator = yield* device.begin(queries);
+  tenure.accumulator ??= yield* Scope.provide(device.begin(queries), tenure.scope);
+  const { absorb, finish } = tenure.accumulator;
   yield* pass(
     passing,
     manifestOf(job).hop,
     (block, tiles) =>
       Effect.map(
-        accumulator.absorb(keyValues(job, block), tiles, plan.attention.band),
+        absorb(keyValues(job, block), tiles, plan.attention.band),
         (busy) => ({ busy, deliver: Effect.void }),
       ),
   );
-  const attended = yield* accumulator.finish;
-  const { sink, shape: { heads } } = plan.attention;
-  if (sink !== undefined) addSink(attended, heads, queries.tokens, sink);
-  return attended;
-}, Effect.scoped);
+  if (tenure.attended !== undefined) return tenure.attended;
+  const finished = Effect.map(finish, (attended) => {
+    const { sink, shape: { heads } } = plan.attention;
+    if (sink !== undefined) addSink(attended, heads, queries.tokens, sink);
+    return tenure.attended = attended;
+  });
+  return yield* Effect.uninterruptible(finished);
+});
+
+/** Passes on what others still need; the rank's own rows are with the driver. */
+export const passOn = (passing: Passing) =>
+  pass(passing, manifestOf(passing.job).hop, () => Effect.die("a collected rank merges nothing"));
 
 /**
  * Gradients of the rank's queries, and of its keys and values from the queries of all ranks: dk then dv by block.

@@ -19,15 +19,18 @@ import {
   VariantInvalid,
 } from "./errors.ts";
 import { Held } from "./held.ts";
+import { Ledger } from "./ledger.ts";
 import { type Job, planOfJob } from "./job.ts";
 import { type DeviceInfo, largestHeadDimOf } from "./kernel.ts";
 import { type Ends, type Link, Links, type Slot } from "./link.ts";
 import { widthOf } from "./latent.ts";
 import { manifestOf } from "./manifest.ts";
-import { backwardPass, forwardPass, type Passing } from "./passes.ts";
+import { backwardPass, forwardPass, type Passing, passOn } from "./passes.ts";
 import { type BlockPlan, type Plan, type RankPlan, refusalFor } from "./plan.ts";
 import { positionAt } from "./span.ts";
 import { Recorder } from "./recorder.ts";
+import { nothing, remainingOf, requiredOf } from "./standing.ts";
+import type { Tenure } from "./tenure.ts";
 import type { Interval } from "./timeline.ts";
 import { receiveBytes, sendBytes, type Transfer } from "./transfer.ts";
 
@@ -145,41 +148,48 @@ const whileSound = <A, E, R>(links: ReadonlyArray<Link>, effect: Effect.Effect<A
   ]);
 
 /**
- * Computes one rank's part of a job on this process's device. The links stay open after the result has reached the
- * driver, until the driver closes its own.
+ * Computes one rank's part of a job on this process's device, or of what an earlier epoch left of it. The links stay open
+ * after the result has reached the driver, until the driver closes its own.
  */
 export const attendRank = (
   job: Job,
-  rank: number,
+  tenure: Tenure,
   observer: Observer,
 ): Effect.Effect<void, RankError, Device | Links> =>
-  Effect.scoped(Effect.tapError(takePart(job, rank, observer), observer.failed));
+  Effect.scoped(Effect.tapError(takePart(job, tenure, observer), observer.failed));
 
-const takePart = Effect.fn("takePart")(function* (job: Job, rank: number, observer: Observer) {
+const takePart = Effect.fn("takePart")(function* (job: Job, tenure: Tenure, observer: Observer) {
   const device = yield* Device;
   const links = yield* Links;
-  const plan = yield* planOfJob(job);
+  const { rank } = tenure;
+  const whole = tenure.plan ??= yield* planOfJob(job);
+  const plan = job.standings === undefined ? whole : remainingOf(whole, job.standings);
+  const { loaded, collected } = job.standings?.[rank] ?? nothing;
   // Whoever sent the job, this process takes no more than fits it.
-  const refusal = refusalFor(plan, device.info.memory);
+  const refusal = refusalFor(whole, device.info.memory);
   if (refusal !== undefined) return yield* refusal;
   if (job.gradients && device.beginBackward === undefined) return yield* noGradients(device);
   const missing = missingFor(plan.attention, device.info, job.gradients);
   if (missing !== undefined) return yield* missing;
   const manifest = manifestOf(job);
   const mine = plan.ranks[rank]!;
+  // Gradients are computed anew, whatever an earlier epoch had of them.
+  const backward = whole.ranks[rank]!;
   const { batch, heads, kvHeads, headDim, scale, latent } = job.problem;
   const recorder = yield* Recorder.start(rank, observer.interval);
 
-  const peers = new Set([
-    ...mine.receives.map(({ from }) => from),
-    ...mine.sends.map(({ to }) => to),
-  ]);
+  const peers = new Set(
+    (job.gradients ? [mine, backward] : [mine]).flatMap(({ receives, sends }) => [
+      ...receives.map(({ from }) => from),
+      ...sends.map(({ to }) => to),
+    ]),
+  );
   const homeward = new Set(
-    mine.homing.flatMap(({ from, to }) => [from, to]).filter((peer) => peer !== undefined),
+    backward.homing.flatMap(({ from, to }) => [from, to]).filter((peer) => peer !== undefined),
   );
   const open = (peer: Slot, lane: Pick<Ends, "lane"> = {}) =>
     Effect.map(
-      links.open({ run: job.run, self: rank, peer, ...lane }),
+      links.open({ run: job.run, epoch: job.epoch, self: rank, peer, ...lane }),
       (link) => [peer, link] as const,
     );
   const openAll = (peers: ReadonlyArray<Slot>, lane?: Pick<Ends, "lane">) =>
@@ -194,7 +204,7 @@ const takePart = Effect.fn("takePart")(function* (job: Job, rank: number, observ
   const driver = opened.get("driver")!;
 
   const held = new Held();
-  const sent = { keysAndValues: 0, gradients: 0 };
+  const { sent } = tenure;
   /** Takes what the driver sends. */
   const load = (transfer: Transfer, block = -1) =>
     recorder.timed(
@@ -202,7 +212,7 @@ const takePart = Effect.fn("takePart")(function* (job: Job, rank: number, observ
       receiveBytes(driver, transfer),
     );
 
-  const work = Effect.gen(function* () {
+  const receiveInputs = Effect.gen(function* () {
     const { tokens } = mine;
     const up = latent === undefined ? undefined : yield* load(manifest.up(mine));
     const bytes = yield* load(manifest.queries(mine));
@@ -219,28 +229,28 @@ const takePart = Effect.fn("takePart")(function* (job: Job, rank: number, observ
       }),
     };
     const home = new Map<number, Block>();
-    for (const block of blocksOf(plan, rank)) {
+    for (const block of blocksOf(whole, rank)) {
+      home.set(block.id, Block.whole(block, yield* load(manifest.home(block), block.id)));
+    }
+    return { queries, home };
+  });
+
+  const work = Effect.gen(function* () {
+    if (!loaded) tenure.loaded = yield* receiveInputs;
+    const { queries, home } = tenure.loaded!;
+    for (const block of blocksOf(whole, rank)) {
       // To be computed on, and to be sent, in each pass.
       const users = block.path.length > 0 ? 2 : 1;
       held.hold(block, job.gradients ? 2 * users : users);
-      home.set(block.id, Block.whole(block, yield* load(manifest.home(block), block.id)));
     }
     const passing: Passing = {
-      job,
-      plan,
-      mine,
-      device,
-      queries,
-      home,
-      held,
-      recorder,
-      links: opened,
-      lanes,
-      sent,
+      ...{ job, plan, mine, device, queries, home, held, recorder, links: opened, lanes, sent },
+      ledger: collected ? new Ledger(rank, []) : tenure.ledgerOf(whole),
     };
+    if (collected) return yield* passOn(passing);
     // The driver does not wait for the first pass with what the second one needs.
     const [attended, cotangent] = yield* Effect.all([
-      forwardPass(passing),
+      forwardPass(passing, tenure),
       job.gradients ? load(manifest.cotangent(mine)) : Effect.succeed(undefined),
     ], { concurrency: "unbounded" });
     const emptyRows = plan.attention.mask !== undefined;
@@ -249,7 +259,13 @@ const takePart = Effect.fn("takePart")(function* (job: Job, rank: number, observ
     );
     if (cotangent === undefined) return { attended };
     const dO = new Float32Array(cotangent.buffer);
-    const gradients = yield* backwardPass(passing, attended, dO);
+    const again = {
+      ...passing,
+      plan: whole,
+      mine: backward,
+      ledger: new Ledger(rank, requiredOf(backward)),
+    };
+    const gradients = yield* backwardPass(again, attended, dO);
     yield* finite(device.info.name, rank, { dq: gradients.dq });
     for (const values of gradients.ofBlocks.values()) {
       const [dk, dv] = [0, 1].map((half) =>
@@ -260,9 +276,11 @@ const takePart = Effect.fn("takePart")(function* (job: Job, rank: number, observ
     return { attended, gradients };
   });
 
-  const { attended, gradients } = yield* whileSound([...opened.values(), ...lanes.values()], work);
+  const result = yield* whileSound([...opened.values(), ...lanes.values()], work);
 
   const sendHome = Effect.gen(function* () {
+    if (result === undefined) return;
+    const { attended, gradients } = result;
     yield* sendBytes(driver, manifest.o(mine), bytesOf(attended.o));
     yield* sendBytes(driver, manifest.lse(mine), bytesOf(attended.lse));
     if (gradients !== undefined) {
@@ -287,5 +305,9 @@ const takePart = Effect.fn("takePart")(function* (job: Job, rank: number, observ
     rssBytes: Deno.memoryUsage().rss,
   });
   // Neighbours may still be on their way to the driver; leaving now would look to them like a failure.
-  yield* Effect.catchTag(driver.receive, "LinkClosed", () => Effect.void);
+  yield* Effect.catchTag(
+    driver.receive,
+    "LinkClosed",
+    (error) => error.done ? Effect.void : Effect.fail(error),
+  );
 });

@@ -11,10 +11,10 @@
  */
 import { Effect, Fiber, Queue, Semaphore } from "effect";
 import { Block } from "./block.ts";
-import type { DeviceFailed, FrameRejected, LinkError } from "./errors.ts";
+import type { DeviceFailed, FrameRejected, LinkError, MergeViolation } from "./errors.ts";
 import type { Held } from "./held.ts";
 import type { Tile } from "./kernel.ts";
-import { Ledger } from "./ledger.ts";
+import type { Ledger } from "./ledger.ts";
 import type { BlockPlan, RankPlan } from "./plan.ts";
 import type { Recorder } from "./recorder.ts";
 
@@ -31,6 +31,8 @@ export interface RingParts {
   readonly plan: RankPlan;
   /** The rank's own blocks, by id; each is released through `held` when it is computed and sent. */
   readonly home: ReadonlyMap<number, Block>;
+  /** What has been merged, also before this turn of the ring. */
+  readonly ledger: Ledger;
   readonly held: Held;
   /** Computes on a block. */
   readonly absorb: (
@@ -46,14 +48,16 @@ export interface RingParts {
 
 /** Lets every block of the sequence that the rank's queries need pass by its device, each exactly once. */
 export const ring = Effect.fn("ring")(function* (
-  { plan, home, held, absorb, receiveLeft, sendRight, recorder }: RingParts,
+  { plan, home, ledger, held, absorb, receiveLeft, sendRight, recorder }: RingParts,
 ) {
   const arrived = yield* Queue.bounded<Block>(plan.room);
   const onward = yield* Queue.bounded<Block>(plan.room);
   const room = yield* Semaphore.make(plan.room);
   const computed = plan.steps.filter(({ state }) => state !== "skip");
+  const onlyPassing = new Set(
+    plan.steps.filter(({ state }) => state === "skip").map(({ block }) => block.id),
+  );
   const tilesOf = new Map(computed.map(({ block, tiles }) => [block.id, tiles]));
-  const ledger = new Ledger(plan.rank, [...tilesOf.keys()]);
   const about = (block: BlockPlan) => ({
     step: (plan.rank - block.home + plan.ring) % plan.ring,
     block: block.id,
@@ -70,11 +74,12 @@ export const ring = Effect.fn("ring")(function* (
     ({ block: next, to }) =>
       Effect.gen(function* () {
         yield* Semaphore.take(room, 1);
-        held.hold(next, to === undefined ? 1 : 2);
+        const wanted = !onlyPassing.has(next.id);
+        held.hold(next, (wanted ? 1 : 0) + (to === undefined ? 0 : 1));
         const block = Block.expected(next);
         if (to !== undefined) yield* Queue.offer(onward, block);
         yield* receiveLeft(block);
-        yield* Queue.offer(arrived, block);
+        if (wanted) yield* Queue.offer(arrived, block);
       }),
     { discard: true },
   );
@@ -88,17 +93,21 @@ export const ring = Effect.fn("ring")(function* (
 
   // The next block is queued on the device before the last one is awaited.
   const slots = yield* Semaphore.make(2);
-  const working = yield* Queue.bounded<Fiber.Fiber<Absorbed, DeviceFailed>>(2);
+  const working = yield* Queue.bounded<Fiber.Fiber<Absorbed, DeviceFailed | MergeViolation>>(2);
   const compute = Effect.forEach(computed, ({ block: next }) =>
     Effect.gen(function* () {
       yield* Semaphore.take(slots, 1);
       const wait = recorder.idle({ activity: "wait", ...about(next) }, Queue.take(arrived));
       const block = home.get(next.id) ?? (yield* wait);
-      yield* ledger.enter(block.plan.id);
-      const work = recorder.lasted(
-        { activity: "compute", ...about(block.plan) },
-        absorb(block, tilesOf.get(block.plan.id)!),
-      ).pipe(Effect.tap(release(block)));
+      // Whatever ends the run meanwhile, a block is merged and entered, or neither.
+      const work = ledger.enter(block.plan.id).pipe(
+        Effect.andThen(recorder.lasted(
+          { activity: "compute", ...about(block.plan) },
+          absorb(block, tilesOf.get(block.plan.id)!),
+        )),
+        Effect.tap(release(block)),
+        Effect.uninterruptible,
+      );
       yield* Queue.offer(working, yield* Effect.forkScoped(work, { startImmediately: true }));
     }), { discard: true });
   const settle = Effect.forEach(computed, () =>

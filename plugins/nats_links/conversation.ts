@@ -313,7 +313,7 @@ export class Conversation {
       return Effect.fail(new LinkFailed({ run, self, peer, needed, found }));
     }
     if (this.#farewell === undefined) return undefined;
-    return Effect.fail(new LinkClosed({ run, self, peer, reason: this.#farewell.reason }));
+    return Effect.fail(new LinkClosed({ run, self, peer, ...this.#farewell }));
   }
 
   #wakeAll(): void {

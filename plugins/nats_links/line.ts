@@ -21,10 +21,13 @@ export interface LineWatcher {
 export interface Line {
   /** The largest message in bytes. */
   readonly maxPayload: number;
-  /** What is published while the line is away is lost. */
-  readonly publish: (subject: string, bytes: Uint8Array) => void;
+  /** What is published while the line is away is lost. An answer is to be published on `reply`. */
+  readonly publish: (subject: string, bytes: Uint8Array, reply?: string) => void;
   /** `hear` gets a view of memory that is used again; returns what ends the subscription. */
-  readonly subscribe: (subject: string, hear: (bytes: Uint8Array) => void) => () => void;
+  readonly subscribe: (
+    subject: string,
+    hear: (bytes: Uint8Array, reply: string | undefined) => void,
+  ) => () => void;
   /** Returns what ends the watching. */
   readonly watch: (watcher: LineWatcher) => () => void;
   /** Returns when what was published has reached the server, or cannot any more. */

@@ -1,5 +1,5 @@
 /** A node as its cluster sees it: what it says about itself, and which offers it takes. */
-import { Effect, Layer, Result, type Scope } from "effect";
+import { Context, Effect, Layer, Result, type Scope } from "effect";
 import assert from "node:assert/strict";
 import { causal, definitions } from "../../plugins/attention.ts";
 import { joinCluster, onCluster, rollCall, serveNode } from "../../plugins/nats_cluster.ts";
@@ -8,6 +8,8 @@ import { dialNats } from "../../plugins/nats_connection.ts";
 import { natsLinks } from "../../plugins/nats_links.ts";
 import { Device } from "../../runtime/device.ts";
 import { attend } from "../../runtime/attend.ts";
+import { LinkClosed } from "../../runtime/errors.ts";
+import { Links } from "../../runtime/link.ts";
 import type { Definition } from "../../runtime/variant.ts";
 import { version } from "../../runtime/version.ts";
 import { natsServer, noNatsServer } from "../support/nats.ts";
@@ -113,15 +115,22 @@ inCluster(
       const cases: ReadonlyArray<readonly [string, RegExp]> = [
         ["", /^it does not understand the offer/],
         ["{", /^it does not understand the offer/],
-        [JSON.stringify({ version, rank: 0 }), /^it does not understand the offer: .*job/s],
         [
-          JSON.stringify({ version, rank: 0, job: { ...job, run: "../../x" } }),
+          JSON.stringify({ ask: "offer", version, rank: 0 }),
+          /^it does not understand the offer: .*job/s,
+        ],
+        [
+          JSON.stringify({ ask: "offer", version, rank: 0, job: { ...job, run: "../../x" } }),
           /^it does not understand the offer: .*run/s,
         ],
-        [JSON.stringify({ version, rank: -1, job }), /^it does not understand the offer: .*rank/s],
+        [
+          JSON.stringify({ ask: "offer", version, rank: -1, job }),
+          /^it does not understand the offer: .*rank/s,
+        ],
         [" ".repeat(600_000), /a message of at most 524288 bytes: found 600000/],
         [
           JSON.stringify({
+            ask: "offer",
             version,
             rank: 0,
             job: { ...job, problem: { ...job.problem, attention: [{ name: "odd", params: {} }] } },
@@ -129,10 +138,13 @@ inCluster(
           /^it has no attention "odd"; its operator may add it with --plugin$/,
         ],
         [
-          JSON.stringify({ version: "9.9.9", rank: 0, job }),
+          JSON.stringify({ ask: "offer", version: "9.9.9", rank: 0, job }),
           new RegExp(`^it runs annulus ${version}, the driver 9\\.9\\.9$`),
         ],
-        [JSON.stringify({ version, rank: 1, job }), /^rank 1 is none of a ring of 1$/],
+        [
+          JSON.stringify({ ask: "offer", version, rank: 1, job }),
+          /^rank 1 is none of a ring of 1$/,
+        ],
       ];
       for (const [payload, reason] of cases) {
         const answer = yield* offer(payload);
@@ -148,24 +160,28 @@ inCluster(
     Effect.gen(function* () {
       yield* startNode(url, "a");
       const connection = yield* dialNats(url);
-      const events = connection.subscribe(`annulus.${cluster}.ctl.run.${job.run}.0`, { max: 2 });
       const large = { ...job, problem: { ...job.problem, tokens: 2 ** 20 } };
+      const offer = JSON.stringify({ ask: "offer", version, rank: 0, job: large });
       const answer = yield* Effect.promise(() =>
-        connection.request(
-          `annulus.${cluster}.ctl.node.a`,
-          JSON.stringify({ version, rank: 0, job: large }),
-        )
+        connection.request(`annulus.${cluster}.ctl.node.a`, offer)
       );
       assert.deepEqual(answer.json(), { accepted: true });
-      const heard = yield* Effect.promise(async () => {
-        const all = [];
-        for await (const message of events) all.push(message.json<Record<string, string>>());
-        return all;
+      const nats = yield* connectNats(url);
+      const links = Context.get(yield* Layer.build(natsLinks(nats, { cluster })), Links);
+      const lane = yield* links.open({
+        ...{ run: job.run, epoch: 0, self: "driver", peer: 0, lane: "events" },
       });
-      assert.deepEqual(heard.map(({ event }) => event), ["failed", "ended"]);
-      assert.equal(heard[0]!.tag, "PlanRefused");
-      assert.match(heard[0]!.reason!, /bytes of memory on its fullest rank: found 1048576/);
-      assert.equal((yield* rollCall(yield* connectNats(url), cluster))[0]!.state, "idle");
+      const event = JSON.parse(new TextDecoder().decode(yield* lane.receive));
+      assert.equal(event.event, "failed");
+      assert.equal(event.tag, "PlanRefused");
+      assert.match(event.reason, /bytes of memory on its fullest rank: found 1048576/);
+      const end = yield* Effect.flip(lane.receive);
+      assert.ok(end instanceof LinkClosed && !end.done);
+      const idle = Effect.map(
+        rollCall(nats, cluster),
+        ([node]) => node!.state === "idle" ? Effect.void : Effect.fail("busy"),
+      );
+      yield* Effect.retry(Effect.flatten(idle), { times: 5 });
     }),
 );
 

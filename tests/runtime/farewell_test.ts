@@ -21,7 +21,8 @@ Deno.test("farewellOf() gives the sentence of whatever ended the scope", () => {
 Deno.test("farewellOf() passes the first cause on around a ring, and bounds it", () => {
   let reason = "no memory";
   for (let rank = 63; rank >= 60; rank--) {
-    const error = new LinkClosed({ run: "r", self: String(rank - 1), peer: String(rank), reason });
+    const [self, peer] = [String(rank - 1), String(rank)];
+    const error = new LinkClosed({ run: "r", self, peer, done: false, reason });
     reason = farewellOf(Exit.fail(error)).reason;
   }
   assert.equal(reason, "60 left: 61 left: 62 left: 63 left: no memory");

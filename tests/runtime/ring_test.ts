@@ -16,6 +16,7 @@ import { Links, type Slot } from "../../runtime/link.ts";
 import { type Plan, planOf, type PlanSpec, type StepPlan } from "../../runtime/plan.ts";
 import { Recorder } from "../../runtime/recorder.ts";
 import { ring } from "../../runtime/ring.ts";
+import { nothing, remainingOf, requiredOf } from "../../runtime/standing.ts";
 import { faultyLinks } from "../support/faulty_links.ts";
 import { inProcess } from "../support/in_process.ts";
 import { normals, uniform } from "../support/random.ts";
@@ -80,6 +81,7 @@ const turn = (plan: Plan, { compute, hop }: Pace) =>
         yield* ring({
           plan: mine,
           home,
+          ledger: new Ledger(rank, requiredOf(mine)),
           held,
           absorb: (block) => {
             done.absorbed.push(block.plan.id);
@@ -231,6 +233,40 @@ Deno.test("ring() ends, in the order, the memory and the bytes of its plan, what
   assert.ok(fullest > 0, "no rank was ever as full as it may be");
 });
 
+Deno.test("what is left of a plan is merged in its order, wherever its ranks stand", async () => {
+  let survivors = 0;
+  await fc.assert(
+    fc.asyncProperty(anyPlan, anyPace, fc.nat(), async (plan, pace, seed) => {
+      const next = uniform(seed);
+      const standings = plan.ranks.map((mine) => {
+        const required = requiredOf(mine).length;
+        const kind = next();
+        if (kind < 0.3) return nothing;
+        if (kind < 0.4) return { ...nothing, collected: true };
+        return { loaded: true, merged: Math.floor(next() * (required + 1)), collected: false };
+      });
+      const left = remainingOf(plan, standings);
+      const { deeds } = await inVirtualTime(turn(left, pace));
+      plan.ranks.forEach((mine, rank) => {
+        const { collected, merged } = standings[rank]!;
+        assert.deepEqual(
+          deeds[rank]!.absorbed,
+          collected ? [] : requiredOf(mine).slice(merged),
+          `rank ${rank}`,
+        );
+        assert.ok(deeds[rank]!.held.peak <= mine.kvBytes, `rank ${rank} holds no more than before`);
+        if (merged > 0 && merged < requiredOf(mine).length) survivors++;
+      });
+      // Nothing travels farther than somebody needs it.
+      for (const { id, path } of left.blocks) {
+        if (path.length > 0) assert.ok(deeds[path.at(-1)!]!.absorbed.includes(id), `block ${id}`);
+      }
+    }),
+    { numRuns: 100 },
+  );
+  assert.ok(survivors > 0, "no rank was in the middle of its work");
+});
+
 Deno.test("ring() delivers what the device has done in the order of the plan, whatever it answers first", async () => {
   const plan = planned(1, 6 * tokensPerBlock);
   const mine = plan.ranks[0]!;
@@ -245,6 +281,7 @@ Deno.test("ring() delivers what the device has done in the order of the plan, wh
     yield* ring({
       plan: mine,
       home,
+      ledger: new Ledger(0, requiredOf(mine)),
       held,
       // Every second block is done before the one in front of it.
       absorb: ({ plan: { id } }) =>

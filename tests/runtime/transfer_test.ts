@@ -32,7 +32,7 @@ const looped = (frames: Array<Uint8Array> = []): Link => ({
   send: (frame) => Effect.sync(() => void frames.push(frame)),
   receive: Effect.suspend(() => {
     const frame = frames.shift();
-    const closed = { run: "run", self: "1", peer: "0", reason: "that was all" };
+    const closed = { run: "run", self: "1", peer: "0", done: true, reason: "that was all" };
     return frame === undefined ? Effect.fail(new LinkClosed(closed)) : Effect.succeed(frame);
   }),
   drain: Effect.void,

@@ -29,17 +29,18 @@ const faultyLine = (line: Line, faults: Faults, seed: number): Line => {
   const late: Array<{ behind: number; readonly send: () => void }> = [];
   return {
     ...line,
-    publish: (subject, bytes) => {
+    publish: (subject, bytes, reply) => {
       const [lost, twice, held, odd] = [next(), next(), next(), next()];
       const damage = next(), overtaken = next();
       for (const message of late) message.behind--;
       if (lost < loss) return;
-      const send = () => line.publish(subject, odd < corrupt ? corrupted(bytes, damage) : bytes);
+      const send = () =>
+        line.publish(subject, odd < corrupt ? corrupted(bytes, damage) : bytes, reply);
       if (held < reorder) {
         const copy = new Uint8Array(bytes);
         late.push({
           behind: 1 + Math.floor(3 * overtaken),
-          send: () => line.publish(subject, copy),
+          send: () => line.publish(subject, copy, reply),
         });
       } else {
         send();

@@ -1,0 +1,98 @@
+/**
+ * How drivers and nodes speak to each other besides tensors: small JSON, asked again until it is answered.
+ *
+ * | subject | from | to |
+ * | --- | --- | --- |
+ * | `annulus.<cluster>.ctl.roll` | driver | every node, which answers with its card |
+ * | `annulus.<cluster>.ctl.node.<id>` | driver | one node, which answers what it is asked |
+ * | `annulus.<cluster>.ctl.answer.<random>` | node | the driver that asked |
+ *
+ * What a rank is doing travels on a link of its own, the lane `events`.
+ *
+ * @module
+ */
+import { type Duration, Effect, Option, Queue, Result, Schedule, Schema, type Scope } from "effect";
+import { Answer, NodeCard, RankEvent, Request } from "../../runtime/membership.ts";
+import type { Line } from "../nats_links/line.ts";
+
+/** Where members of a cluster hear each other. */
+export const subjects = (cluster: string) => ({
+  roll: `annulus.${cluster}.ctl.roll`,
+  node: (id: string) => `annulus.${cluster}.ctl.node.${id}`,
+  answer: () => `annulus.${cluster}.ctl.answer.${crypto.randomUUID()}`,
+});
+
+/** Control messages are small, but for the tables of an attention; a larger one is not ours. */
+export const largestMessage = 512 * 1024;
+
+/** Between two times of asking the same. */
+const askAgain = "500 millis";
+
+const codec = <S extends Schema.Codec<unknown, unknown>>(schema: S) => {
+  const json = Schema.fromJsonString(schema);
+  const [encode, decode] = [Schema.encodeSync(json), Schema.decodeUnknownResult(json)];
+  return {
+    encode: (value: S["Type"]) => new TextEncoder().encode(encode(value)),
+    decode: (bytes: Uint8Array): Result.Result<S["Type"], string> =>
+      bytes.byteLength > largestMessage
+        ? Result.fail(`a message of at most ${largestMessage} bytes: found ${bytes.byteLength}`)
+        : Result.mapError(
+          decode(new TextDecoder().decode(bytes)),
+          (error) => error.message,
+        ),
+  };
+};
+/** How a node introduces itself. */
+export const cards = codec(NodeCard);
+/** What a driver asks. */
+export const requests = codec(Request);
+/** What a node answers. */
+export const answers = codec(Answer);
+/** What a node reports of a rank. */
+export const events = codec(RankEvent);
+
+/** Something that was heard, and where an answer is waited for. */
+export interface Heard {
+  readonly bytes: Uint8Array;
+  readonly reply: string | undefined;
+}
+
+/** What is published on a subject, to be handled one by one by fibers of ours. */
+export const subscribed = (
+  line: Line,
+  subject: string,
+): Effect.Effect<Queue.Queue<Heard>, never, Scope.Scope> =>
+  Effect.gen(function* () {
+    const inbox = yield* Queue.unbounded<Heard>();
+    yield* Effect.acquireRelease(
+      Effect.sync(() =>
+        line.subscribe(
+          subject,
+          (bytes, reply) => void Queue.offerUnsafe(inbox, { bytes: new Uint8Array(bytes), reply }),
+        )
+      ),
+      (unsubscribe) => Effect.sync(unsubscribe),
+    );
+    return inbox;
+  });
+
+/** The first answer to what is asked again and again, if one comes in time. */
+export const ask = (
+  line: Line,
+  cluster: string,
+  node: string,
+  request: Uint8Array,
+  within: Duration.Input,
+): Effect.Effect<Option.Option<Result.Result<Answer, string>>> =>
+  Effect.scoped(Effect.gen(function* () {
+    const { answer, node: subject } = subjects(cluster);
+    const reply = answer();
+    const inbox = yield* subscribed(line, reply);
+    const asking = Effect.sync(() => line.publish(subject(node), request, reply)).pipe(
+      Effect.repeat(Schedule.spaced(askAgain)),
+    );
+    yield* Effect.forkScoped(asking, { startImmediately: true });
+    return yield* Effect.map(Queue.take(inbox), ({ bytes }) => answers.decode(bytes)).pipe(
+      Effect.timeoutOption(within),
+    );
+  }));
