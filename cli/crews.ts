@@ -8,7 +8,7 @@ import { Context, Effect, Layer, type Scope } from "effect";
 import { inProcess } from "../plugins/memory.ts";
 import { joinCluster } from "../plugins/nats_cluster.ts";
 import { dialNats } from "../plugins/nats_connection.ts";
-import { startNatsServer } from "../plugins/nats_server.ts";
+import { keepNatsServer } from "../plugins/nats_server.ts";
 import { Crew } from "../runtime/crew.ts";
 import { Device } from "../runtime/device.ts";
 import {
@@ -59,7 +59,7 @@ const fibers = Effect.fnUntraced(function* ({ device, devices, ring = 1 }: CrewO
 });
 
 const overNats = Effect.fnUntraced(function* (options: CrewOptions) {
-  const url = options.nats ?? (yield* startNatsServer()).url;
+  const url = options.nats ?? (yield* keepNatsServer()).url;
   // Before any node is started, which could only say it in more words.
   yield* Effect.scoped(dialNats(url));
   const cluster = options.cluster ?? `run-${yield* newRun}`;

@@ -5,7 +5,7 @@
  */
 import { Effect } from "effect";
 import { dialNats } from "../plugins/nats_connection.ts";
-import { startNatsServer } from "../plugins/nats_server.ts";
+import { keepNatsServer } from "../plugins/nats_server.ts";
 import { NodeRefused } from "../runtime/errors.ts";
 import { startNode } from "./children.ts";
 import { cardTable } from "./nodes.ts";
@@ -26,7 +26,7 @@ export interface UpFlags {
 export const runUp = Effect.fn("runUp")(function* (flags: UpFlags) {
   // What cannot be used is better said once than by every node.
   yield* knownPlugins(flags.plugin, flags.device);
-  const url = flags.nats ?? (yield* startNatsServer()).url;
+  const url = flags.nats ?? (yield* keepNatsServer()).url;
   yield* Effect.scoped(dialNats(url));
   if (!flags.json) yield* note(`starting ${flags.nodes} nodes at ${url}`);
   const children = yield* Effect.all(

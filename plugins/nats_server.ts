@@ -23,6 +23,8 @@ export interface NatsServerOptions {
 export interface NatsServer {
   readonly url: string;
   readonly pid: number;
+  /** Returns when it has ended, for whatever reason. */
+  readonly ended: Effect.Effect<void>;
 }
 
 const deadline = "10 seconds";
@@ -34,6 +36,17 @@ const unavailable = (found: string) =>
     found,
   });
 
+/** Ends the server when this process is gone, however it ended: its end of the pipe closes then. */
+const guard = `exec 3<&0
+"$@" </dev/null 3<&- & server=$!
+(read line <&3; kill $server 2>/dev/null) & reader=$!
+wait $server
+kill $reader 2>/dev/null`;
+const guarded = (program: string, args: ReadonlyArray<string>) =>
+  Deno.build.os === "windows"
+    ? { command: program, args: [...args] }
+    : { command: "sh", args: ["-c", guard, "sh", program, ...args] };
+
 /** A process with its log: what it said until it was ready, and a reader that keeps its pipe from filling up. */
 class Server {
   readonly #child: Deno.ChildProcess;
@@ -42,17 +55,15 @@ class Server {
   #drained: Promise<void> | undefined;
 
   constructor({ program = "nats-server", port = -1, config }: NatsServerOptions) {
-    this.#child = new Deno.Command(program, {
-      // The server picks the port and holds it, so no other process can take it in between.
-      args: [
-        "-a",
-        "127.0.0.1",
-        "-p",
-        String(port),
-        ...(config === undefined ? [] : ["-c", config]),
-      ],
+    // The server picks the port and holds it, so no other process can take it in between.
+    const { command, args } = guarded(program, [
+      ...["-a", "127.0.0.1", "-p", String(port)],
+      ...(config === undefined ? [] : ["-c", config]),
+    ]);
+    this.#child = new Deno.Command(command, {
+      args,
       env: { PATH: `${Deno.env.get("PATH") ?? ""}:/usr/sbin:/usr/local/sbin` },
-      stdin: "null",
+      stdin: "piped",
       stdout: "null",
       stderr: "piped",
       // Away from the terminal: Ctrl-C must not end it before its clients have said goodbye.
@@ -61,8 +72,13 @@ class Server {
     this.#lines = this.#child.stderr.pipeThrough(new TextDecoderStream()).getReader();
   }
 
+  /** Of the server itself, which says it in front of every line. */
   get pid(): number {
-    return this.#child.pid;
+    return Number(/^\[(\d+)\]/m.exec(this.#log)?.[1] ?? this.#child.pid);
+  }
+
+  async ended(): Promise<void> {
+    await this.#child.status;
   }
 
   /** The port, once clients may connect; throws with the log if the server ended instead. */
@@ -80,8 +96,9 @@ class Server {
   }
 
   async stop(): Promise<void> {
-    this.#signal("SIGTERM");
-    // One that was stopped or hangs does not hear SIGTERM.
+    if (Deno.build.os === "windows") this.#signal("SIGTERM");
+    await this.#child.stdin.close().catch(() => {});
+    // One that was stopped or hangs does not hear that it is to end.
     const kill = setTimeout(() => this.#signal("SIGKILL"), 5000);
     await this.#child.status;
     clearTimeout(kill);
@@ -94,7 +111,7 @@ class Server {
 
   #signal(signal: Deno.Signal): void {
     try {
-      this.#child.kill(signal);
+      Deno.kill(this.pid, signal);
     } catch {
       // It has ended already.
     }
@@ -122,6 +139,27 @@ export const startNatsServer = Effect.fn("startNatsServer")(
         orElse: () => Effect.fail(unavailable(`it was not ready within ${deadline}`)),
       }),
     );
-    return { url: `nats://127.0.0.1:${port}`, pid: server.pid };
+    return {
+      url: `nats://127.0.0.1:${port}`,
+      pid: server.pid,
+      ended: Effect.promise(() => server.ended()),
+    };
   },
 );
+
+/** Starts a server, and again at the same address whenever it ends before the scope does. */
+export const keepNatsServer = Effect.fn("keepNatsServer")(function* (
+  options: NatsServerOptions = {},
+) {
+  const first = yield* startNatsServer(options);
+  const port = Number(first.url.split(":").at(-1));
+  const again = Effect.scoped(
+    Effect.flatMap(startNatsServer({ ...options, port }), ({ ended }) => ended),
+  );
+  yield* first.ended.pipe(
+    Effect.andThen(Effect.forever(again)),
+    Effect.ignore,
+    Effect.forkScoped,
+  );
+  return first;
+});

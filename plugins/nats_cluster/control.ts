@@ -92,7 +92,9 @@ export const ask = (
       Effect.repeat(Schedule.spaced(askAgain)),
     );
     yield* Effect.forkScoped(asking, { startImmediately: true });
-    return yield* Effect.map(Queue.take(inbox), ({ bytes }) => answers.decode(bytes)).pipe(
+    // Where nobody listens the server itself answers, with nothing.
+    const first = Effect.repeat(Queue.take(inbox), { until: ({ bytes }) => bytes.length > 0 });
+    return yield* Effect.map(first, ({ bytes }) => answers.decode(bytes)).pipe(
       Effect.timeoutOption(within),
     );
   }));

@@ -28,6 +28,9 @@ export type NodeState =
     readonly reason: string;
   };
 
+/** How long a driver may take to hear why a rank failed. */
+const accountWithin = "1 second";
+
 /** What is computed of a rank is kept for so long while no driver asks for it. */
 const grace = "4 seconds";
 
@@ -101,7 +104,12 @@ export const serveNode = Effect.fn("serveNode")(function* (
     const { rank } = tenure;
     const lane = yield* links.open({ run, epoch, self: rank, peer: "driver", lane: "events" });
     const emit = (event: RankEvent) => Effect.ignore(lane.send(events.encode(event)));
-    const failed = (tag: string, reason: string) => emit({ event: "failed", tag, reason });
+    // The first cause is heard before anything is closed for it.
+    const failed = (tag: string, reason: string) =>
+      Effect.andThen(
+        emit({ event: "failed", tag, reason }),
+        Effect.ignore(Effect.timeout(lane.drain, accountWithin)),
+      );
     yield* attendRank(job, tenure, {
       interval: (interval) => emit({ event: "interval", interval }),
       finished: (summary) => emit({ event: "finished", summary }),

@@ -1,8 +1,8 @@
-import { Deferred, Effect, Fiber, Scope } from "effect";
+import { Deferred, Effect, Fiber, Schedule, Scope } from "effect";
 import { TestClock } from "effect/testing";
 import assert from "node:assert/strict";
 import { dialNats } from "../../plugins/nats_connection.ts";
-import { startNatsServer } from "../../plugins/nats_server.ts";
+import { keepNatsServer, startNatsServer } from "../../plugins/nats_server.ts";
 import { ServerUnavailable } from "../../runtime/errors.ts";
 import { natsServer, noNatsServer } from "../support/nats.ts";
 
@@ -76,9 +76,22 @@ it(
     // Field 5 of /proc/<pid>/stat: Ctrl-C reaches every process of the terminal's group.
     const groupOf = (process: number) =>
       Deno.readTextFileSync(`/proc/${process}/stat`).replace(/^.*\) /, "").split(" ")[2];
-    assert.equal(groupOf(pid), String(pid));
     assert.notEqual(groupOf(pid), groupOf(Deno.pid));
   })),
+);
+
+it(
+  "keepNatsServer() starts its server again where it was, and ends the last one",
+  Effect.gen(function* () {
+    const url = yield* Effect.scoped(Effect.gen(function* () {
+      const { url, pid, ended } = yield* keepNatsServer();
+      Deno.kill(pid, "SIGKILL");
+      yield* ended;
+      yield* Effect.retry(Effect.scoped(dialNats(url)), Schedule.spaced("10 millis"));
+      return url;
+    }));
+    assert.ok(!(yield* listens(url)), "the port is free");
+  }),
 );
 
 it(
