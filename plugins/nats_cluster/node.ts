@@ -88,6 +88,14 @@ export const serveNode = Effect.fn("serveNode")(function* (
       if (holding !== ending) return;
       holding = undefined;
       yield* tell({ state: "waiting" });
+    }).pipe(Effect.uninterruptible);
+
+  /** Somebody asks for what is held; false if it was let go just now. */
+  const keep = (ours: Holding) =>
+    Effect.gen(function* () {
+      if (ours.lettingGo !== undefined) yield* Fiber.interrupt(ours.lettingGo);
+      ours.lettingGo = undefined;
+      return holding === ours;
     });
 
   /** A rank has ended its epoch: nothing is left of the run, or somebody has to ask for what is. */
@@ -95,6 +103,7 @@ export const serveNode = Effect.fn("serveNode")(function* (
     Effect.suspend(() => {
       if (holding !== ending || worksOf(ending).length > 0 || ending.stopping) return Effect.void;
       if (ending.ranks.size === 0) return letGo(ending.run);
+      if (ending.lettingGo !== undefined) return Effect.void;
       ending.lettingGo = fork(Effect.delay(Effect.suspend(() => letGo(ending.run)), grace));
       return Effect.void;
     });
@@ -158,8 +167,7 @@ export const serveNode = Effect.fn("serveNode")(function* (
         if (ours.ranks.size === 0) holding = undefined;
         return refuse(`it has let go of rank ${rank}`);
       }
-      if (ours.lettingGo !== undefined) yield* Fiber.interrupt(ours.lettingGo);
-      ours.lettingGo = undefined;
+      if (!(yield* keep(ours))) return refuse(`it has let go of rank ${rank}`);
       ours.epoch = job.epoch;
       const held = before ?? (yield* Effect.map(
         Scope.make(),
@@ -174,8 +182,7 @@ export const serveNode = Effect.fn("serveNode")(function* (
     Effect.gen(function* () {
       const ours = holding;
       if (ours === undefined || ours.run !== run) return { holds: [] };
-      if (ours.lettingGo !== undefined) yield* Fiber.interrupt(ours.lettingGo);
-      ours.lettingGo = undefined;
+      if (!(yield* keep(ours))) return { holds: [] };
       if (epoch > ours.epoch) {
         ours.epoch = epoch;
         ours.stopping = true;

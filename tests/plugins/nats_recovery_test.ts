@@ -113,20 +113,119 @@ const withNodes = <E>(
       }).pipe(Effect.scoped, Effect.timeout("60 seconds"), Effect.runPromise),
   });
 
+/** Pairs that all ranks computed, as far as the driver heard. */
+const computedOf = ({ plan, timeline }: AttendResult): number => {
+  let pairs = 0;
+  for (const { rank, block, activity } of timeline) {
+    if (activity !== "compute") continue;
+    pairs += plan.ranks[rank]!.steps.find((step) => step.block.id === block)!.pairs;
+  }
+  return pairs;
+};
+
+/** Calls `act` once, at the nth computation of a rank. */
+const atStep = (rank: number, nth: number, act: () => void) => {
+  let computed = 0;
+  return (interval: Interval) => {
+    if (interval.activity === "compute" && interval.rank === rank && ++computed === nth) act();
+  };
+};
+
+const ring = 5;
+const run = (url: string, hear: (interval: Interval) => void) =>
+  attend({ ...problem, ring }).pipe(Effect.provide(driver(url, ring, hear)));
+
+/** How many blocks a rank computes on. */
+const stepsOf = ({ plan }: AttendResult, rank: number) =>
+  plan.ranks[rank]!.steps.filter(({ state }) => state !== "skip").length;
+
+const movedOf = ({ recoveries }: AttendResult) =>
+  recoveries.flatMap(({ moved }) => moved.map(({ rank }) => rank));
+
+const assertRecovered = (hurt: AttendResult, clean: AttendResult) => {
+  sameBits(hurt, clean);
+  const moved = movedOf(hurt);
+  assert.ok(moved.length > 0, "nothing was lost");
+  // What was lost is computed again, and a step of it at most that nobody had heard of.
+  const redone = computedOf(hurt) - clean.plan.pairs;
+  const { ranks } = clean.plan;
+  const oneStep = Math.max(...ranks.flatMap(({ steps }) => steps.map(({ pairs }) => pairs)));
+  const bound = moved.reduce((sum, rank) => sum + ranks[rank]!.pairs + oneStep, 0);
+  assert.ok(redone <= bound, `${redone} pairs again, of ${clean.plan.pairs}`);
+};
+
 withNodes(
-  "a run loses a node at its first step, in the middle and at its last",
+  "a run loses a node at its first step, in the middle, or at its last one",
+  8,
+  (url, nodes) =>
+    Effect.gen(function* () {
+      const clean = yield* run(url, () => {});
+      assert.deepEqual([clean.recoveries, computedOf(clean)], [[], clean.plan.pairs]);
+      const steps = stepsOf(clean, 1);
+      for (const [i, nth] of [1, Math.ceil(steps / 2), steps].entries()) {
+        // Nodes are taken in the order of their names: each time there is one less.
+        const hurt = yield* run(url, atStep(1, nth, nodes[1 + i]!.kill));
+        assertRecovered(hurt, clean);
+        assert.deepEqual(movedOf(hurt), [1]);
+      }
+    }),
+);
+
+withNodes(
+  "a run of all nodes loses two, the second while it recovers from the first",
   5,
   (url, nodes) =>
     Effect.gen(function* () {
-      const run = (hear: (interval: Interval) => void) =>
-        attend({ ...problem, ring: 3 }).pipe(Effect.provide(driver(url, 3, hear)));
-      const clean = yield* run(() => {});
-      assert.equal(clean.recoveries.length, 0);
-      let computed = 0;
-      const hurt = yield* run(({ rank, activity }) => {
-        if (activity === "compute" && rank === 1 && ++computed === 2) nodes[1]!.kill();
+      const clean = yield* run(url, () => {});
+      const first = atStep(1, 2, nodes[1]!.kill);
+      // The rank that moved loads again: that is the next epoch.
+      let loads = 0;
+      const hurt = yield* run(url, (interval) => {
+        first(interval);
+        if (interval.rank === 1 && interval.activity === "load" && interval.block < 0) loads++;
+        if (loads === 2) nodes[3]!.kill();
       });
+      assert.equal(hurt.recoveries.length, 2);
+      assertRecovered(hurt, clean);
+      const left = yield* rollCall(yield* connectNats(url), cluster);
+      assert.deepEqual(left.map(({ id, state }) => [id, state]), [
+        ["n0", "idle"],
+        ["n2", "idle"],
+        ["n4", "idle"],
+      ]);
+    }),
+);
+
+withNodes(
+  "gradients of a run that loses a node have the bits of an undisturbed one",
+  3,
+  (url, nodes) =>
+    Effect.gen(function* () {
+      const withGradients = (hear: (interval: Interval) => void) =>
+        attend({ ...problem, ring: 3, cotangent: normals(4, size) }).pipe(
+          Effect.provide(driver(url, 3, hear)),
+        );
+      const clean = yield* withGradients(() => {});
+      const inSecondPass = stepsOf(clean, 1) + 2;
+      const hurt = yield* withGradients(atStep(1, inSecondPass, nodes[1]!.kill));
       sameBits(hurt, clean);
-      console.log(hurt.recoveries);
+      for (const tensor of ["dq", "dk", "dv"] as const) {
+        const [found, needed] = [hurt, clean].map((result) => bytesOf(result.gradients![tensor]));
+        assert.ok(Buffer.from(found!).equals(needed!), tensor);
+      }
+      assert.deepEqual(movedOf(hurt), [1]);
+    }),
+);
+
+withNodes(
+  "a run whose nodes are all lost fails with the first cause",
+  2,
+  (url, nodes) =>
+    Effect.gen(function* () {
+      const kill = () => nodes.forEach((node) => node.kill());
+      const failed = yield* Effect.flip(
+        attend({ ...problem, ring: 2 }).pipe(Effect.provide(driver(url, 2, atStep(1, 1, kill)))),
+      );
+      assert.match(failed.message, /no other node is there to take it, after: .*silence$/);
     }),
 );
