@@ -3,23 +3,25 @@
  *
  * @module
  */
-import { Context, Effect, Layer, Queue, Result } from "effect";
+import { Context, Effect, Layer, Queue, Result, Schedule } from "effect";
 import { Crew } from "../runtime/crew.ts";
 import { NotEnoughNodes, type ServerUnavailable, type VersionMismatch } from "../runtime/errors.ts";
 import { Links } from "../runtime/link.ts";
 import type { NodeCard } from "../runtime/membership.ts";
 import { connectNats } from "./nats.ts";
-import { cards, subjects, subscribed } from "./nats_cluster/control.ts";
+import { cards, pulses, subjects, subscribed } from "./nats_cluster/control.ts";
 import { crewOf, sameVersion } from "./nats_cluster/crew.ts";
 import { natsLinks } from "./nats_links.ts";
 import type { Line } from "./nats_links/line.ts";
 
 export { type NodeState, serveNode } from "./nats_cluster/node.ts";
 
-/** How long a cluster's nodes have to answer a roll call. */
-const rollCallWithin = "1 second";
+/** How often the server answers before a roll call is over: that is about a second. */
+const rollCallPatience = 2;
+/** Between two calls, of which some may be lost. */
+const callAgain = "400 millis";
 
-/** The nodes that answer within a second, by id. */
+/** The nodes that answer within about a second, by id. */
 export const rollCall = (
   { control }: { readonly control: Line },
   cluster: string,
@@ -29,17 +31,15 @@ export const rollCall = (
     const { roll, answer } = subjects(cluster);
     const reply = answer();
     const inbox = yield* subscribed(control, reply);
-    control.publish(roll, new Uint8Array(0), reply);
-    yield* Queue.take(inbox).pipe(
-      Effect.tap(({ bytes }) =>
-        Effect.sync(() => {
-          const card = cards.decode(bytes);
-          if (Result.isSuccess(card)) found.set(card.success.id, card.success);
-        })
-      ),
-      Effect.forever,
-      Effect.timeoutOption(rollCallWithin),
+    const calling = Effect.sync(() => control.publish(roll, new Uint8Array(0), reply)).pipe(
+      Effect.repeat(Schedule.spaced(callAgain)),
     );
+    yield* Effect.forkScoped(calling, { startImmediately: true });
+    const hearing = Effect.map(Queue.take(inbox), ({ bytes }) => {
+      const card = cards.decode(bytes);
+      if (Result.isSuccess(card)) found.set(card.success.id, card.success);
+    });
+    yield* Effect.raceFirst(Effect.forever(hearing), pulses(control, rollCallPatience));
     return [...found.values()].sort((a, b) => a.id < b.id ? -1 : 1);
   }));
 

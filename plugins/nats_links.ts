@@ -33,6 +33,11 @@ export interface NatsLinksOptions {
    * @default 4194304
    */
   readonly windowBytes?: number;
+  /**
+   * Between two looks at what may be lost.
+   * @default "10 millis"
+   */
+  readonly tick?: Duration.Input;
 }
 
 const largestFrame = 512 * 1024;
@@ -59,7 +64,7 @@ export const natsLinks = (
     Links,
     Effect.gen(function* () {
       const { cluster, deadline = "10 seconds", patience = "10 minutes" } = options;
-      const { windowBytes = 4 * 1024 * 1024 } = options;
+      const { windowBytes = 4 * 1024 * 1024, tick = tickMilliseconds } = options;
       const inWords = (duration: Duration.Input) =>
         Duration.format(Duration.fromInputUnsafe(duration));
       const maxFrame = Math.min(bulk.maxPayload - headerBytes, largestFrame);
@@ -84,7 +89,7 @@ export const natsLinks = (
       ];
       yield* Effect.addFinalizer(() => Effect.sync(() => watching.forEach((end) => end())));
       yield* Effect.sync(() => each((conversation) => conversation.tick())).pipe(
-        Effect.repeat(Schedule.spaced(tickMilliseconds)),
+        Effect.repeat(Schedule.spaced(tick)),
         Effect.forkScoped,
       );
 

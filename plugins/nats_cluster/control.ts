@@ -11,7 +11,7 @@
  *
  * @module
  */
-import { type Duration, Effect, Option, Queue, Result, Schedule, Schema, type Scope } from "effect";
+import { Effect, Option, Queue, Result, Schedule, Schema, type Scope } from "effect";
 import { Answer, NodeCard, RankEvent, Request } from "../../runtime/membership.ts";
 import type { Line } from "../nats_links/line.ts";
 
@@ -76,13 +76,27 @@ export const subscribed = (
     return inbox;
   });
 
-/** The first answer to what is asked again and again, if one comes in time. */
+/** Returns when the server has answered so many times: a server that is away makes nobody late. */
+export const pulses = (line: Line, count: number): Effect.Effect<void> =>
+  Effect.callback<void>((resume) => {
+    let left = count;
+    const end = line.watch({
+      pulse: () => {
+        if (--left > 0) return;
+        end();
+        resume(Effect.void);
+      },
+    });
+    return Effect.sync(end);
+  });
+
+/** The first answer to what is asked again and again, if one comes before the server has answered so many times. */
 export const ask = (
   line: Line,
   cluster: string,
   node: string,
   request: Uint8Array,
-  within: Duration.Input,
+  patience: number,
 ): Effect.Effect<Option.Option<Result.Result<Answer, string>>> =>
   Effect.scoped(Effect.gen(function* () {
     const { answer, node: subject } = subjects(cluster);
@@ -94,7 +108,8 @@ export const ask = (
     yield* Effect.forkScoped(asking, { startImmediately: true });
     // Where nobody listens the server itself answers, with nothing.
     const first = Effect.repeat(Queue.take(inbox), { until: ({ bytes }) => bytes.length > 0 });
-    return yield* Effect.map(first, ({ bytes }) => answers.decode(bytes)).pipe(
-      Effect.timeoutOption(within),
+    return yield* Effect.raceFirst(
+      Effect.map(first, ({ bytes }) => Option.some(answers.decode(bytes))),
+      Effect.as(pulses(line, patience), Option.none()),
     );
   }));

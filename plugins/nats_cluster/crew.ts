@@ -14,8 +14,8 @@ import { version } from "../../runtime/version.ts";
 import type { Line } from "../nats_links/line.ts";
 import { ask, events, largestMessage, requests } from "./control.ts";
 
-/** A node that does not answer an offer for so long refuses it; one that does not answer for so long is lost. */
-const [offerWithin, answerWithin] = ["5 seconds", "2 seconds"] as const;
+/** How often the server may answer before a node does, to an offer, or asked what it holds; else the node is lost. */
+const [offerPatience, patience] = [10, 4] as const;
 /** How long a node may take to stop: its device ends what it has begun. */
 const stopWithin: Duration.Input = "2 minutes";
 
@@ -68,8 +68,8 @@ export const crewOf = Effect.fn("natsCrew")(function* (
   const memberOf = [...nodes];
   const failed = new Set<string>();
   const runs = new Set<string>();
-  const request = (node: NodeCard, bytes: Uint8Array, within: Duration.Input) =>
-    ask(control, cluster, node.id, bytes, within);
+  const request = (node: NodeCard, bytes: Uint8Array, patience: number) =>
+    ask(control, cluster, node.id, bytes, patience);
   // Nodes wait for a driver that might come back; one that leaves says so.
   yield* Effect.addFinalizer(() =>
     Effect.forEach(
@@ -78,7 +78,7 @@ export const crewOf = Effect.fn("natsCrew")(function* (
         const release = requests.encode({ ask: "release", run });
         return Effect.forEach(
           new Set(memberOf),
-          (node) => request(node, release, answerWithin),
+          (node) => request(node, release, patience),
           { concurrency: "unbounded" },
         );
       },
@@ -86,8 +86,14 @@ export const crewOf = Effect.fn("natsCrew")(function* (
     )
   );
 
+  /** Gives a rank to a node, in an epoch; fails as something that another node could make up for, or not. */
   const offer = Effect.fnUntraced(function* (job: Job, rank: number, node: NodeCard) {
-    const refused = (reason: string) => new NodeRefused({ node: nameOf(node), reason });
+    const failed = (tag: string, reason: string) => {
+      const { message } = new NodeRefused({ node: nameOf(node), reason });
+      return new RankFailed({ rank, node: nameOf(node), tag, reason: message });
+    };
+    // Whoever took it before may have let go of it since.
+    const refused = (reason: string) => failed(job.epoch > 0 ? "NodeLost" : "NodeRefused", reason);
     const bytes = requests.encode({ ask: "offer", version, job: cardOf(job), rank });
     if (bytes.length > largestMessage) {
       return yield* refused(
@@ -95,8 +101,8 @@ export const crewOf = Effect.fn("natsCrew")(function* (
           `${largestMessage}`,
       );
     }
-    const answer = yield* request(node, bytes, offerWithin);
-    if (Option.isNone(answer)) return yield* refused("it does not answer");
+    const answer = yield* request(node, bytes, offerPatience);
+    if (Option.isNone(answer)) return yield* failed("NodeLost", "it does not answer");
     if (Result.isFailure(answer.value)) {
       return yield* refused(`its answer is odd: ${answer.value.failure}`);
     }
@@ -109,7 +115,7 @@ export const crewOf = Effect.fn("natsCrew")(function* (
   const stopped = (node: NodeCard, run: string, epoch: number) => {
     const bytes = requests.encode({ ask: "regroup", run, epoch });
     const asking: Effect.Effect<ReadonlyMap<number, Standing> | undefined> = Effect.flatMap(
-      request(node, bytes, answerWithin),
+      request(node, bytes, patience),
       (answer) => {
         if (Option.isNone(answer) || Result.isFailure(answer.value)) {
           return Effect.succeed(undefined);
@@ -133,11 +139,7 @@ export const crewOf = Effect.fn("natsCrew")(function* (
         const odd = oddPlugin(job, memberOf);
         if (odd !== undefined) return yield* blame("VersionMismatch", odd);
         const { run, epoch } = job;
-        yield* Effect.mapError(
-          offer(job, rank, node),
-          // Whoever took it before may be gone since.
-          ({ _tag, message }) => blame(epoch > 0 ? "NodeLost" : _tag, message),
-        );
+        yield* offer(job, rank, node);
         const lane = yield* links.open({ run, epoch, self: "driver", peer: rank, lane: "events" });
         for (;;) {
           const heard = events.decode(yield* lane.receive);

@@ -1,4 +1,4 @@
-/** The guards of links, removed one at a time: simulations notice each. */
+/** The guards of links and runs, removed one at a time: simulations notice each. */
 import { Effect } from "effect";
 import { assertCaught, type Fault, printTable, withCopy } from "../support/faults.ts";
 
@@ -88,4 +88,80 @@ Deno.test("simulations of a link notice every guard that is missing", async (tes
       }));
   }
   printTable(["link"]);
+});
+
+const runFaults: ReadonlyArray<Fault> = [
+  {
+    fault: "what is merged is merged again",
+    changes: { "runtime/standing.ts": [["requiredOf(mine).slice(merged)", "requiredOf(mine)"]] },
+  },
+  {
+    fault: "what is merged is merged again, and nobody counts",
+    changes: {
+      "runtime/standing.ts": [["requiredOf(mine).slice(merged)", "requiredOf(mine)"]],
+      "runtime/ledger.ts": [["if (this.#merged.has(block)) {", "if (false) {"]],
+    },
+  },
+  {
+    fault: "one block too many counts as merged",
+    changes: { "runtime/standing.ts": [[".slice(merged)", ".slice(merged + 1)"]] },
+  },
+  {
+    fault: "one block too many counts as merged, and nobody counts",
+    changes: {
+      "runtime/standing.ts": [[".slice(merged)", ".slice(merged + 1)"]],
+      "runtime/ledger.ts": [["return missing === undefined", "return true"]],
+    },
+  },
+  {
+    fault: "a rank's accumulator is begun again in each epoch",
+    changes: {
+      "runtime/passes.ts": [["tenure.accumulator ??= yield*", "tenure.accumulator = yield*"]],
+    },
+  },
+  {
+    fault: "a block in progress is forgotten when an epoch ends",
+    changes: { "runtime/ring.ts": [["        Effect.uninterruptible,\n", ""]] },
+  },
+  {
+    fault: "a server that is away makes nodes late",
+    changes: {
+      "plugins/nats_cluster/control.ts": [[
+        "Effect.as(pulses(line, patience), Option.none())",
+        "Effect.delay(Effect.succeed(Option.none()), 500 * patience)",
+      ]],
+    },
+  },
+  {
+    fault: "a node lets go of what was asked for",
+    changes: {
+      "plugins/nats_cluster/node.ts": [[
+        "if (ending.lettingGo !== undefined) return Effect.void;",
+        "",
+      ]],
+    },
+  },
+];
+
+/** Seeds in which much goes wrong come first; whichever notices will do. */
+const eventful = [4, 10, 243, 303];
+
+Deno.test("simulations of a run notice every guard that is missing", async (test) => {
+  for (const { fault, changes } of runFaults) {
+    await test.step(fault, () =>
+      withCopy(changes, async (load) => {
+        const { simulateRun } = await load<
+          typeof import("../simulation/run.ts")
+        >("tests/simulation/run.ts");
+        const cases = [...eventful, ...Array(1000).keys()].map((seed) => ({
+          name: `seed ${seed}`,
+          run: Effect.asVoid(Effect.tryPromise({
+            try: () => simulateRun(seed),
+            catch: (cause) => cause,
+          })),
+        }));
+        await assertCaught(fault, "run", cases);
+      }));
+  }
+  printTable(["run"]);
 });

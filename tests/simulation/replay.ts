@@ -4,8 +4,9 @@
  * @module
  */
 import { simulateLink } from "./link.ts";
+import { simulateRun } from "./run.ts";
 
-const simulations = { link: simulateLink };
+const simulations = { link: simulateLink, run: simulateRun };
 
 const [name = "", seed = ""] = Deno.args;
 const simulate = simulations[name as keyof typeof simulations];
@@ -13,5 +14,5 @@ if (simulate === undefined || !/^\d+$/.test(seed)) {
   console.error(`usage: replay.ts ${Object.keys(simulations).join("|")} SEED`);
   Deno.exit(2);
 }
-const { hash, seen } = simulate(Number(seed));
+const { hash, seen } = await simulate(Number(seed));
 console.log(`seed ${seed}: events ${hash.toString(16)}`, Object.fromEntries(seen));

@@ -19,6 +19,7 @@ const folders = [
   "plugins/",
   "plugins/attention/",
   "plugins/cpu/",
+  "plugins/nats_cluster/",
   "plugins/nats_links/",
   "plugins/webgpu/",
   "tests/contract/",
@@ -49,6 +50,7 @@ export const withCopy = async (changes: Fault["changes"], use: (load: Load) => P
   const folder = await Deno.makeTempDir({ prefix: "annulus-fault-" });
   const copy = new URL(`file://${folder}/`);
   try {
+    await Deno.copyFile(new URL("deno.json", root), new URL("deno.json", copy));
     for (const part of folders) {
       await Deno.mkdir(new URL(part, copy), { recursive: true });
       for await (const { name, isFile } of Deno.readDir(new URL(part, root))) {
