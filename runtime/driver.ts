@@ -29,9 +29,13 @@ import { contiguous, type Span } from "./span.ts";
  * Tensors that a driver reads. `do` is the cotangent of o. In place of k and v there may be `latent`, which travels
  * [batch, tokens, rank + rope], and `kv_b`, which makes them of it: [heads, headDim − rope + value, rank].
  */
-export type Input = "q" | "k" | "v" | "do" | "latent" | "kv_b";
+export const inputs = ["q", "k", "v", "do", "latent", "kv_b"] as const;
+/** One of them. */
+export type Input = typeof inputs[number];
 /** Tensors that it writes, all float32: the last three for gradients. */
-export type Output = "o" | "lse" | "dq" | "dk" | "dv";
+export const outputs = ["o", "lse", "dq", "dk", "dv"] as const;
+/** One of them. */
+export type Output = typeof outputs[number];
 
 /** Where inputs come from. Element regions refer to a whole tensor. */
 export class Source extends Context.Service<Source, {
