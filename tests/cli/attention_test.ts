@@ -3,8 +3,12 @@
  *
  * @module
  */
+import { Effect } from "effect";
 import assert from "node:assert/strict";
+import { completeAttention } from "../../cli/attention.ts";
 import { denseAttention } from "../../kernels/oracle.ts";
+import type { SafetensorsFile } from "../../plugins/safetensors.ts";
+import { defineAttention, floats } from "../../runtime/variant.ts";
 import { relativeL2 } from "../support/closeness.ts";
 import { annulus, scratch } from "../support/cli.ts";
 import { noNatsServer } from "../support/nats.ts";
@@ -81,6 +85,22 @@ Deno.test("attend reads packed documents from the file, whether it is told to or
     const pairs = bounds.slice(1).map((end, i) => end - bounds[i]!);
     assert.equal(report.pairs, pairs.reduce((sum, n) => sum + n * (n + 1) / 2, 0));
   }
+});
+
+Deno.test("a table that is called like a tensor of attend is not read from it", async () => {
+  const { definition } = defineAttention({
+    ...{ name: "weighed", contract: 1, module: import.meta.url },
+    params: { v: floats(), lse: floats(), w: floats() },
+  });
+  const file = {
+    tensor: () => ({ dtype: "F32", shape: [1] }),
+    read: () => Effect.succeed(new Uint8Array(4)),
+  } as unknown as SafetensorsFile;
+  const { variants, read } = await completeAttention([{ definition, params: {} }], file, "in").pipe(
+    Effect.runPromise,
+  );
+  assert.deepEqual(variants[0]!.params, { w: [0] });
+  assert.deepEqual([...read], ["w"]);
 });
 
 Deno.test("attend moves the halo of a window, and says how much that was", async () => {
