@@ -18,6 +18,7 @@ import {
   type Values,
   type Variant,
 } from "./variant.ts";
+import { wgslWords } from "./wgsl_words.ts";
 
 /** In which a device asks variants. */
 export type Language = "TypeScript" | "WGSL";
@@ -89,11 +90,10 @@ const refused = ({ name }: Definition, needed: string, found: string) =>
 const namePattern = /^[A-Za-z][A-Za-z0-9-]*$/;
 const parameterPattern = /^[A-Za-z][A-Za-z0-9_]*$/;
 /** What a WGSL form knows by these names, or nobody may name anything. */
-const takenNames = new Set(
-  ("b h q k s numbers alias break case const const_assert continue continuing default diagnostic " +
-    "discard else enable false fn for if let loop override requires return struct switch true var " +
-    "while bool f16 f32 i32 u32 array atomic vec2 vec3 vec4").split(" "),
-);
+const takenNames = new Set([
+  ...wgslWords,
+  ..."b h q k s numbers bool f16 f32 i32 u32 array atomic vec2 vec3 vec4".split(" "),
+]);
 
 /** What a variant's own function threw, as a refusal; anything else is thrown again. */
 export const thrownBy = (names: ReadonlyArray<string>, cause: unknown): VariantInvalid => {
