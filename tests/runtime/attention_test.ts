@@ -1,5 +1,6 @@
 import { Result } from "effect";
 import assert from "node:assert/strict";
+import { alibi } from "../../plugins/attention.ts";
 import { resolveAttention } from "../../runtime/attention.ts";
 import { type Definition, int } from "../../runtime/variant.ts";
 
@@ -24,4 +25,8 @@ Deno.test("resolveAttention() refuses parameters named as WGSL names something e
       RegExp(`parameters whose names WGSL forms can have .*: found "${name}"`),
     );
   }
+});
+
+Deno.test("resolveAttention() refuses tables beyond the range of float32, as it does numbers", () => {
+  assert.match(refusal([alibi({ slopes: [1e300, 1] })], shape), /its parameter "slopes": found/);
 });
