@@ -164,6 +164,10 @@ const resolveOne = (
     return { definition, given: { ...values, ...computed as Given } };
   });
 
+/** May a band reach so far? Behind the query as well, but not so far that positions leave the range of WGSL's integers. */
+const isReach = (tokens: unknown): boolean =>
+  tokens === Infinity || Number.isInteger(tokens) && (tokens as number) >= -unbounded;
+
 /** The larger of what two ranges of pairs may be, where both must hold. */
 const both = (a: Overlap, b: Overlap): Overlap =>
   a === "none" || b === "none" ? "none" : a === "all" && b === "all" ? "all" : "some";
@@ -237,7 +241,15 @@ const resolveAll = (
     };
 
     const wide: Band = { back: unbounded, ahead: unbounded };
-    const band = formsOf("band", resolved, () => wide).reduce((a, b) => ({
+    const bands = formsOf("band", resolved, () => wide);
+    const odd = bands.findIndex(({ back, ahead }) => ![back, ahead].every(isReach));
+    if (odd >= 0) {
+      const { back, ahead } = bands[odd]!;
+      const needed = "a band of whole numbers, or Infinity where it has no end";
+      const found = `back ${back} and ahead ${ahead}`;
+      return yield* Result.fail(refused(resolved[odd]!.definition, needed, found));
+    }
+    const band = bands.reduce((a, b) => ({
       back: Math.min(a.back, b.back),
       ahead: Math.min(a.ahead, b.ahead),
     }), wide);

@@ -18,6 +18,21 @@ const refusal = (...of: Parameters<typeof resolveAttention>) => {
   return attention.failure.message;
 };
 
+Deno.test("resolveAttention() refuses a band that is no whole number of tokens", () => {
+  const odd = [{ ahead: 0 }, { back: NaN, ahead: 0 }, { back: 2.5, ahead: 0 }, {
+    back: 0,
+    ahead: -Infinity,
+  }];
+  for (const band of odd) {
+    assert.match(
+      refusal([mine({ band: () => band as never })], shape),
+      /attention "mine": it needs a band of whole numbers, .*: found back \S+ and ahead \S+$/,
+    );
+  }
+  const endless = mine({ band: () => ({ back: Infinity, ahead: 0 }) });
+  assert.ok(Result.isSuccess(resolveAttention([endless], shape)));
+});
+
 Deno.test("resolveAttention() refuses parameters named as WGSL names something else", () => {
   for (const name of ["target", "loop", "f32", "q"]) {
     assert.match(
