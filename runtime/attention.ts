@@ -6,7 +6,7 @@
  */
 import { identity, Result, Schema } from "effect";
 import { VariantInvalid } from "./errors.ts";
-import { type Band, unbounded } from "./mask.ts";
+import { allows, type Band, unbounded } from "./mask.ts";
 import {
   contract,
   type Definition,
@@ -226,12 +226,12 @@ const resolveAll = (
     const formsOf = <K extends Form>(
       form: K,
       of: ReadonlyArray<Resolved>,
-      otherwise: (name: string) => ReturnType<Forms[K]>,
+      otherwise: (name: string, i: number) => ReturnType<Forms[K]>,
     ): ReadonlyArray<ReturnType<Forms[K]>> =>
-      of.map(({ definition, given }) => {
+      of.map(({ definition, given }, i) => {
         const make = (definition as unknown as Partial<Forms>)[form];
         try {
-          return (make?.(given, shape) ?? otherwise(definition.name)) as ReturnType<Forms[K]>;
+          return (make?.(given, shape) ?? otherwise(definition.name, i)) as ReturnType<Forms[K]>;
         } catch (cause) {
           throw thrownBy([definition.name], cause);
         }
@@ -258,7 +258,12 @@ const resolveAll = (
       bandSaysAll !== true && (mask !== undefined || wgsl?.mask !== undefined)
     );
     const masks = formsOf("mask", masked, lost);
-    const every = formsOf("mask", resolved, () => () => true);
+    // Where a variant has no mask, its band is all that it says.
+    const every = formsOf(
+      "mask",
+      resolved,
+      (_name, i) => (_b, _h, q, k) => allows(bands[i]!, q, k),
+    );
     const tiles = formsOf("tile", masked, () => () => "some");
     const mask: PairMask | undefined = masks.length <= 1
       ? masks[0]

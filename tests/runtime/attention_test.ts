@@ -33,6 +33,15 @@ Deno.test("resolveAttention() refuses a band that is no whole number of tokens",
   assert.ok(Result.isSuccess(resolveAttention([endless], shape)));
 });
 
+Deno.test("a variant with a band and no mask is judged by its band", () => {
+  const near = mine({ band: () => ({ back: 3, ahead: 0 }) });
+  const { sees, mask } = Result.getOrThrow(
+    resolveAttention([near, alibi({ slopes: [1, 1] })], shape),
+  );
+  assert.equal(mask, undefined);
+  assert.deepEqual([1, 2, 5, 6].map((k) => sees(0, 0, 5, k)), [false, true, true, false]);
+});
+
 Deno.test("resolveAttention() refuses parameters named as WGSL names something else", () => {
   for (const name of ["target", "loop", "f32", "q"]) {
     assert.match(
