@@ -23,6 +23,7 @@ import { cheapest, layoutCosts } from "./layout_choice.ts";
 import { type LatentShape, upSizeOf, widthOf } from "./latent.ts";
 import { Links } from "./link.ts";
 import { asLse, type Lse } from "./lse.ts";
+import { outsideOfThreads } from "./attention_files.ts";
 import { type Attention, resolveAttention } from "./attention.ts";
 import { unbounded } from "./mask.ts";
 import { type PlanSpec, type Problem, valueDimOf } from "./plan.ts";
@@ -184,6 +185,7 @@ export const attend = (options: AttendOptions): Effect.Effect<
   Crew | Links
 > =>
   Effect.gen(function* () {
+    yield* outsideOfThreads;
     const { q, cotangent, batch = 1, tokens, heads, headDim, attention = [], latents } = options;
     const { kvHeads = heads, scale = 1 / Math.sqrt(headDim) } = options;
     const problem = {

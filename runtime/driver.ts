@@ -5,6 +5,7 @@
  * @module
  */
 import { Clock, Context, Deferred, Effect, Fiber } from "effect";
+import { outsideOfThreads } from "./attention_files.ts";
 import { Crew } from "./crew.ts";
 import { decode, type DType, elementBytes, encode, firstNonFinite } from "./dtype.ts";
 import {
@@ -234,6 +235,7 @@ export const drive = Effect.fn("drive")(function* (
   job: Job,
   progress: (interval: Interval) => Effect.Effect<void>,
 ) {
+  yield* outsideOfThreads;
   const crew = yield* Crew;
   const links = yield* Links;
   const sink = yield* Sink;
