@@ -9,7 +9,7 @@ import { namesOf } from "../runtime/attention.ts";
 import { type DType, elementBytes } from "../runtime/dtype.ts";
 import type { LatentShape } from "../runtime/latent.ts";
 import type { Layout } from "../runtime/layout.ts";
-import { cheapest, costOf, type LayoutCost, layoutCosts } from "../runtime/layout_choice.ts";
+import { costOf, type LayoutCost, layoutCosts, layoutFor } from "../runtime/layout_choice.ts";
 import { planOf } from "../runtime/plan.ts";
 import type { Definition } from "../runtime/variant.ts";
 import { parseAttention } from "./attention.ts";
@@ -63,7 +63,8 @@ const planLayer = Effect.fnUntraced(function* (
   };
   const spec = { problem, weights: Array.from({ length: ring }, () => 1), wire };
   const costs = yield* Effect.fromResult(layoutCosts(spec));
-  const plan = yield* Effect.fromResult(planOf({ ...spec, layout: layout ?? cheapest(costs) }));
+  const best = yield* Effect.fromResult(layoutFor(spec, () => Result.succeed(costs)));
+  const plan = yield* Effect.fromResult(planOf({ ...spec, layout: layout ?? best }));
   return {
     attention: namesOf(attention),
     ...costOf(plan),

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { Effect, Result } from "effect";
+import { Effect } from "effect";
 import type { Crew } from "./crew.ts";
 import { drive, type Input, type RunRecord, Sink, Source } from "./driver.ts";
 import { bytesOf, type DType } from "./dtype.ts";
@@ -19,30 +19,13 @@ import {
 import { headerBytes } from "./frame.ts";
 import { type Job, newRun } from "./job.ts";
 import type { Layout } from "./layout.ts";
-import { cheapest, layoutCosts } from "./layout_choice.ts";
+import { layoutFor } from "./layout_choice.ts";
 import { type LatentShape, upSizeOf, widthOf } from "./latent.ts";
 import { Links } from "./link.ts";
 import { asLse, type Lse } from "./lse.ts";
 import { outsideOfThreads } from "./attention_files.ts";
-import { type Attention, resolveAttention } from "./attention.ts";
-import { unbounded } from "./mask.ts";
-import { type PlanSpec, type Problem, valueDimOf } from "./plan.ts";
+import { type Problem, valueDimOf } from "./plan.ts";
 import type { Variant } from "./variant.ts";
-
-/**
- * The layout that suits an attention: contiguous without a mask, zigzag where it is causal and nothing else, and else
- * the one that costs least.
- */
-const layoutFor = (
-  attention: Attention,
-  spec: Omit<PlanSpec, "layout">,
-): Result.Result<Layout, InvalidProblem | VariantInvalid> => {
-  const { band: { back, ahead }, mask } = attention;
-  if (mask === undefined && back === unbounded) {
-    return Result.succeed(ahead === 0 ? "zigzag" : "contiguous");
-  }
-  return Result.map(layoutCosts(spec), cheapest);
-};
 
 /** Payload bytes of a frame on links that carry frames of `maxFrame` bytes. */
 export const chunkFor = (maxFrame: number): number => Math.floor((maxFrame - headerBytes) / 8) * 8;
@@ -82,7 +65,6 @@ export const jobFor = Effect.fn("jobFor")(function* (
       found: String(ring),
     });
   }
-  const attention = yield* Effect.fromResult(resolveAttention(problem.attention, problem));
   const spec = {
     problem,
     weights: weights ?? Array.from({ length: ring }, () => 1),
@@ -93,7 +75,7 @@ export const jobFor = Effect.fn("jobFor")(function* (
     ...spec,
     run: yield* newRun,
     epoch: 0,
-    layout: layout ?? (yield* Effect.fromResult(layoutFor(attention, spec))),
+    layout: layout ?? (yield* Effect.fromResult(layoutFor(spec))),
     dtype: dtypes.q,
     chunkBytes: chunkFor(maxFrame),
   } satisfies Job;
