@@ -37,11 +37,17 @@ export interface PlanFlags {
   readonly json: boolean;
 }
 
-const latentOf = Effect.fnUntraced(function* (text: string | undefined) {
+const latentOf = Effect.fnUntraced(function* ({ latent: text, headDim }: PlanFlags) {
   if (text === undefined) return undefined;
   const [rank, rope, value, ...more] = text.split(",").map((part) => Number(part || NaN));
   const whole = [rank, rope, value].every((size) => Number.isInteger(size));
-  if (whole && more.length === 0) return { rank: rank!, rope: rope!, value: value! };
+  if (whole && more.length === 0) {
+    if (rope! < headDim && value! <= headDim) return { rank: rank!, rope: rope!, value: value! };
+    return yield* misuse(
+      `--latent ${text} needs a --head-dim of more than its rope, ${rope}, and no less than its value, ${value}: ` +
+        `found ${headDim}`,
+    );
+  }
   return yield* misuse(`--latent needs RANK,ROPE,VALUE, three whole numbers: found "${text}"`);
 });
 
@@ -86,7 +92,7 @@ const planLayer = Effect.fnUntraced(function* (
 /** Plans every layer and prints it. */
 export const runPlan = Effect.fn("runPlan")(function* (flags: PlanFlags) {
   const { tokens, batch, heads, kvHeads = heads, headDim, wire, ring, times } = flags;
-  const latent = yield* latentOf(flags.latent);
+  const latent = yield* latentOf(flags);
   const { attentions } = yield* knownPlugins(flags.plugin);
   const expressions = flags.attention.length === 0 ? ["bidirectional"] : flags.attention;
   const layers = yield* Effect.forEach(
