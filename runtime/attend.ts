@@ -124,6 +124,26 @@ interface AttendCommon extends Omit<RunOptions, "gradients"> {
   readonly scale?: number;
 }
 
+/** What is wrong with options that no type was held against. */
+const optionsFault = ({ attention = [], k, v, latents }: AttendOptions) => {
+  const fault = (what: string, needed: string, found: string) =>
+    new InvalidProblem({ what, needed, found });
+  const variants = "a list of variants, as causal() gives them";
+  if (!Array.isArray(attention)) return fault("the attention", variants, typeof attention);
+  const odd = attention.findIndex((one) =>
+    typeof one?.definition !== "object" || typeof one.params !== "object"
+  );
+  if (odd >= 0) {
+    const found = typeof attention[odd] === "function"
+      ? "a function that makes one"
+      : "something else";
+    return fault("the attention", variants, `${found} at index ${odd}`);
+  }
+  if (latents !== undefined && (k ?? v) !== undefined) {
+    return fault("k and v", "absent beside latents", "both");
+  }
+};
+
 /** Attention over the whole sequence, and how it came about. */
 export interface AttendResult extends RunRecord {
   /** [batch, tokens, heads, headDim], or a latent's value for the last */
@@ -170,6 +190,8 @@ export const attend = (options: AttendOptions): Effect.Effect<
     yield* outsideOfThreads;
     const { q, cotangent, batch = 1, tokens, heads, headDim, attention = [], latents } = options;
     const { kvHeads = heads, scale = 1 / Math.sqrt(headDim) } = options;
+    const fault = optionsFault(options);
+    if (fault !== undefined) return yield* fault;
     const problem = {
       ...{ batch, tokens, heads, kvHeads, headDim, scale, attention },
       ...(latents === undefined
@@ -184,17 +206,33 @@ export const attend = (options: AttendOptions): Effect.Effect<
     const elements = { q: rows * heads * headDim, k: rows * kvHeads * headDim };
     const named: ReadonlyArray<readonly [Input, Float32Array | undefined, number, string]> = [
       ["q", q, elements.q, "batch × tokens × heads × headDim"],
-      ["do", cotangent, elements.q, "batch × tokens × heads × headDim"],
-      ["k", options.k, elements.k, "batch × tokens × kvHeads × headDim"],
-      ["v", options.v, elements.k, "batch × tokens × kvHeads × headDim"],
-      ...(latents === undefined ? [] : [
-        ["latent", latents.values, rows * widthOf(latents), "batch × tokens × (rank + rope)"],
-        ["kv_b", latents.up, upSizeOf(latents, problem), "heads × (headDim − rope + value) × rank"],
+      ...(cotangent === undefined ? [] : [
+        ["do", cotangent, elements.q, "batch × tokens × heads × headDim"],
       ] as const),
+      ...(latents === undefined
+        ? [
+          ["k", options.k, elements.k, "batch × tokens × kvHeads × headDim"],
+          ["v", options.v, elements.k, "batch × tokens × kvHeads × headDim"],
+        ] as const
+        : [
+          ["latent", latents.values, rows * widthOf(latents), "batch × tokens × (rank + rope)"],
+          [
+            "kv_b",
+            latents.up,
+            upSizeOf(latents, problem),
+            "heads × (headDim − rope + value) × rank",
+          ],
+        ] as const),
     ];
     const inputs = new Map<Input, Float32Array>();
     for (const [name, array, needed, product] of named) {
-      if (array === undefined) continue;
+      if (!(array instanceof Float32Array)) {
+        return yield* new InvalidProblem({
+          what: name,
+          needed: "a Float32Array",
+          found: array === undefined ? "none" : typeof array,
+        });
+      }
       inputs.set(name, array);
       if (array.length === needed) continue;
       return yield* new InvalidProblem({
