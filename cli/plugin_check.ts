@@ -35,11 +35,15 @@ const small: Shape = { batch: 2, tokens: 23, heads: 3, kvHeads: 1, headDim: 8 };
 /** Sizes that are multiples of nothing. */
 const middle: Shape = { batch: 2, tokens: 71, heads: 4, kvHeads: 2, headDim: 8 };
 const large: Shape = { batch: 2, tokens: 5003, heads: 4, kvHeads: 2, headDim: 8 };
+/** As many heads as models have: a form may be right of the first few alone. */
+const many: Shape = { batch: 5, tokens: 997, heads: 64, kvHeads: 8, headDim: 8 };
 
 /** Scores that show what a form does at its edges. */
 const scores = [0, 1, -1, 1e-3, -0.37, 5.5, -7.25, 30, -30, 88, -1e3, 1e4];
 
 const bounds = { o: 2e-6, lse: 1e-5, gradient: 5e-6 };
+
+const sizeOf = ({ tokens, heads }: Shape): string => `${tokens} tokens, ${heads} heads`;
 
 const pairOf = ({ b, h, q, k }: Omit<Asked, "s">): string =>
   `batch entry ${b}, head ${h}, query ${q}, key ${k}`;
@@ -386,7 +390,7 @@ export const checkAttention = Effect.fn("checkAttention")(function* (
     if (Object.keys(params).length > 0 && examples.length === 0) {
       return "it has parameters, and no examples to try";
     }
-    for (const shape of [small, middle, large]) {
+    for (const shape of [small, middle, large, many]) {
       for (const one of Object.keys(params).length === 0 ? [{}] : definition.examples!(shape)) {
         const resolved = aloneOf({ definition, params: one }, shape);
         if (Result.isFailure(resolved)) return `its example fails: ${resolved.failure.message}`;
@@ -406,9 +410,9 @@ export const checkAttention = Effect.fn("checkAttention")(function* (
       : definition.examples!(shape).map((params) => ({ definition, params }));
   const compared = (yield* Effect.promise(findAdapter)) !== undefined;
   if (!compared) checks.push({ name: "forms agree", skipped: "there is no WebGPU adapter" });
-  for (const shape of [middle, large]) {
+  for (const shape of [middle, large, many]) {
     for (const variant of of(shape)) {
-      const what = `${namesOf([variant])}, ${shape.tokens} tokens`;
+      const what = `${namesOf([variant])}, ${sizeOf(shape)}`;
       if (compared) yield* guarded(`forms agree: ${what}`, () => disagreement(variant, shape));
       yield* guarded(`scores: ${what}`, () => oddScore(variant, shape));
     }
@@ -417,7 +421,7 @@ export const checkAttention = Effect.fn("checkAttention")(function* (
     yield* guarded(`bands and tiles: ${namesOf([variant])}`, () => lie(variant, small));
   }
   for (const variant of of(large)) {
-    const what = `${namesOf([variant])}, ${large.tokens} tokens`;
+    const what = `${namesOf([variant])}, ${sizeOf(large)}`;
     yield* guarded(`tiles: ${what}`, () => lieOfLong(variant, large));
   }
   if (checks.some(({ complaint }) => complaint !== undefined)) return { name, checks };
