@@ -85,6 +85,10 @@ const somePairs = ({ batch, heads, tokens }: Shape, count: number): Array<Omit<A
   ];
 };
 
+/** Every pair of a short sequence, and some of a longer one. */
+const pairsOf = (shape: Shape): Iterable<Omit<Asked, "s">> =>
+  shape.tokens > 100 ? somePairs(shape, 20_000) : pairsIn(shape);
+
 /** The attention of one variant alone, with its mask asked whatever its band says. */
 const aloneOf = ({ definition, params }: Variant, shape: Shape) =>
   resolveAttention([{ definition: { ...definition, bandSaysAll: false }, params }], shape);
@@ -96,8 +100,10 @@ const alone = (variant: Variant, shape: Shape): Attention =>
 /** What the two forms say of pairs, compared; the first pair on which they differ. */
 const disagreement = async (variant: Variant, shape: Shape): Promise<string | undefined> => {
   const attention = alone(variant, shape);
-  const all = shape.tokens > 100 ? somePairs(shape, 20_000) : [...pairsIn(shape)];
-  const asked = all.map((pair, i) => ({ ...pair, s: scores[i % scores.length]! }));
+  const asked = Array.from(
+    pairsOf(shape),
+    (pair, i) => ({ ...pair, s: scores[i % scores.length]! }),
+  );
   const answers = await evaluatePairs(attention, asked);
   if (answers === undefined) return undefined;
   const { mask, score, slope } = attention;
@@ -139,6 +145,17 @@ const oddScore = (variant: Variant, shape: Shape): string | undefined => {
   }
 };
 
+/** A mask that differs between heads or batch entries, where it does not say so. */
+const oddHead = (variant: Variant, shape: Shape): string | undefined => {
+  const { mask, perHead } = alone(variant, shape);
+  if (mask === undefined || perHead) return;
+  for (const pair of pairsOf(shape)) {
+    if (mask(pair.b, pair.h, pair.q, pair.k) === mask(0, 0, pair.q, pair.k)) continue;
+    const where = pairOf(pair);
+    return `its mask differs between heads or batch entries at ${where}, and it does not say perHead`;
+  }
+};
+
 const tileLie = (said: Overlap, queries: Range, keys: Range, pair: Omit<Asked, "s">): string =>
   `its tile says "${said}" of queries ${queries.first} … ${queries.last} and keys ` +
   `${keys.first} … ${keys.last}, and ${pairOf(pair)} ` +
@@ -156,12 +173,6 @@ const lie = (variant: Variant, shape: Shape): string | undefined => {
     if (counts && !within) return `its mask lets ${pairOf(pair)} count, and its band does not`;
     if (definition.bandSaysAll === true && within && !counts) {
       return `its band says all, and its mask does not let ${pairOf(pair)} count`;
-    }
-    if (definition.perHead !== true && counts !== mask(0, 0, q, k)) {
-      return `its mask differs between heads or batch entries at ${
-        pairOf(pair)
-      }, and it does not ` +
-        "say perHead";
     }
   }
   const first = (q0: number, q1: number, k0: number, k1: number, wanted: boolean) => {
@@ -415,6 +426,12 @@ export const checkAttention = Effect.fn("checkAttention")(function* (
       const what = `${namesOf([variant])}, ${sizeOf(shape)}`;
       if (compared) yield* guarded(`forms agree: ${what}`, () => disagreement(variant, shape));
       yield* guarded(`scores: ${what}`, () => oddScore(variant, shape));
+    }
+  }
+  for (const shape of [small, many]) {
+    for (const variant of of(shape)) {
+      const what = `${namesOf([variant])}, ${sizeOf(shape)}`;
+      yield* guarded(`heads: ${what}`, () => oddHead(variant, shape));
     }
   }
   for (const variant of of(small)) {

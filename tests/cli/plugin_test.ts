@@ -127,6 +127,14 @@ const faults: ReadonlyArray<{
     says: RegExp(`its mask differs between heads or batch entries at ${pair}`),
   },
   {
+    fault: "its mask differs between later heads alone",
+    parts: {
+      mask: "({ size }) => (_b, h, q, k) => k <= q && q - k < size + (h < 4 ? 0 : 1)",
+      wgsl: '{ mask: "return k <= q && q - k < size + select(1, 0, h < 4);" }',
+    },
+    says: RegExp(`its mask differs between heads or batch entries at ${pair}`),
+  },
+  {
     fault: "its score is no number",
     parts: {
       score: "({ size }) => (s, _b, _h, q, k) => q - k === size ? NaN : s",
