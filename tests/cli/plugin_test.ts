@@ -4,7 +4,9 @@
  *
  * @module
  */
+import { Effect, Result } from "effect";
 import assert from "node:assert/strict";
+import { loadPlugin } from "../../plugins/plugin_file.ts";
 import { findAdapter } from "../../plugins/webgpu/adapter.ts";
 import { annulus } from "../support/cli.ts";
 
@@ -177,8 +179,7 @@ const faults: ReadonlyArray<{
     parts: {
       mask: '(await import("node:path")) && (({ size }) => (_b, _h, q, k) => q - k < size)',
     },
-    says:
-      /it needs to be one file, which imports nothing but annulus: found an import of "node:path"/,
+    says: /it needs to be one file, which imports nothing but annulus\/variant: found import\(\)/,
   },
   {
     fault: "it has no examples",
@@ -257,6 +258,34 @@ Deno.test("plugin new writes a variant that keeps its contract, and no other fil
     const { ok, checks } = JSON.parse(text(stdout));
     assert.deepEqual([code, ok], [0, true]);
     assert.ok(checks.length >= 10);
+  }));
+
+Deno.test("a variant imports nothing but annulus, whatever its comments and strings speak of", () =>
+  inFolder(async (folder) => {
+    const helper = `${root.pathname}plugins/attention/alibi.ts`;
+    const lines = [
+      ['import "node:path";', 'an import of "node:path"'],
+      [`import { alibiSlopes } from "${helper}"; alibiSlopes(2);`, `an import of "${helper}"`],
+      [`export * from /* a comment */ '${helper}';`, `an import of "${helper}"`],
+      [`await import("${root.pathname}runtime/mask.ts");`, "import()"],
+      [`import { unbounded } from "${root.pathname}runtime/mask.ts"; unbounded;`],
+      ['// The idea is from "Longformer".'],
+      [`/* import("node:path") */ const said = ['import "node:path"', \`from "it"\`]; said;`],
+    ] as const;
+    for (const [i, [line, found]] of lines.entries()) {
+      const file = `${folder}/mine${i}.ts`;
+      await Deno.writeTextFile(file, `${line}\n${variant({})}`);
+      const loaded = await Effect.runPromise(Effect.result(loadPlugin(file)));
+      if (found === undefined) assert.ok(Result.isSuccess(loaded), line);
+      else {
+        assert.ok(Result.isFailure(loaded), line);
+        assert.equal(
+          loaded.failure.message,
+          'Cannot use attention "mine": it needs to be one file, which imports nothing but ' +
+            `annulus/variant: found ${found}`,
+        );
+      }
+    }
   }));
 
 Deno.test("plugin check says of a file that is no variant what it needs", () =>
