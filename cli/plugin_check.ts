@@ -6,19 +6,16 @@
  * @module
  */
 import { Effect, Layer, Result } from "effect";
-import { denseAttention, denseGradients } from "../kernels/oracle.ts";
 import { loadPlugin } from "../plugins/plugin_file.ts";
 import { inProcess } from "../plugins/memory.ts";
 import { findAdapter } from "../plugins/webgpu/adapter.ts";
 import { type Asked, evaluatePairs } from "../plugins/webgpu/evaluate.ts";
-import { attend } from "../runtime/attend.ts";
 import { type Attention, namesOf, resolveAttention } from "../runtime/attention.ts";
-import { Device } from "../runtime/device.ts";
 import { FileInvalid } from "../runtime/errors.ts";
-import { layouts } from "../runtime/layout.ts";
 import { allows } from "../runtime/mask.ts";
 import type { DevicePlugin } from "../runtime/plugin.ts";
 import type { Definition, Overlap, Range, Shape, Variant } from "../runtime/variant.ts";
+import { checkRings } from "./plugin_check_rings.ts";
 import { normals, uniform } from "./random.ts";
 
 /** One thing that was looked at. */
@@ -40,8 +37,6 @@ const many: Shape = { batch: 5, tokens: 997, heads: 64, kvHeads: 8, headDim: 8 }
 
 /** Scores that show what a form does at its edges. */
 const scores = [0, 1, -1, 1e-3, -0.37, 5.5, -7.25, 30, -30, 88, -1e3, 1e4];
-
-const bounds = { o: 2e-6, lse: 1e-5, gradient: 5e-6 };
 
 const sizeOf = ({ tokens, heads }: Shape): string => `${tokens} tokens, ${heads} heads`;
 
@@ -93,20 +88,22 @@ const pairsOf = (shape: Shape): Iterable<Omit<Asked, "s">> =>
 const aloneOf = ({ definition, params }: Variant, shape: Shape) =>
   resolveAttention([{ definition: { ...definition, bandSaysAll: false }, params }], shape);
 
-/** Throws where a variant cannot be resolved, which was looked at before. */
-const alone = (variant: Variant, shape: Shape): Attention =>
-  Result.getOrThrow(aloneOf(variant, shape));
+/** Throws where a variant cannot be resolved, which was looked at before. It has a slope only where that can be asked. */
+const alone = (variant: Variant, shape: Shape) => {
+  const attention = Result.getOrThrow(aloneOf(variant, shape));
+  const sloped = attention.lacking("slope", "TypeScript") === undefined;
+  return { ...attention, attention, slope: sloped ? attention.slope : undefined };
+};
 
 /** What the two forms say of pairs, compared; the first pair on which they differ. */
 const disagreement = async (variant: Variant, shape: Shape): Promise<string | undefined> => {
-  const attention = alone(variant, shape);
+  const { attention, mask, score, slope } = alone(variant, shape);
   const asked = Array.from(
     pairsOf(shape),
     (pair, i) => ({ ...pair, s: scores[i % scores.length]! }),
   );
   const answers = await evaluatePairs(attention, asked);
   if (answers === undefined) return undefined;
-  const { mask, score, slope } = attention;
   for (const [i, { b, h, q, k, s }] of asked.entries()) {
     const where = pairOf({ b, h, q, k });
     if (answers.mask !== undefined && mask !== undefined) {
@@ -294,79 +291,6 @@ const unbound = ({ wgsl, params, precompute }: Definition): string | undefined =
   return `none of its WGSL forms reads its parameter "${missing}"`;
 };
 
-/** Which element of [batch, tokens, heads, headDim] is the first that is off, in words. */
-const worst = (
-  found: ArrayLike<number>,
-  wanted: ArrayLike<number>,
-  { heads, headDim, tokens }: Shape,
-): string => {
-  let at = 0, apart = -1;
-  for (let i = 0; i < wanted.length; i++) {
-    const here = Math.abs(found[i]! - wanted[i]!);
-    if (!(here <= apart)) [at, apart] = [i, here];
-  }
-  const row = Math.floor(at / headDim);
-  const token = Math.floor(row / heads) % tokens;
-  return `at batch entry ${Math.floor(row / heads / tokens)}, token ${token}, head ${
-    row % heads
-  }: ` +
-    `${found[at]}, not ${wanted[at]}`;
-};
-
-const relative = (found: ArrayLike<number>, wanted: ArrayLike<number>): number => {
-  let apart = 0, norm = 0;
-  for (let i = 0; i < wanted.length; i++) {
-    apart += (found[i]! - wanted[i]!) ** 2;
-    norm += wanted[i]! ** 2;
-  }
-  return Math.sqrt(apart / Math.max(norm, 1e-12));
-};
-
-/** Rings of a device against float64; the first that is off. */
-const wrongRing = Effect.fnUntraced(function* (variant: Variant) {
-  const { info } = yield* Device;
-  const { batch, tokens, heads, kvHeads, headDim } = middle;
-  const random = normals(1);
-  const rows = batch * tokens * headDim;
-  const [q, k, v, cotangent] = [rows * heads, rows * kvHeads, rows * kvHeads, rows * heads]
-    .map(random) as [Float32Array, Float32Array, Float32Array, Float32Array];
-  const attention = Result.getOrThrow(resolveAttention([variant], middle));
-  const form = info.forms;
-  const lacking = attention.lacking("mask", form) ?? attention.lacking("score", form);
-  if (lacking !== undefined) return undefined;
-  const judged = { ...middle, scale: 1 / Math.sqrt(headDim), rules: attention };
-  const expected = denseAttention(judged, q, k, v);
-  const gradients = info.gradients && attention.lacking("slope", form) === undefined &&
-      attention.lacking("slope", "TypeScript") === undefined
-    ? denseGradients(judged, q, k, v, cotangent)
-    : undefined;
-  const shape = { ...middle, q, k, v, attention: [variant] };
-  for (const ring of [1, 2, 3, 5]) {
-    for (const layout of layouts) {
-      const where = `on ${info.name}, ring of ${ring}, ${layout}`;
-      const given = gradients === undefined ? {} : { cotangent };
-      const result = yield* attend({ ...shape, ...given, ring, layout });
-      if (!(relative(result.o, expected.o) <= bounds.o)) {
-        return `${where}: o is wrong ${worst(result.o, expected.o, middle)}`;
-      }
-      const odd = result.lse.findIndex((x, i) => {
-        const wanted = expected.lse[i]!;
-        return x !== wanted && !(Math.abs(x - wanted) <= bounds.lse + Math.abs(wanted) * 2 ** -22);
-      });
-      if (odd >= 0) {
-        return `${where}: the log-sum-exp of head ${Math.floor(odd / tokens) % heads}, query ` +
-          `${odd % tokens} is ${result.lse[odd]}, not ${expected.lse[odd]}`;
-      }
-      for (const name of gradients === undefined ? [] : ["dq", "dk", "dv"] as const) {
-        const [found, wanted] = [result.gradients![name], gradients![name]];
-        if (relative(found, wanted) <= bounds.gradient) continue;
-        const own = name === "dq" ? middle : { ...middle, heads: kvHeads };
-        return `${where}: ${name} is wrong ${worst(found, wanted, own)}`;
-      }
-    }
-  }
-});
-
 /** Looks at everything; what depends on parameters with each of the examples. */
 export const checkAttention = Effect.fn("checkAttention")(function* (
   path: string,
@@ -447,11 +371,8 @@ export const checkAttention = Effect.fn("checkAttention")(function* (
     yield* Effect.scoped(Effect.gen(function* () {
       const services = yield* Layer.build(inProcess(plugin));
       for (const variant of of(middle)) {
-        const complaint = yield* wrongRing(variant).pipe(
-          Effect.provideContext(services),
-          Effect.catch((error) => Effect.succeed(error.message)),
-        );
-        look(`rings on ${plugin.name}: ${namesOf([variant])}`, complaint);
+        const found = yield* checkRings(variant, middle).pipe(Effect.provideContext(services));
+        checks.push(...found);
       }
     }));
   }

@@ -215,6 +215,17 @@ for (const { fault, parts, says, wgsl } of faults) {
   });
 }
 
+Deno.test("plugin check compares no gradients of a score without a slope, and says so", () =>
+  inFolder(async (folder) => {
+    const file = `${folder}/mine.ts`;
+    const score = { score: "() => (s) => s / 2", wgsl: '{ score: "return s * 0.5;" }' };
+    await Deno.writeTextFile(file, variant({ ...score, params: "{}", mask: "undefined" }));
+    const { code, stdout } = await annulus(["plugin", "check", "--device", "reference", file]);
+    assert.equal(code, 0, stdout);
+    assert.match(stdout, /✓ rings on reference: mine\n/);
+    assert.match(stdout, /– gradients on reference: mine: it has no slope in TypeScript\n/);
+  }));
+
 Deno.test({
   name: "plugin check compares tables whose names are in each other's" +
     (adapter === undefined ? " (not here: there is no adapter)" : ""),

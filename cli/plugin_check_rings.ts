@@ -1,0 +1,130 @@
+/**
+ * Rings of a device with one variant, of every size and layout, against float64: a part of `annulus plugin check`.
+ *
+ * @module
+ */
+import { Effect, Result } from "effect";
+import { denseAttention, denseGradients } from "../kernels/oracle.ts";
+import { attend } from "../runtime/attend.ts";
+import { type Attention, namesOf, resolveAttention } from "../runtime/attention.ts";
+import type { Crew } from "../runtime/crew.ts";
+import { Device } from "../runtime/device.ts";
+import type { DeviceInfo } from "../runtime/kernel.ts";
+import { layouts } from "../runtime/layout.ts";
+import type { Links } from "../runtime/link.ts";
+import type { Shape, Variant } from "../runtime/variant.ts";
+import type { Check } from "./plugin_check.ts";
+import { normals } from "./random.ts";
+
+const bounds = { o: 2e-6, lse: 1e-5, gradient: 5e-6 };
+
+/** Which element of [batch, tokens, heads, headDim] is the first that is off, in words. */
+const worst = (
+  found: ArrayLike<number>,
+  wanted: ArrayLike<number>,
+  { heads, headDim, tokens }: Shape,
+): string => {
+  let at = 0, apart = -1;
+  for (let i = 0; i < wanted.length; i++) {
+    const here = Math.abs(found[i]! - wanted[i]!);
+    if (!(here <= apart)) [at, apart] = [i, here];
+  }
+  const row = Math.floor(at / headDim);
+  const token = Math.floor(row / heads) % tokens;
+  return `at batch entry ${Math.floor(row / heads / tokens)}, token ${token}, head ${
+    row % heads
+  }: ` +
+    `${found[at]}, not ${wanted[at]}`;
+};
+
+const relative = (found: ArrayLike<number>, wanted: ArrayLike<number>): number => {
+  let apart = 0, norm = 0;
+  for (let i = 0; i < wanted.length; i++) {
+    apart += (found[i]! - wanted[i]!) ** 2;
+    norm += wanted[i]! ** 2;
+  }
+  return Math.sqrt(apart / Math.max(norm, 1e-12));
+};
+
+/** The first ring that is off. */
+const wrongRing = Effect.fnUntraced(function* (
+  variant: Variant,
+  attention: Attention,
+  shape: Shape,
+  sloped: boolean,
+) {
+  const { info } = yield* Device;
+  const { batch, tokens, heads, kvHeads, headDim } = shape;
+  const random = normals(1);
+  const rows = batch * tokens * headDim;
+  const [q, k, v, cotangent] = [rows * heads, rows * kvHeads, rows * kvHeads, rows * heads]
+    .map(random) as [Float32Array, Float32Array, Float32Array, Float32Array];
+  const judged = { ...shape, scale: 1 / Math.sqrt(headDim), rules: attention };
+  const expected = denseAttention(judged, q, k, v);
+  const gradients = sloped ? denseGradients(judged, q, k, v, cotangent) : undefined;
+  for (const ring of [1, 2, 3, 5]) {
+    for (const layout of layouts) {
+      const where = `on ${info.name}, ring of ${ring}, ${layout}`;
+      const given = gradients === undefined ? {} : { cotangent };
+      const result = yield* attend({
+        ...{ ...shape, q, k, v, ...given, ring, layout },
+        attention: [variant],
+      });
+      if (!(relative(result.o, expected.o) <= bounds.o)) {
+        return `${where}: o is wrong ${worst(result.o, expected.o, shape)}`;
+      }
+      const odd = result.lse.findIndex((x, i) => {
+        const wanted = expected.lse[i]!;
+        return x !== wanted && !(Math.abs(x - wanted) <= bounds.lse + Math.abs(wanted) * 2 ** -22);
+      });
+      if (odd >= 0) {
+        return `${where}: the log-sum-exp of head ${Math.floor(odd / tokens) % heads}, query ` +
+          `${odd % tokens} is ${result.lse[odd]}, not ${expected.lse[odd]}`;
+      }
+      for (const name of gradients === undefined ? [] : ["dq", "dk", "dv"] as const) {
+        const [found, wanted] = [result.gradients![name], gradients![name]];
+        if (relative(found, wanted) <= bounds.gradient) continue;
+        const own = name === "dq" ? shape : { ...shape, heads: kvHeads };
+        return `${where}: ${name} is wrong ${worst(found, wanted, own)}`;
+      }
+    }
+  }
+});
+
+/** Why a variant's rings cannot be compared, if so. */
+const noRings = (attention: Attention, { forms }: DeviceInfo): string | undefined => {
+  const form = (["mask", "score"] as const)
+    .find((form) => attention.lacking(form, forms) !== undefined);
+  return form && `it has no ${form} in ${forms ?? "a language that the device asks"}`;
+};
+
+/** Why a variant's gradients cannot be compared, if so. */
+const noGradients = (
+  attention: Attention,
+  { gradients, forms }: DeviceInfo,
+): string | undefined => {
+  if (!gradients) return "the device has no backward pass";
+  const language = (["TypeScript", forms] as const)
+    .find((language) => attention.lacking("slope", language) !== undefined);
+  return language && `it has no slope in ${language}`;
+};
+
+/** Compares what there is to compare on this device. */
+export const checkRings = Effect.fn("checkRings")(function* (
+  variant: Variant,
+  shape: Shape,
+): Effect.fn.Return<ReadonlyArray<Check>, never, Crew | Device | Links> {
+  const { info } = yield* Device;
+  const attention = Result.getOrThrow(resolveAttention([variant], shape));
+  const what = `on ${info.name}: ${namesOf([variant])}`;
+  const unasked = noRings(attention, info);
+  if (unasked !== undefined) return [{ name: `rings ${what}`, skipped: unasked }];
+  const skipped = noGradients(attention, info);
+  const complaint = yield* wrongRing(variant, attention, shape, skipped === undefined).pipe(
+    Effect.catch((error) => Effect.succeed(error.message)),
+  );
+  return [
+    { name: `rings ${what}`, ...(complaint === undefined ? {} : { complaint }) },
+    ...(skipped === undefined ? [] : [{ name: `gradients ${what}`, skipped }]),
+  ];
+});
