@@ -4,7 +4,8 @@
  * @module
  */
 import { Effect, Result } from "effect";
-import { denseAttention, denseGradients } from "../kernels/oracle.ts";
+import { KeyGradientOracle, QueryGradientOracle } from "../kernels/gradient_oracle.ts";
+import { denseAttention, type Judged, type Judgement } from "../kernels/oracle.ts";
 import { attend } from "../runtime/attend.ts";
 import { type Attention, namesOf, resolveAttention } from "../runtime/attention.ts";
 import type { Crew } from "../runtime/crew.ts";
@@ -13,6 +14,7 @@ import type { DeviceInfo } from "../runtime/kernel.ts";
 import { layouts } from "../runtime/layout.ts";
 import type { Links } from "../runtime/link.ts";
 import type { Shape, Variant } from "../runtime/variant.ts";
+import { Distance } from "./judge_gradients.ts";
 import type { Check } from "./plugin_check.ts";
 import { normals } from "./random.ts";
 
@@ -37,13 +39,39 @@ const worst = (
     `${found[at]}, not ${wanted[at]}`;
 };
 
-const relative = (found: ArrayLike<number>, wanted: ArrayLike<number>): number => {
-  let apart = 0, norm = 0;
-  for (let i = 0; i < wanted.length; i++) {
-    apart += (found[i]! - wanted[i]!) ** 2;
-    norm += wanted[i]! ** 2;
-  }
-  return Math.sqrt(apart / Math.max(norm, 1e-12));
+const relative = (...numbers: Parameters<Distance["add"]>): number => {
+  const distance = new Distance();
+  distance.add(...numbers);
+  return distance.relative;
+};
+
+type Tensors = Readonly<Record<"q" | "k" | "v" | "cotangent", Float32Array>>;
+
+/** Gradients in float64, and the squares of the terms of which they are the sums. */
+const gradientsOf = (judged: Judged, { q, k, v, cotangent }: Tensors, forward: Judgement) => {
+  const { batch, tokens } = judged;
+  const positions = Array.from({ length: tokens }, (_, i) => i);
+  const [o, lse] = [Float32Array.from(forward.o), Float32Array.from(forward.lse)];
+  const entries = Array.from({ length: batch }, (_, entry) => {
+    const of = (x: Float32Array) =>
+      x.subarray(entry * x.length / batch, (entry + 1) * x.length / batch);
+    const picked = { ...judged, entry, positions };
+    const queries = new QueryGradientOracle({ ...picked, q: of(q) }, of(cotangent));
+    for (const pass of ["prepare", "absorb"] as const) queries[pass](0, of(k), of(v));
+    const keys = new KeyGradientOracle({ ...picked, k: of(k), v: of(v) });
+    keys.absorb(0, { q: of(q), cotangent: of(cotangent), o: of(o), lse: of(lse) });
+    return { queries, ...keys.finish() };
+  });
+  const all = (of: (entry: typeof entries[number]) => Float64Array) =>
+    entries.flatMap((entry) => Array.from(of(entry)));
+  return {
+    dq: {
+      wanted: all(({ queries }) => queries.finish()),
+      squares: all(({ queries }) => queries.squares),
+    },
+    dk: { wanted: all(({ dk }) => dk), squares: all(({ squares }) => squares) },
+    dv: { wanted: all(({ dv }) => dv), squares: [] },
+  };
 };
 
 /** The first ring that is off. */
@@ -61,7 +89,7 @@ const wrongRing = Effect.fnUntraced(function* (
     .map(random) as [Float32Array, Float32Array, Float32Array, Float32Array];
   const judged = { ...shape, scale: 1 / Math.sqrt(headDim), rules: attention };
   const expected = denseAttention(judged, q, k, v);
-  const gradients = sloped ? denseGradients(judged, q, k, v, cotangent) : undefined;
+  const gradients = sloped ? gradientsOf(judged, { q, k, v, cotangent }, expected) : undefined;
   for (const ring of [1, 2, 3, 5]) {
     for (const layout of layouts) {
       const where = `on ${info.name}, ring of ${ring}, ${layout}`;
@@ -82,8 +110,8 @@ const wrongRing = Effect.fnUntraced(function* (
           `${odd % tokens} is ${result.lse[odd]}, not ${expected.lse[odd]}`;
       }
       for (const name of gradients === undefined ? [] : ["dq", "dk", "dv"] as const) {
-        const [found, wanted] = [result.gradients![name], gradients![name]];
-        if (relative(found, wanted) <= bounds.gradient) continue;
+        const found = result.gradients![name], { wanted, squares } = gradients![name];
+        if (relative(found, wanted, squares) <= bounds.gradient) continue;
         const own = name === "dq" ? shape : { ...shape, heads: kvHeads };
         return `${where}: ${name} is wrong ${worst(found, wanted, own)}`;
       }
