@@ -15,6 +15,7 @@ import { FileInvalid } from "../runtime/errors.ts";
 import { allows } from "../runtime/mask.ts";
 import type { DevicePlugin } from "../runtime/plugin.ts";
 import type { Definition, Overlap, Range, Shape, Variant } from "../runtime/variant.ts";
+import { lacksForReference } from "./judge.ts";
 import { checkRings } from "./plugin_check_rings.ts";
 import { normals, uniform } from "./random.ts";
 
@@ -34,6 +35,9 @@ const middle: Shape = { batch: 2, tokens: 71, heads: 4, kvHeads: 2, headDim: 8 }
 const large: Shape = { batch: 2, tokens: 5003, heads: 4, kvHeads: 2, headDim: 8 };
 /** As many heads as models have: a form may be right of the first few alone. */
 const many: Shape = { batch: 5, tokens: 997, heads: 64, kvHeads: 8, headDim: 8 };
+
+const forms = ["mask", "score", "slope"] as const;
+type Form = typeof forms[number];
 
 /** Scores that show what a form does at its edges. */
 const scores = [0, 1, -1, 1e-3, -0.37, 5.5, -7.25, 30, -30, 88, -1e3, 1e4];
@@ -88,11 +92,16 @@ const pairsOf = (shape: Shape): Iterable<Omit<Asked, "s">> =>
 const aloneOf = ({ definition, params }: Variant, shape: Shape) =>
   resolveAttention([{ definition: { ...definition, bandSaysAll: false }, params }], shape);
 
-/** Throws where a variant cannot be resolved, which was looked at before. It has a slope only where that can be asked. */
+/** With those forms alone that TypeScript has; throws where a variant cannot be resolved, which was looked at before. */
 const alone = (variant: Variant, shape: Shape) => {
   const attention = Result.getOrThrow(aloneOf(variant, shape));
-  const sloped = attention.lacking("slope", "TypeScript") === undefined;
-  return { ...attention, attention, slope: sloped ? attention.slope : undefined };
+  const { mask, score, slope } = variant.definition;
+  return {
+    ...{ ...attention, attention },
+    mask: mask && attention.mask,
+    score: score && attention.score,
+    slope: slope && attention.slope,
+  };
 };
 
 /** What the two forms say of pairs, compared; the first pair on which they differ. */
@@ -258,8 +267,8 @@ const ignored = (definition: Definition, shape: Shape): string | undefined => {
         ];
         if (Result.isFailure(a) || Result.isFailure(b)) continue;
         tried = true;
-        const says = ({ mask, score, sink }: Attention, { b, h, q, k }: Omit<Asked, "s">) =>
-          JSON.stringify([mask?.(b, h, q, k), score?.(0.7, b, h, q, k), sink?.(h)]);
+        const says = ({ sees, score, sink }: Attention, { b, h, q, k }: Omit<Asked, "s">) =>
+          JSON.stringify([sees(b, h, q, k), score?.(0.7, b, h, q, k), sink?.(h)]);
         for (const pair of pairsIn(shape)) {
           if (says(a.success, pair) === says(b.success, pair)) continue;
           differs = true;
@@ -309,8 +318,13 @@ export const checkAttention = Effect.fn("checkAttention")(function* (
   const checks: Array<Check> = [];
   const look = (name: string, complaint: string | undefined) =>
     void checks.push({ name, ...(complaint === undefined ? {} : { complaint }) });
-  const guarded = (name: string, work: () => string | undefined | Promise<string | undefined>) =>
+  const guarded = (
+    name: string,
+    work: () => string | undefined | Promise<string | undefined>,
+    skipped?: string,
+  ) =>
     Effect.promise(async () => {
+      if (skipped !== undefined) return void checks.push({ name, skipped });
       try {
         look(name, await work());
       } catch (cause) {
@@ -337,33 +351,56 @@ export const checkAttention = Effect.fn("checkAttention")(function* (
   });
   if (checks.some(({ complaint }) => complaint !== undefined)) return { name, checks };
   yield* guarded("bindings", () => unbound(definition));
-  yield* guarded("parameters matter", () => ignored(definition, small));
+  /** Why nobody can ask for a form. */
+  const missing = (form: Form) =>
+    lacksForReference(definition, form) ? `it has no ${form} in TypeScript` : undefined;
+  yield* guarded(
+    "parameters matter",
+    () => ignored(definition, small),
+    missing("mask") ?? missing("score"),
+  );
   /** The examples of another shape. */
   const of = (shape: Shape): ReadonlyArray<Variant> =>
     Object.keys(params).length === 0
       ? variants
       : definition.examples!(shape).map((params) => ({ definition, params }));
-  const compared = (yield* Effect.promise(findAdapter)) !== undefined;
-  if (!compared) checks.push({ name: "forms agree", skipped: "there is no WebGPU adapter" });
+  const { wgsl = {} } = definition;
+  for (const form of forms) {
+    const [own, other] = [definition[form], wgsl[form]];
+    if ((own === undefined) === (other === undefined)) continue;
+    const skipped = `it has no ${form} in ${own === undefined ? "TypeScript" : "WGSL"}`;
+    checks.push({ name: `forms agree: ${form}`, skipped });
+  }
+  const compiled = forms.filter((form) => wgsl[form] !== undefined);
+  const compared = compiled.some((form) => definition[form] !== undefined);
+  const adapter = compiled.length > 0 ? yield* Effect.promise(findAdapter) : undefined;
+  const unasked = adapter === undefined ? "there is no WebGPU adapter" : undefined;
   for (const shape of [middle, large, many]) {
     for (const variant of of(shape)) {
       const what = `${namesOf([variant])}, ${sizeOf(shape)}`;
-      if (compared) yield* guarded(`forms agree: ${what}`, () => disagreement(variant, shape));
-      yield* guarded(`scores: ${what}`, () => oddScore(variant, shape));
+      if (compiled.length > 0) {
+        const agree = `${compared ? "forms agree" : "WGSL compiles"}: ${what}`;
+        yield* guarded(agree, () => disagreement(variant, shape), unasked);
+      }
+      yield* guarded(`scores: ${what}`, () => oddScore(variant, shape), missing("score"));
     }
   }
   for (const shape of [small, many]) {
     for (const variant of of(shape)) {
       const what = `${namesOf([variant])}, ${sizeOf(shape)}`;
-      yield* guarded(`heads: ${what}`, () => oddHead(variant, shape));
+      yield* guarded(`heads: ${what}`, () => oddHead(variant, shape), missing("mask"));
     }
   }
   for (const variant of of(small)) {
-    yield* guarded(`bands and tiles: ${namesOf([variant])}`, () => lie(variant, small));
+    yield* guarded(
+      `bands and tiles: ${namesOf([variant])}`,
+      () => lie(variant, small),
+      missing("mask"),
+    );
   }
   for (const variant of of(large)) {
     const what = `${namesOf([variant])}, ${sizeOf(large)}`;
-    yield* guarded(`tiles: ${what}`, () => lieOfLong(variant, large));
+    yield* guarded(`tiles: ${what}`, () => lieOfLong(variant, large), missing("mask"));
   }
   if (checks.some(({ complaint }) => complaint !== undefined)) return { name, checks };
   for (const plugin of devices) {

@@ -14,6 +14,7 @@ import type { DeviceInfo } from "../runtime/kernel.ts";
 import { layouts } from "../runtime/layout.ts";
 import type { Links } from "../runtime/link.ts";
 import type { Shape, Variant } from "../runtime/variant.ts";
+import { lacksForReference } from "./judge.ts";
 import { Distance } from "./judge_gradients.ts";
 import type { Check } from "./plugin_check.ts";
 import { normals } from "./random.ts";
@@ -119,22 +120,15 @@ const wrongRing = Effect.fnUntraced(function* (
   }
 });
 
-/** Why a variant's rings cannot be compared, if so. */
-const noRings = (attention: Attention, { forms }: DeviceInfo): string | undefined => {
-  const form = (["mask", "score"] as const)
-    .find((form) => attention.lacking(form, forms) !== undefined);
-  return form && `it has no ${form} in ${forms ?? "a language that the device asks"}`;
-};
-
-/** Why a variant's gradients cannot be compared, if so. */
-const noGradients = (
-  attention: Attention,
-  { gradients, forms }: DeviceInfo,
+/** What a variant lacks for the float64 reference or a device, if anything, in words. */
+const lackingOf = (
+  { lacking, variants: [variant] }: Attention,
+  { forms }: DeviceInfo,
+  form: "mask" | "score" | "slope",
 ): string | undefined => {
-  if (!gradients) return "the device has no backward pass";
-  const language = (["TypeScript", forms] as const)
-    .find((language) => attention.lacking("slope", language) !== undefined);
-  return language && `it has no slope in ${language}`;
+  if (lacksForReference(variant!.definition, form)) return `it has no ${form} in TypeScript`;
+  if (lacking(form, forms) === undefined) return;
+  return forms === undefined ? `the device asks for no ${form}` : `it has no ${form} in ${forms}`;
 };
 
 /** Compares what there is to compare on this device. */
@@ -145,9 +139,11 @@ export const checkRings = Effect.fn("checkRings")(function* (
   const { info } = yield* Device;
   const attention = Result.getOrThrow(resolveAttention([variant], shape));
   const what = `on ${info.name}: ${namesOf([variant])}`;
-  const unasked = noRings(attention, info);
+  const unasked = lackingOf(attention, info, "mask") ?? lackingOf(attention, info, "score");
   if (unasked !== undefined) return [{ name: `rings ${what}`, skipped: unasked }];
-  const skipped = noGradients(attention, info);
+  const skipped = info.gradients
+    ? lackingOf(attention, info, "slope")
+    : "the device has no backward pass";
   const complaint = yield* wrongRing(variant, attention, shape, skipped === undefined).pipe(
     Effect.catch((error) => Effect.succeed(error.message)),
   );

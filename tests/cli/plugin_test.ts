@@ -228,6 +228,25 @@ Deno.test("plugin check compares no gradients of a score without a slope, and sa
     assert.match(stdout, /– gradients on reference: mine: it has no slope in TypeScript\n/);
   }));
 
+Deno.test("plugin check skips what a variant without TypeScript forms does not say, and why", () =>
+  inFolder(async (folder) => {
+    const file = `${folder}/mine.ts`;
+    await Deno.writeTextFile(file, variant({ mask: "undefined" }));
+    const { code, stdout } = await annulus(["plugin", "check", "--device", "reference", file]);
+    assert.equal(code, 0, stdout);
+    const skipped = [
+      "parameters matter",
+      "forms agree: mask",
+      "heads: mine\\(size: 2\\), 23 tokens, 3 heads",
+      "bands and tiles: mine\\(size: 2\\)",
+      "rings on reference: mine\\(size: 5\\)",
+    ];
+    for (const name of skipped) {
+      assert.match(stdout, RegExp(`– ${name}: it has no mask in TypeScript\n`));
+    }
+    assert.match(stdout, /keeps its contract, but for \d+ checks of \d+ that were skipped/);
+  }));
+
 Deno.test({
   name: "plugin check compares tables whose names are in each other's" +
     (adapter === undefined ? " (not here: there is no adapter)" : ""),
