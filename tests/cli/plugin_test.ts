@@ -147,6 +147,20 @@ const faults: ReadonlyArray<{
     says: RegExp(`its score is NaN at ${pair}`),
   },
   {
+    fault: "its score does what a mask is for",
+    parts: {
+      score: "() => (s, _b, _h, _q, k) => k === 0 ? -Infinity : s",
+      slope: "() => (_s, _b, _h, _q, k) => k === 0 ? 0 : 1",
+      wgsl: '{ mask: "return k <= q && q - k < size;", ' +
+        'score: "return select(s, bitcast<f32>(0xff800000u | u32(min(q, 0))), k == 0);" }',
+    },
+    says: RegExp(
+      `^(?!.*differ).*its score is -Infinity at ${pair} for a score of .*: a pair that does not ` +
+        "count belongs in the mask",
+      "s",
+    ),
+  },
+  {
     fault: "its slope is not that of its score",
     parts: { score: "({ size }) => (s) => s * size", slope: "() => () => 1" },
     says: RegExp(`its slope is 1 at ${pair} for a score of .*, and its score rises by`),
