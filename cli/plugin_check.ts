@@ -6,6 +6,7 @@
  * @module
  */
 import { Effect, Layer, Result } from "effect";
+import { definitions } from "../plugins/attention.ts";
 import { loadPlugin } from "../plugins/plugin_file.ts";
 import { inProcess } from "../plugins/memory.ts";
 import { findAdapter } from "../plugins/webgpu/adapter.ts";
@@ -17,6 +18,7 @@ import type { DevicePlugin } from "../runtime/plugin.ts";
 import type { Definition, Overlap, Range, Shape, Variant } from "../runtime/variant.ts";
 import { lacksForReference } from "./judge.ts";
 import { checkRings } from "./plugin_check_rings.ts";
+import { isTaken } from "./plugins.ts";
 import { normals, uniform } from "./random.ts";
 
 /** One thing that was looked at. */
@@ -356,6 +358,9 @@ export const checkAttention = Effect.fn("checkAttention")(function* (
     }
   });
   if (checks.some(({ complaint }) => complaint !== undefined)) return { name, checks };
+  const others = definitions.filter(({ module }) => module !== definition.module);
+  const taken = isTaken(name, others);
+  look("name", taken ? `it needs a name that no other has: found "${name}"` : undefined);
   yield* guarded("bindings", () => unbound(definition));
   /** Why nobody can ask for a form. */
   const missing = (form: Form) =>

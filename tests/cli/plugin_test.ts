@@ -191,6 +191,11 @@ const faults: ReadonlyArray<{
     says: /it needs parameters whose names WGSL forms can have .*: found "b"/,
   },
   {
+    fault: "its name is that of another",
+    parts: { name: '"causal"' },
+    says: /✗ name: it needs a name that no other has: found "causal"/,
+  },
+  {
     fault: "it is more than one file",
     parts: {
       mask: '(await import("node:path")) && (({ size }) => (_b, _h, q, k) => q - k < size)',
