@@ -23,7 +23,7 @@ import { version } from "../runtime/version.ts";
 import { misuse } from "./command_line.ts";
 import { findCrew, type ReadyCrew } from "./crews.ts";
 import { type Input, inputOf } from "./inputs.ts";
-import { boundsFor, judge, mustBeExact } from "./judge.ts";
+import { boundsFor, judge, mustBeExact, mustBeJudgeable } from "./judge.ts";
 import { judgeGradients } from "./judge_gradients.ts";
 import { inLayer, type Layer, layerOf, layersOf } from "./layers.ts";
 import { draw, note } from "./output.ts";
@@ -113,8 +113,10 @@ const jobOf = Effect.fnUntraced(function* ({ flags, crew }: Ready, input: Input)
     ...(flags.weights === undefined ? {} : { weights: flags.weights }),
     ...(flags.wire === undefined ? {} : { wire: flags.wire }),
   }).pipe(Effect.provideContext(crew.services));
-  const refusal = refusalFor(yield* planOfJob(job), crew.memory);
+  const plan = yield* planOfJob(job);
+  const refusal = refusalFor(plan, crew.memory);
   if (refusal !== undefined) return yield* refusal;
+  if (flags.verifyRows > 0) yield* mustBeJudgeable(plan.attention, input.gradients);
   return job;
 });
 

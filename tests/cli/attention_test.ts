@@ -153,7 +153,7 @@ export default defineAttention({
   },
 });
 
-Deno.test("a device refuses an attention whose form it needs and does not have", async () => {
+Deno.test("a device and --verify refuse an attention whose form they need and which has it not", async () => {
   await using folder = await scratch();
   const input = `${folder.path}/in.st`;
   await Deno.writeFile(input, fileOfTensors({ q, k, v }));
@@ -169,15 +169,21 @@ export default defineAttention({
 });
 `,
   );
-  const { code, stderr } = await annulus([
-    ...["attend", input, "--out", `${folder.path}/out.st`, "--attention", "near", "--plugin", file],
-    ...["--device", "reference"],
-  ]);
-  assert.equal(code, 1);
-  assert.match(
-    stderr,
-    /Cannot use attention "near": it needs its mask in TypeScript on device "reference": found none/,
-  );
+  const needed = [
+    [[], 'on device "reference"'],
+    [["--verify"], "for --verify"],
+  ] as const;
+  for (const [flags, where] of needed) {
+    const { code, stderr } = await annulus([
+      ...["attend", input, "--out", `${folder.path}/out.st`, "--attention", "near"],
+      ...["--plugin", file, "--device", "reference", ...flags],
+    ]);
+    assert.equal(code, 1);
+    assert.match(
+      stderr,
+      RegExp(`Cannot use attention "near": it needs its mask in TypeScript ${where}: found none`),
+    );
+  }
 });
 
 Deno.test("a device from a file is chosen by name or score, and by no name that is taken", async () => {
