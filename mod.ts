@@ -83,7 +83,13 @@ export type {
   Tile,
 } from "./runtime/kernel.ts";
 export { type FixedLayout, type Layout, layouts, shardsOf } from "./runtime/layout.ts";
-export { cheapest, costOf, type LayoutCost, layoutCosts } from "./runtime/layout_choice.ts";
+export {
+  cheapest,
+  costOf,
+  type LayoutCost,
+  layoutCosts,
+  layoutFor,
+} from "./runtime/layout_choice.ts";
 export { type Latent, type LatentForm, type LatentShape } from "./runtime/latent.ts";
 export { type HeadProduct, type HeadVectors } from "./runtime/head_product.ts";
 export { type Ends, type Link, Links, type Slot } from "./runtime/link.ts";

@@ -23,9 +23,9 @@ import { version } from "../runtime/version.ts";
 import { misuse } from "./command_line.ts";
 import { findCrew, type ReadyCrew } from "./crews.ts";
 import { type Input, inputOf } from "./inputs.ts";
-import { boundsFor, judge, mustBeExact } from "./judge.ts";
+import { boundsFor, judge, mustBeExact, mustBeJudgeable } from "./judge.ts";
 import { judgeGradients } from "./judge_gradients.ts";
-import { inLayer, layerOf, layersOf } from "./layers.ts";
+import { inLayer, type Layer, layerOf, layersOf } from "./layers.ts";
 import { draw, note } from "./output.ts";
 import { Progress } from "./progress.ts";
 import { recoveryInWords, type Report, reportOf, reportOfLayers } from "./report.ts";
@@ -73,9 +73,8 @@ interface Ready {
   readonly writer: SafetensorsWriter;
 }
 
-/** A layer's input, and what the names of its tensors begin with. */
-interface InputLayer {
-  readonly prefix: string;
+/** A layer whose tensors fit together. */
+interface InputLayer extends Layer {
   readonly input: Input;
 }
 
@@ -114,8 +113,10 @@ const jobOf = Effect.fnUntraced(function* ({ flags, crew }: Ready, input: Input)
     ...(flags.weights === undefined ? {} : { weights: flags.weights }),
     ...(flags.wire === undefined ? {} : { wire: flags.wire }),
   }).pipe(Effect.provideContext(crew.services));
-  const refusal = refusalFor(yield* planOfJob(job), crew.memory);
+  const plan = yield* planOfJob(job);
+  const refusal = refusalFor(plan, crew.memory);
   if (refusal !== undefined) return yield* refusal;
+  if (flags.verifyRows > 0) yield* mustBeJudgeable(plan.attention, input.gradients);
   return job;
 });
 
@@ -141,7 +142,7 @@ const attendLayer = Effect.fnUntraced(function* (
   );
   if (flags.verifyRows === 0) return { record, report: reportOf(record, undefined) };
 
-  const result = layerOf(yield* openSafetensors(writer.part), prefix);
+  const result = layerOf(yield* openSafetensors(writer.part), prefix).file;
   const tell = (share: number) =>
     flags.progress && terminal
       ? draw(`\x1b[2K\rcomparing with the float64 reference ${Math.round(100 * share)} %`)
@@ -174,14 +175,15 @@ export const attendFiles = Effect.fn("attendFiles")(function* (flags: AttendFlag
   }
   const layers = yield* Effect.forEach(
     found,
-    ({ prefix, file }, i) =>
-      inputOf(file, attentions[i % attentions.length]!).pipe(
-        Effect.map((input): InputLayer => ({ prefix, input })),
-        Effect.mapError(inLayer(prefix)),
+    (layer, i) =>
+      inputOf(layer.file, attentions[i % attentions.length]!).pipe(
+        Effect.map((input): InputLayer => ({ ...layer, input })),
+        Effect.mapError(inLayer(layer)),
       ),
   );
-  const ignored = layers.flatMap(({ prefix, input }) => input.ignored.map((name) => prefix + name));
-  if (ignored.length > 0 && flags.progress) {
+  const read = new Set(layers.flatMap(({ nameOf, input }) => [...input.read].map(nameOf)));
+  const ignored = [...file.tensors.keys()].filter((name) => !read.has(name));
+  if (ignored.length > 0) {
     yield* note(`annulus: ignoring tensors ${ignored.map((name) => `"${name}"`).join(", ")}`);
   }
   const writer = yield* createSafetensors(flags.out, layers.flatMap(resultsOf), {
@@ -197,7 +199,7 @@ export const attendFiles = Effect.fn("attendFiles")(function* (flags: AttendFlag
   let before = 0;
   for (const [i, layer] of layers.entries()) {
     const { record, report } = yield* attendLayer(ready, layer, jobs[i]!).pipe(
-      Effect.mapError(inLayer(layer.prefix)),
+      Effect.mapError(inLayer(layer)),
     );
     for (const interval of record.timeline) {
       timeline.push({ ...interval, begin: interval.begin + before, end: interval.end + before });

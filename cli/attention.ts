@@ -6,6 +6,7 @@
  */
 import { Effect, Result } from "effect";
 import type { SafetensorsFile } from "../plugins/safetensors.ts";
+import { inputs, outputs } from "../runtime/driver.ts";
 import { decode } from "../runtime/dtype.ts";
 import { TensorInvalid } from "../runtime/errors.ts";
 import type { Definition, Variant } from "../runtime/variant.ts";
@@ -56,6 +57,9 @@ export const parseAttention = (
   return Result.succeed(variants);
 };
 
+/** What these names mean in a file, whatever a variant calls its tables. */
+const tensors: ReadonlySet<string> = new Set([...inputs, ...outputs]);
+
 /** More numbers than this are no table of an attention. */
 const largestTable = 2 ** 26;
 
@@ -96,7 +100,7 @@ export const completeAttention = Effect.fn("completeAttention")(function* (
   for (const { definition, params } of variants) {
     const own: Record<string, unknown> = { ...params };
     for (const [key, { table }] of Object.entries(definition.params ?? {})) {
-      if (!table || key in own || file.tensor(key) === undefined) continue;
+      if (!table || key in own || tensors.has(key) || file.tensor(key) === undefined) continue;
       own[key] = yield* numbersOf(file, path, key);
       read.add(key);
     }

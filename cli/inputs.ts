@@ -29,8 +29,8 @@ export interface Input {
   readonly source: Source["Service"];
   /** There is a `do`. */
   readonly gradients: boolean;
-  /** Names of tensors that are none of ours. */
-  readonly ignored: ReadonlyArray<string>;
+  /** Names of the tensors that this is made of. */
+  readonly read: ReadonlySet<string>;
 }
 
 /** The axes of each tensor. */
@@ -59,6 +59,7 @@ export const inputOf = Effect.fn("inputOf")(function* (
   const { path } = file;
   const refuse = (tensor: string, needed: string, found: string) =>
     new TensorInvalid({ file: path, tensor, needed, found });
+  const own = new Set<string>();
   const read = Effect.fnUntraced(function* (name: TensorName) {
     const tensor = file.tensor(name);
     const layout = `[${dimensions[name].join(", ")}]`;
@@ -68,6 +69,7 @@ export const inputOf = Effect.fn("inputOf")(function* (
     }
     const dtype = formats.get(tensor.dtype);
     if (dtype === undefined) return yield* refuse(name, "of type F32, F16 or BF16", tensor.dtype);
+    own.add(name);
     const { length } = dimensions[name];
     if (tensor.shape.length !== length) {
       return yield* refuse(name, `of ${length} dimensions, ${layout}`, shapeOf(tensor));
@@ -168,7 +170,7 @@ export const inputOf = Effect.fn("inputOf")(function* (
     dtypes,
     source: Source.of({ name: path, dtypes, read: file.read }),
     gradients: cotangent !== undefined,
-    ignored: [...file.tensors.keys()].filter((name) => !(name in dimensions) && !used.has(name)),
+    read: own.union(used),
   };
 });
 

@@ -8,11 +8,12 @@ import { Effect } from "effect";
 import { expandedLatents, StreamingOracle } from "../kernels/oracle.ts";
 import type { SafetensorsFile } from "../plugins/safetensors.ts";
 import { decode, type DType } from "../runtime/dtype.ts";
-import type { FileInvalid } from "../runtime/errors.ts";
+import type { Attention } from "../runtime/attention.ts";
+import { type FileInvalid, NotExact, VariantInvalid } from "../runtime/errors.ts";
 import { upSizeOf, widthOf } from "../runtime/latent.ts";
-import { NotExact } from "../runtime/errors.ts";
 import { type Plan, valueDimOf } from "../runtime/plan.ts";
 import { positionAt } from "../runtime/span.ts";
+import type { Definition } from "../runtime/variant.ts";
 import type { Input } from "./inputs.ts";
 
 /** How far a result is from the float64 reference. */
@@ -29,6 +30,33 @@ export interface ErrorFigures {
   readonly dk?: number;
   readonly dv?: number;
 }
+
+/** Whether a variant lacks what the float64 reference would ask it, since it says that in WGSL alone. */
+export const lacksForReference = (
+  { mask, score, slope, wgsl }: Definition,
+  form: "mask" | "score" | "slope",
+): boolean => {
+  if (form === "mask") return mask === undefined && wgsl?.mask !== undefined;
+  if (form === "score") return score === undefined && wgsl?.score !== undefined;
+  return slope === undefined && (score ?? wgsl?.score) !== undefined;
+};
+
+/** Fails where the float64 reference does not know what an attention is. */
+export const mustBeJudgeable = (
+  { variants }: Attention,
+  gradients: boolean,
+): Effect.Effect<void, VariantInvalid> => {
+  const forms = gradients ? ["mask", "score", "slope"] as const : ["mask", "score"] as const;
+  for (const { definition } of variants) {
+    const form = forms.find((form) => lacksForReference(definition, form));
+    if (form === undefined) continue;
+    const needed = `its ${form} in TypeScript for --verify`;
+    return Effect.fail(
+      new VariantInvalid({ variant: definition.name, needed, found: "none" }),
+    );
+  }
+  return Effect.void;
+};
 
 /** Keys read at once. */
 const chunkTokens = 128;

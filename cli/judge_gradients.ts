@@ -23,7 +23,7 @@ const chunkTokens = 128;
 const leastShare = 0.1;
 
 /** ‖a − b‖ and ‖b‖, squared and summed up piece by piece. */
-class Distance {
+export class Distance {
   #apart = 0;
   #norm = 0;
   #terms = 0;

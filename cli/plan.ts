@@ -9,7 +9,7 @@ import { namesOf } from "../runtime/attention.ts";
 import { type DType, elementBytes } from "../runtime/dtype.ts";
 import type { LatentShape } from "../runtime/latent.ts";
 import type { Layout } from "../runtime/layout.ts";
-import { cheapest, costOf, type LayoutCost, layoutCosts } from "../runtime/layout_choice.ts";
+import { costOf, type LayoutCost, layoutCosts, layoutFor } from "../runtime/layout_choice.ts";
 import { planOf } from "../runtime/plan.ts";
 import type { Definition } from "../runtime/variant.ts";
 import { parseAttention } from "./attention.ts";
@@ -37,11 +37,17 @@ export interface PlanFlags {
   readonly json: boolean;
 }
 
-const latentOf = Effect.fnUntraced(function* (text: string | undefined) {
+const latentOf = Effect.fnUntraced(function* ({ latent: text, headDim }: PlanFlags) {
   if (text === undefined) return undefined;
   const [rank, rope, value, ...more] = text.split(",").map((part) => Number(part || NaN));
   const whole = [rank, rope, value].every((size) => Number.isInteger(size));
-  if (whole && more.length === 0) return { rank: rank!, rope: rope!, value: value! };
+  if (whole && more.length === 0) {
+    if (rope! < headDim && value! <= headDim) return { rank: rank!, rope: rope!, value: value! };
+    return yield* misuse(
+      `--latent ${text} needs a --head-dim of more than its rope, ${rope}, and no less than its value, ${value}: ` +
+        `found ${headDim}`,
+    );
+  }
   return yield* misuse(`--latent needs RANK,ROPE,VALUE, three whole numbers: found "${text}"`);
 });
 
@@ -63,7 +69,8 @@ const planLayer = Effect.fnUntraced(function* (
   };
   const spec = { problem, weights: Array.from({ length: ring }, () => 1), wire };
   const costs = yield* Effect.fromResult(layoutCosts(spec));
-  const plan = yield* Effect.fromResult(planOf({ ...spec, layout: layout ?? cheapest(costs) }));
+  const best = yield* Effect.fromResult(layoutFor(spec, () => Result.succeed(costs)));
+  const plan = yield* Effect.fromResult(planOf({ ...spec, layout: layout ?? best }));
   return {
     attention: namesOf(attention),
     ...costOf(plan),
@@ -85,7 +92,7 @@ const planLayer = Effect.fnUntraced(function* (
 /** Plans every layer and prints it. */
 export const runPlan = Effect.fn("runPlan")(function* (flags: PlanFlags) {
   const { tokens, batch, heads, kvHeads = heads, headDim, wire, ring, times } = flags;
-  const latent = yield* latentOf(flags.latent);
+  const latent = yield* latentOf(flags);
   const { attentions } = yield* knownPlugins(flags.plugin);
   const expressions = flags.attention.length === 0 ? ["bidirectional"] : flags.attention;
   const layers = yield* Effect.forEach(

@@ -55,6 +55,7 @@ export const runPluginCheck = Effect.fn("runPluginCheck")(function* (
   const wanted = device === "auto" ? devices : [yield* chooseDevice(devices, device)];
   const { name, checks } = yield* checkAttention(file, wanted);
   const faults = checks.filter(({ complaint }) => complaint !== undefined);
+  const skips = checks.filter(({ skipped }) => skipped !== undefined);
   if (json) {
     yield* printJson({ file, name, ok: faults.length === 0, checks });
     return faults.length === 0;
@@ -66,7 +67,10 @@ export const runPluginCheck = Effect.fn("runPluginCheck")(function* (
   }
   yield* print(
     faults.length === 0
-      ? `attention "${name}" keeps its contract`
+      ? `attention "${name}" keeps its contract` +
+        (skips.length === 0
+          ? ""
+          : `, but for ${skips.length} checks of ${checks.length} that were skipped`)
       : `attention "${name}" does not keep its contract: ${faults.length} of ${checks.length} checks`,
   );
   return faults.length === 0;

@@ -6,19 +6,19 @@
  * @module
  */
 import { Effect, Layer, Result } from "effect";
-import { denseAttention, denseGradients } from "../kernels/oracle.ts";
+import { definitions } from "../plugins/attention.ts";
 import { loadPlugin } from "../plugins/plugin_file.ts";
 import { inProcess } from "../plugins/memory.ts";
 import { findAdapter } from "../plugins/webgpu/adapter.ts";
 import { type Asked, evaluatePairs } from "../plugins/webgpu/evaluate.ts";
-import { attend } from "../runtime/attend.ts";
 import { type Attention, namesOf, resolveAttention } from "../runtime/attention.ts";
-import { Device } from "../runtime/device.ts";
 import { FileInvalid } from "../runtime/errors.ts";
-import { layouts } from "../runtime/layout.ts";
 import { allows } from "../runtime/mask.ts";
 import type { DevicePlugin } from "../runtime/plugin.ts";
 import type { Definition, Overlap, Range, Shape, Variant } from "../runtime/variant.ts";
+import { lacksForReference } from "./judge.ts";
+import { checkRings } from "./plugin_check_rings.ts";
+import { isTaken } from "./plugins.ts";
 import { normals, uniform } from "./random.ts";
 
 /** One thing that was looked at. */
@@ -35,11 +35,16 @@ const small: Shape = { batch: 2, tokens: 23, heads: 3, kvHeads: 1, headDim: 8 };
 /** Sizes that are multiples of nothing. */
 const middle: Shape = { batch: 2, tokens: 71, heads: 4, kvHeads: 2, headDim: 8 };
 const large: Shape = { batch: 2, tokens: 5003, heads: 4, kvHeads: 2, headDim: 8 };
+/** As many heads as models have: a form may be right of the first few alone. */
+const many: Shape = { batch: 5, tokens: 997, heads: 64, kvHeads: 8, headDim: 8 };
+
+const forms = ["mask", "score", "slope"] as const;
+type Form = typeof forms[number];
 
 /** Scores that show what a form does at its edges. */
 const scores = [0, 1, -1, 1e-3, -0.37, 5.5, -7.25, 30, -30, 88, -1e3, 1e4];
 
-const bounds = { o: 2e-6, lse: 1e-5, gradient: 5e-6 };
+const sizeOf = ({ tokens, heads }: Shape): string => `${tokens} tokens, ${heads} heads`;
 
 const pairOf = ({ b, h, q, k }: Omit<Asked, "s">): string =>
   `batch entry ${b}, head ${h}, query ${q}, key ${k}`;
@@ -81,22 +86,35 @@ const somePairs = ({ batch, heads, tokens }: Shape, count: number): Array<Omit<A
   ];
 };
 
+/** Every pair of a short sequence, and some of a longer one. */
+const pairsOf = (shape: Shape): Iterable<Omit<Asked, "s">> =>
+  shape.tokens > 100 ? somePairs(shape, 20_000) : pairsIn(shape);
+
 /** The attention of one variant alone, with its mask asked whatever its band says. */
 const aloneOf = ({ definition, params }: Variant, shape: Shape) =>
   resolveAttention([{ definition: { ...definition, bandSaysAll: false }, params }], shape);
 
-/** Throws where a variant cannot be resolved, which was looked at before. */
-const alone = (variant: Variant, shape: Shape): Attention =>
-  Result.getOrThrow(aloneOf(variant, shape));
+/** With those forms alone that TypeScript has; throws where a variant cannot be resolved, which was looked at before. */
+const alone = (variant: Variant, shape: Shape) => {
+  const attention = Result.getOrThrow(aloneOf(variant, shape));
+  const { mask, score, slope } = variant.definition;
+  return {
+    ...{ ...attention, attention },
+    mask: mask && attention.mask,
+    score: score && attention.score,
+    slope: slope && attention.slope,
+  };
+};
 
 /** What the two forms say of pairs, compared; the first pair on which they differ. */
 const disagreement = async (variant: Variant, shape: Shape): Promise<string | undefined> => {
-  const attention = alone(variant, shape);
-  const all = shape.tokens > 100 ? somePairs(shape, 20_000) : [...pairsIn(shape)];
-  const asked = all.map((pair, i) => ({ ...pair, s: scores[i % scores.length]! }));
+  const { attention, mask, score, slope } = alone(variant, shape);
+  const asked = Array.from(
+    pairsOf(shape),
+    (pair, i) => ({ ...pair, s: scores[i % scores.length]! }),
+  );
   const answers = await evaluatePairs(attention, asked);
   if (answers === undefined) return undefined;
-  const { mask, score, slope } = attention;
   for (const [i, { b, h, q, k, s }] of asked.entries()) {
     const where = pairOf({ b, h, q, k });
     if (answers.mask !== undefined && mask !== undefined) {
@@ -107,31 +125,48 @@ const disagreement = async (variant: Variant, shape: Shape): Promise<string | un
       const wgsl = answers[form]?.[i];
       if (of === undefined || wgsl === undefined) continue;
       const own = of(s, b, h, q, k);
-      const apart = Math.abs(own - wgsl);
+      const apart = Object.is(own, wgsl) ? 0 : Math.abs(own - wgsl);
       if (apart <= 2e-5 * Math.max(1, Math.abs(own), Math.abs(s))) continue;
       return `its ${form}s differ at ${where} for a score of ${s}: TypeScript ${own}, WGSL ${wgsl}`;
     }
   }
 };
 
-/** A score that is no number, or a slope that is not the derivative. */
+/** A score that is no number or hides a pair, or a slope that is not the derivative. */
 const oddScore = (variant: Variant, shape: Shape): string | undefined => {
-  const { score, slope } = alone(variant, shape);
+  const { mask, score, slope } = alone(variant, shape);
   if (score === undefined) return;
-  for (const [i, { b, h, q, k }] of somePairs(shape, 2000).entries()) {
+  for (const [i, { b, h, q, k }] of [...pairsOf(shape)].entries()) {
     const s = scores[i % scores.length]!;
     const made: unknown = score(s, b, h, q, k);
     if (typeof made !== "number" || Number.isNaN(made)) {
       const what = typeof made === "number" ? "NaN" : `a ${typeof made}`;
       return `its score is ${what} at ${pairOf({ b, h, q, k })} for a score of ${s}`;
     }
-    if (slope === undefined) continue;
+    if (made === -Infinity && mask?.(b, h, q, k) !== false) {
+      return `its score is -Infinity at ${
+        pairOf({ b, h, q, k })
+      } for a score of ${s}: a pair that ` +
+        "does not count belongs in the mask";
+    }
+    if (slope === undefined || made === -Infinity) continue;
     const step = 1e-4 * Math.max(1, Math.abs(s));
     const rise = score(s + step, b, h, q, k) - score(s - step, b, h, q, k);
     const [measured, said] = [rise / (2 * step), slope(s, b, h, q, k)];
     if (Math.abs(measured - said) <= 1e-4 * Math.max(1, Math.abs(measured))) continue;
     return `its slope is ${said} at ${pairOf({ b, h, q, k })} for a score of ${s}, and its score ` +
       `rises by ${measured}`;
+  }
+};
+
+/** A mask that differs between heads or batch entries, where it does not say so. */
+const oddHead = (variant: Variant, shape: Shape): string | undefined => {
+  const { mask, perHead } = alone(variant, shape);
+  if (mask === undefined || perHead) return;
+  for (const pair of pairsOf(shape)) {
+    if (mask(pair.b, pair.h, pair.q, pair.k) === mask(0, 0, pair.q, pair.k)) continue;
+    const where = pairOf(pair);
+    return `its mask differs between heads or batch entries at ${where}, and it does not say perHead`;
   }
 };
 
@@ -152,12 +187,6 @@ const lie = (variant: Variant, shape: Shape): string | undefined => {
     if (counts && !within) return `its mask lets ${pairOf(pair)} count, and its band does not`;
     if (definition.bandSaysAll === true && within && !counts) {
       return `its band says all, and its mask does not let ${pairOf(pair)} count`;
-    }
-    if (definition.perHead !== true && counts !== mask(0, 0, q, k)) {
-      return `its mask differs between heads or batch entries at ${
-        pairOf(pair)
-      }, and it does not ` +
-        "say perHead";
     }
   }
   const first = (q0: number, q1: number, k0: number, k1: number, wanted: boolean) => {
@@ -246,8 +275,8 @@ const ignored = (definition: Definition, shape: Shape): string | undefined => {
         ];
         if (Result.isFailure(a) || Result.isFailure(b)) continue;
         tried = true;
-        const says = ({ mask, score, sink }: Attention, { b, h, q, k }: Omit<Asked, "s">) =>
-          JSON.stringify([mask?.(b, h, q, k), score?.(0.7, b, h, q, k), sink?.(h)]);
+        const says = ({ sees, score, sink }: Attention, { b, h, q, k }: Omit<Asked, "s">) =>
+          JSON.stringify([sees(b, h, q, k), score?.(0.7, b, h, q, k), sink?.(h)]);
         for (const pair of pairsIn(shape)) {
           if (says(a.success, pair) === says(b.success, pair)) continue;
           differs = true;
@@ -279,79 +308,6 @@ const unbound = ({ wgsl, params, precompute }: Definition): string | undefined =
   return `none of its WGSL forms reads its parameter "${missing}"`;
 };
 
-/** Which element of [batch, tokens, heads, headDim] is the first that is off, in words. */
-const worst = (
-  found: ArrayLike<number>,
-  wanted: ArrayLike<number>,
-  { heads, headDim, tokens }: Shape,
-): string => {
-  let at = 0, apart = -1;
-  for (let i = 0; i < wanted.length; i++) {
-    const here = Math.abs(found[i]! - wanted[i]!);
-    if (!(here <= apart)) [at, apart] = [i, here];
-  }
-  const row = Math.floor(at / headDim);
-  const token = Math.floor(row / heads) % tokens;
-  return `at batch entry ${Math.floor(row / heads / tokens)}, token ${token}, head ${
-    row % heads
-  }: ` +
-    `${found[at]}, not ${wanted[at]}`;
-};
-
-const relative = (found: ArrayLike<number>, wanted: ArrayLike<number>): number => {
-  let apart = 0, norm = 0;
-  for (let i = 0; i < wanted.length; i++) {
-    apart += (found[i]! - wanted[i]!) ** 2;
-    norm += wanted[i]! ** 2;
-  }
-  return Math.sqrt(apart / Math.max(norm, 1e-12));
-};
-
-/** Rings of a device against float64; the first that is off. */
-const wrongRing = Effect.fnUntraced(function* (variant: Variant) {
-  const { info } = yield* Device;
-  const { batch, tokens, heads, kvHeads, headDim } = middle;
-  const random = normals(1);
-  const rows = batch * tokens * headDim;
-  const [q, k, v, cotangent] = [rows * heads, rows * kvHeads, rows * kvHeads, rows * heads]
-    .map(random) as [Float32Array, Float32Array, Float32Array, Float32Array];
-  const attention = Result.getOrThrow(resolveAttention([variant], middle));
-  const form = info.forms;
-  const lacking = attention.lacking("mask", form) ?? attention.lacking("score", form);
-  if (lacking !== undefined) return undefined;
-  const judged = { ...middle, scale: 1 / Math.sqrt(headDim), rules: attention };
-  const expected = denseAttention(judged, q, k, v);
-  const gradients = info.gradients && attention.lacking("slope", form) === undefined &&
-      attention.lacking("slope", "TypeScript") === undefined
-    ? denseGradients(judged, q, k, v, cotangent)
-    : undefined;
-  const shape = { ...middle, q, k, v, attention: [variant] };
-  for (const ring of [1, 2, 3, 5]) {
-    for (const layout of layouts) {
-      const where = `on ${info.name}, ring of ${ring}, ${layout}`;
-      const given = gradients === undefined ? {} : { cotangent };
-      const result = yield* attend({ ...shape, ...given, ring, layout });
-      if (!(relative(result.o, expected.o) <= bounds.o)) {
-        return `${where}: o is wrong ${worst(result.o, expected.o, middle)}`;
-      }
-      const odd = result.lse.findIndex((x, i) => {
-        const wanted = expected.lse[i]!;
-        return x !== wanted && !(Math.abs(x - wanted) <= bounds.lse + Math.abs(wanted) * 2 ** -22);
-      });
-      if (odd >= 0) {
-        return `${where}: the log-sum-exp of head ${Math.floor(odd / tokens) % heads}, query ` +
-          `${odd % tokens} is ${result.lse[odd]}, not ${expected.lse[odd]}`;
-      }
-      for (const name of gradients === undefined ? [] : ["dq", "dk", "dv"] as const) {
-        const [found, wanted] = [result.gradients![name], gradients![name]];
-        if (relative(found, wanted) <= bounds.gradient) continue;
-        const own = name === "dq" ? middle : { ...middle, heads: kvHeads };
-        return `${where}: ${name} is wrong ${worst(found, wanted, own)}`;
-      }
-    }
-  }
-});
-
 /** Looks at everything; what depends on parameters with each of the examples. */
 export const checkAttention = Effect.fn("checkAttention")(function* (
   path: string,
@@ -370,8 +326,13 @@ export const checkAttention = Effect.fn("checkAttention")(function* (
   const checks: Array<Check> = [];
   const look = (name: string, complaint: string | undefined) =>
     void checks.push({ name, ...(complaint === undefined ? {} : { complaint }) });
-  const guarded = (name: string, work: () => string | undefined | Promise<string | undefined>) =>
+  const guarded = (
+    name: string,
+    work: () => string | undefined | Promise<string | undefined>,
+    skipped?: string,
+  ) =>
     Effect.promise(async () => {
+      if (skipped !== undefined) return void checks.push({ name, skipped });
       try {
         look(name, await work());
       } catch (cause) {
@@ -386,7 +347,7 @@ export const checkAttention = Effect.fn("checkAttention")(function* (
     if (Object.keys(params).length > 0 && examples.length === 0) {
       return "it has parameters, and no examples to try";
     }
-    for (const shape of [small, middle, large]) {
+    for (const shape of [small, middle, large, many]) {
       for (const one of Object.keys(params).length === 0 ? [{}] : definition.examples!(shape)) {
         const resolved = aloneOf({ definition, params: one }, shape);
         if (Result.isFailure(resolved)) return `its example fails: ${resolved.failure.message}`;
@@ -397,28 +358,60 @@ export const checkAttention = Effect.fn("checkAttention")(function* (
     }
   });
   if (checks.some(({ complaint }) => complaint !== undefined)) return { name, checks };
+  const others = definitions.filter(({ module }) => module !== definition.module);
+  const taken = isTaken(name, others);
+  look("name", taken ? `it needs a name that no other has: found "${name}"` : undefined);
   yield* guarded("bindings", () => unbound(definition));
-  yield* guarded("parameters matter", () => ignored(definition, small));
+  /** Why nobody can ask for a form. */
+  const missing = (form: Form) =>
+    lacksForReference(definition, form) ? `it has no ${form} in TypeScript` : undefined;
+  yield* guarded(
+    "parameters matter",
+    () => ignored(definition, small),
+    missing("mask") ?? missing("score"),
+  );
   /** The examples of another shape. */
   const of = (shape: Shape): ReadonlyArray<Variant> =>
     Object.keys(params).length === 0
       ? variants
       : definition.examples!(shape).map((params) => ({ definition, params }));
-  const compared = (yield* Effect.promise(findAdapter)) !== undefined;
-  if (!compared) checks.push({ name: "forms agree", skipped: "there is no WebGPU adapter" });
-  for (const shape of [middle, large]) {
+  const { wgsl = {} } = definition;
+  for (const form of forms) {
+    const [own, other] = [definition[form], wgsl[form]];
+    if ((own === undefined) === (other === undefined)) continue;
+    const skipped = `it has no ${form} in ${own === undefined ? "TypeScript" : "WGSL"}`;
+    checks.push({ name: `forms agree: ${form}`, skipped });
+  }
+  const compiled = forms.filter((form) => wgsl[form] !== undefined);
+  const compared = compiled.some((form) => definition[form] !== undefined);
+  const adapter = compiled.length > 0 ? yield* Effect.promise(findAdapter) : undefined;
+  const unasked = adapter === undefined ? "there is no WebGPU adapter" : undefined;
+  for (const shape of [middle, large, many]) {
     for (const variant of of(shape)) {
-      const what = `${namesOf([variant])}, ${shape.tokens} tokens`;
-      if (compared) yield* guarded(`forms agree: ${what}`, () => disagreement(variant, shape));
-      yield* guarded(`scores: ${what}`, () => oddScore(variant, shape));
+      const what = `${namesOf([variant])}, ${sizeOf(shape)}`;
+      if (compiled.length > 0) {
+        const agree = `${compared ? "forms agree" : "WGSL compiles"}: ${what}`;
+        yield* guarded(agree, () => disagreement(variant, shape), unasked);
+      }
+      yield* guarded(`scores: ${what}`, () => oddScore(variant, shape), missing("score"));
+    }
+  }
+  for (const shape of [small, many]) {
+    for (const variant of of(shape)) {
+      const what = `${namesOf([variant])}, ${sizeOf(shape)}`;
+      yield* guarded(`heads: ${what}`, () => oddHead(variant, shape), missing("mask"));
     }
   }
   for (const variant of of(small)) {
-    yield* guarded(`bands and tiles: ${namesOf([variant])}`, () => lie(variant, small));
+    yield* guarded(
+      `bands and tiles: ${namesOf([variant])}`,
+      () => lie(variant, small),
+      missing("mask"),
+    );
   }
   for (const variant of of(large)) {
-    const what = `${namesOf([variant])}, ${large.tokens} tokens`;
-    yield* guarded(`tiles: ${what}`, () => lieOfLong(variant, large));
+    const what = `${namesOf([variant])}, ${sizeOf(large)}`;
+    yield* guarded(`tiles: ${what}`, () => lieOfLong(variant, large), missing("mask"));
   }
   if (checks.some(({ complaint }) => complaint !== undefined)) return { name, checks };
   for (const plugin of devices) {
@@ -426,11 +419,8 @@ export const checkAttention = Effect.fn("checkAttention")(function* (
     yield* Effect.scoped(Effect.gen(function* () {
       const services = yield* Layer.build(inProcess(plugin));
       for (const variant of of(middle)) {
-        const complaint = yield* wrongRing(variant).pipe(
-          Effect.provideContext(services),
-          Effect.catch((error) => Effect.succeed(error.message)),
-        );
-        look(`rings on ${plugin.name}: ${namesOf([variant])}`, complaint);
+        const found = yield* checkRings(variant, middle).pipe(Effect.provideContext(services));
+        checks.push(...found);
       }
     }));
   }

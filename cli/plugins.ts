@@ -18,6 +18,10 @@ export interface KnownPlugins {
   readonly devices: ReadonlyArray<DevicePlugin>;
 }
 
+/** Whether nobody could tell a plugin of this name from the others. */
+export const isTaken = (name: string, others: ReadonlyArray<{ readonly name: string }>): boolean =>
+  name === "auto" || others.some((other) => other.name === name);
+
 /**
  * Loads the files; a name that is taken is refused, for nobody could tell which is meant, and so is the device that the
  * user named where there is none of that name.
@@ -31,7 +35,7 @@ export const knownPlugins = Effect.fn("knownPlugins")(function* (
     const loaded = yield* loadPlugin(file);
     const { name } = loaded.kind === "device" ? loaded.device : loaded.definition;
     const others = loaded.kind === "device" ? known.devices : known.attentions;
-    if (name === "auto" || others.some((other) => other.name === name)) {
+    if (isTaken(name, others)) {
       return yield* new FileInvalid({
         attempted: "load a plugin from",
         file,

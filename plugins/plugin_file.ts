@@ -11,6 +11,7 @@ import { Effect, Layer } from "effect";
 import { FileInvalid, VariantInvalid } from "../runtime/errors.ts";
 import type { DevicePlugin } from "../runtime/plugin.ts";
 import { contract, type Definition } from "../runtime/variant.ts";
+import { importsOf } from "./plugin_imports.ts";
 
 /** What a file exports. */
 export type LoadedPlugin =
@@ -24,18 +25,12 @@ const isDevice = (exported: Exported): exported is DevicePlugin =>
   typeof exported.name === "string" && Effect.isEffect(exported.score) &&
   Layer.isLayer(exported.layer);
 
-/** What a module's text imports, whatever else looks like it. */
-const importsOf = (text: string): ReadonlyArray<string> =>
-  [...text.matchAll(/(?:\bfrom|\bimport)\s*\(?\s*(["'`])(.*?)\1/gs)].map(([, , specifier]) =>
-    specifier!
-  );
+const runtime = new URL("../runtime/", import.meta.url).href;
 
-const ours = new URL("..", import.meta.url).href;
-
-/** Part of annulus, whose version nodes compare. */
+/** Part of annulus, whose version nodes compare; other files near a plugin may be anybody's. */
 const isOurs = (specifier: string, module: string): boolean =>
-  specifier.startsWith("annulus/") ||
-  /^[./]/.test(specifier) && new URL(specifier, module).href.startsWith(ours);
+  specifier === "annulus/variant" ||
+  /^[./]/.test(specifier) && new URL(specifier, module).href.startsWith(runtime);
 
 /** Loads what a file exports by default. Its code runs in this process: load what you trust. */
 export const loadPlugin = Effect.fn("loadPlugin")(function* (path: string) {
@@ -77,8 +72,8 @@ export const loadPlugin = Effect.fn("loadPlugin")(function* (path: string) {
   if (imported !== undefined) {
     return yield* new VariantInvalid({
       variant: definition.name,
-      needed: "to be one file, which imports nothing but annulus",
-      found: `an import of "${imported}"`,
+      needed: "to be one file, which imports nothing but annulus/variant",
+      found: imported === "import()" ? imported : `an import of "${imported}"`,
     });
   }
   const hash = createHash("sha256").update(content).digest("hex");

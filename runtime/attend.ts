@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { Effect, Result } from "effect";
+import { Effect } from "effect";
 import type { Crew } from "./crew.ts";
 import { drive, type Input, type RunRecord, Sink, Source } from "./driver.ts";
 import { bytesOf, type DType } from "./dtype.ts";
@@ -19,29 +19,13 @@ import {
 import { headerBytes } from "./frame.ts";
 import { type Job, newRun } from "./job.ts";
 import type { Layout } from "./layout.ts";
-import { cheapest, layoutCosts } from "./layout_choice.ts";
+import { layoutFor } from "./layout_choice.ts";
 import { type LatentShape, upSizeOf, widthOf } from "./latent.ts";
 import { Links } from "./link.ts";
 import { asLse, type Lse } from "./lse.ts";
-import { type Attention, resolveAttention } from "./attention.ts";
-import { unbounded } from "./mask.ts";
-import { type PlanSpec, type Problem, valueDimOf } from "./plan.ts";
+import { outsideOfThreads } from "./attention_files.ts";
+import { type Problem, valueDimOf } from "./plan.ts";
 import type { Variant } from "./variant.ts";
-
-/**
- * The layout that suits an attention: contiguous without a mask, zigzag where it is causal and nothing else, and else
- * the one that costs least.
- */
-const layoutFor = (
-  attention: Attention,
-  spec: Omit<PlanSpec, "layout">,
-): Result.Result<Layout, InvalidProblem | VariantInvalid> => {
-  const { band: { back, ahead }, mask } = attention;
-  if (mask === undefined && back === unbounded) {
-    return Result.succeed(ahead === 0 ? "zigzag" : "contiguous");
-  }
-  return Result.map(layoutCosts(spec), cheapest);
-};
 
 /** Payload bytes of a frame on links that carry frames of `maxFrame` bytes. */
 export const chunkFor = (maxFrame: number): number => Math.floor((maxFrame - headerBytes) / 8) * 8;
@@ -81,7 +65,6 @@ export const jobFor = Effect.fn("jobFor")(function* (
       found: String(ring),
     });
   }
-  const attention = yield* Effect.fromResult(resolveAttention(problem.attention, problem));
   const spec = {
     problem,
     weights: weights ?? Array.from({ length: ring }, () => 1),
@@ -92,7 +75,7 @@ export const jobFor = Effect.fn("jobFor")(function* (
     ...spec,
     run: yield* newRun,
     epoch: 0,
-    layout: layout ?? (yield* Effect.fromResult(layoutFor(attention, spec))),
+    layout: layout ?? (yield* Effect.fromResult(layoutFor(spec))),
     dtype: dtypes.q,
     chunkBytes: chunkFor(maxFrame),
   } satisfies Job;
@@ -141,6 +124,26 @@ interface AttendCommon extends Omit<RunOptions, "gradients"> {
   readonly scale?: number;
 }
 
+/** What is wrong with options that no type was held against. */
+const optionsFault = ({ attention = [], k, v, latents }: AttendOptions) => {
+  const fault = (what: string, needed: string, found: string) =>
+    new InvalidProblem({ what, needed, found });
+  const variants = "a list of variants, as causal() gives them";
+  if (!Array.isArray(attention)) return fault("the attention", variants, typeof attention);
+  const odd = attention.findIndex((one) =>
+    typeof one?.definition !== "object" || typeof one.params !== "object"
+  );
+  if (odd >= 0) {
+    const found = typeof attention[odd] === "function"
+      ? "a function that makes one"
+      : "something else";
+    return fault("the attention", variants, `${found} at index ${odd}`);
+  }
+  if (latents !== undefined && (k ?? v) !== undefined) {
+    return fault("k and v", "absent beside latents", "both");
+  }
+};
+
 /** Attention over the whole sequence, and how it came about. */
 export interface AttendResult extends RunRecord {
   /** [batch, tokens, heads, headDim], or a latent's value for the last */
@@ -184,8 +187,11 @@ export const attend = (options: AttendOptions): Effect.Effect<
   Crew | Links
 > =>
   Effect.gen(function* () {
+    yield* outsideOfThreads;
     const { q, cotangent, batch = 1, tokens, heads, headDim, attention = [], latents } = options;
     const { kvHeads = heads, scale = 1 / Math.sqrt(headDim) } = options;
+    const fault = optionsFault(options);
+    if (fault !== undefined) return yield* fault;
     const problem = {
       ...{ batch, tokens, heads, kvHeads, headDim, scale, attention },
       ...(latents === undefined
@@ -200,17 +206,33 @@ export const attend = (options: AttendOptions): Effect.Effect<
     const elements = { q: rows * heads * headDim, k: rows * kvHeads * headDim };
     const named: ReadonlyArray<readonly [Input, Float32Array | undefined, number, string]> = [
       ["q", q, elements.q, "batch × tokens × heads × headDim"],
-      ["do", cotangent, elements.q, "batch × tokens × heads × headDim"],
-      ["k", options.k, elements.k, "batch × tokens × kvHeads × headDim"],
-      ["v", options.v, elements.k, "batch × tokens × kvHeads × headDim"],
-      ...(latents === undefined ? [] : [
-        ["latent", latents.values, rows * widthOf(latents), "batch × tokens × (rank + rope)"],
-        ["kv_b", latents.up, upSizeOf(latents, problem), "heads × (headDim − rope + value) × rank"],
+      ...(cotangent === undefined ? [] : [
+        ["do", cotangent, elements.q, "batch × tokens × heads × headDim"],
       ] as const),
+      ...(latents === undefined
+        ? [
+          ["k", options.k, elements.k, "batch × tokens × kvHeads × headDim"],
+          ["v", options.v, elements.k, "batch × tokens × kvHeads × headDim"],
+        ] as const
+        : [
+          ["latent", latents.values, rows * widthOf(latents), "batch × tokens × (rank + rope)"],
+          [
+            "kv_b",
+            latents.up,
+            upSizeOf(latents, problem),
+            "heads × (headDim − rope + value) × rank",
+          ],
+        ] as const),
     ];
     const inputs = new Map<Input, Float32Array>();
     for (const [name, array, needed, product] of named) {
-      if (array === undefined) continue;
+      if (!(array instanceof Float32Array)) {
+        return yield* new InvalidProblem({
+          what: name,
+          needed: "a Float32Array",
+          found: array === undefined ? "none" : typeof array,
+        });
+      }
       inputs.set(name, array);
       if (array.length === needed) continue;
       return yield* new InvalidProblem({

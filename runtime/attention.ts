@@ -6,7 +6,7 @@
  */
 import { identity, Result, Schema } from "effect";
 import { VariantInvalid } from "./errors.ts";
-import { type Band, unbounded } from "./mask.ts";
+import { allows, type Band, unbounded } from "./mask.ts";
 import {
   contract,
   type Definition,
@@ -18,6 +18,7 @@ import {
   type Values,
   type Variant,
 } from "./variant.ts";
+import { wgslWords } from "./wgsl_words.ts";
 
 /** In which a device asks variants. */
 export type Language = "TypeScript" | "WGSL";
@@ -89,11 +90,10 @@ const refused = ({ name }: Definition, needed: string, found: string) =>
 const namePattern = /^[A-Za-z][A-Za-z0-9-]*$/;
 const parameterPattern = /^[A-Za-z][A-Za-z0-9_]*$/;
 /** What a WGSL form knows by these names, or nobody may name anything. */
-const takenNames = new Set(
-  ("b h q k s numbers alias break case const const_assert continue continuing default diagnostic " +
-    "discard else enable false fn for if let loop override requires return struct switch true var " +
-    "while bool f16 f32 i32 u32 array atomic vec2 vec3 vec4").split(" "),
-);
+const takenNames = new Set([
+  ...wgslWords,
+  ..."b h q k s numbers bool f16 f32 i32 u32 array atomic vec2 vec3 vec4".split(" "),
+]);
 
 /** What a variant's own function threw, as a refusal; anything else is thrown again. */
 export const thrownBy = (names: ReadonlyArray<string>, cause: unknown): VariantInvalid => {
@@ -164,6 +164,10 @@ const resolveOne = (
     return { definition, given: { ...values, ...computed as Given } };
   });
 
+/** May a band reach so far? Behind the query as well, but not so far that positions leave the range of WGSL's integers. */
+const isReach = (tokens: unknown): boolean =>
+  tokens === Infinity || Number.isInteger(tokens) && (tokens as number) >= -unbounded;
+
 /** The larger of what two ranges of pairs may be, where both must hold. */
 const both = (a: Overlap, b: Overlap): Overlap =>
   a === "none" || b === "none" ? "none" : a === "all" && b === "all" ? "all" : "some";
@@ -222,12 +226,12 @@ const resolveAll = (
     const formsOf = <K extends Form>(
       form: K,
       of: ReadonlyArray<Resolved>,
-      otherwise: (name: string) => ReturnType<Forms[K]>,
+      otherwise: (name: string, i: number) => ReturnType<Forms[K]>,
     ): ReadonlyArray<ReturnType<Forms[K]>> =>
-      of.map(({ definition, given }) => {
+      of.map(({ definition, given }, i) => {
         const make = (definition as unknown as Partial<Forms>)[form];
         try {
-          return (make?.(given, shape) ?? otherwise(definition.name)) as ReturnType<Forms[K]>;
+          return (make?.(given, shape) ?? otherwise(definition.name, i)) as ReturnType<Forms[K]>;
         } catch (cause) {
           throw thrownBy([definition.name], cause);
         }
@@ -237,7 +241,15 @@ const resolveAll = (
     };
 
     const wide: Band = { back: unbounded, ahead: unbounded };
-    const band = formsOf("band", resolved, () => wide).reduce((a, b) => ({
+    const bands = formsOf("band", resolved, () => wide);
+    const odd = bands.findIndex(({ back, ahead }) => ![back, ahead].every(isReach));
+    if (odd >= 0) {
+      const { back, ahead } = bands[odd]!;
+      const needed = "a band of whole numbers, or Infinity where it has no end";
+      const found = `back ${back} and ahead ${ahead}`;
+      return yield* Result.fail(refused(resolved[odd]!.definition, needed, found));
+    }
+    const band = bands.reduce((a, b) => ({
       back: Math.min(a.back, b.back),
       ahead: Math.min(a.ahead, b.ahead),
     }), wide);
@@ -246,7 +258,12 @@ const resolveAll = (
       bandSaysAll !== true && (mask !== undefined || wgsl?.mask !== undefined)
     );
     const masks = formsOf("mask", masked, lost);
-    const every = formsOf("mask", resolved, () => () => true);
+    // Where a variant has no mask, its band is all that it says.
+    const every = formsOf(
+      "mask",
+      resolved,
+      (_name, i) => (_b, _h, q, k) => allows(bands[i]!, q, k),
+    );
     const tiles = formsOf("tile", masked, () => () => "some");
     const mask: PairMask | undefined = masks.length <= 1
       ? masks[0]

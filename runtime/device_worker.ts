@@ -6,6 +6,7 @@
  * @module
  */
 import { Effect, type Scope } from "effect";
+import { specOf } from "./attention_spec.ts";
 import type { Accumulator, BackwardAccumulator, Device } from "./device.ts";
 import type { Answers, Refusal, Reply, Request } from "./device_worker_guest.ts";
 import { DeviceFailed, DeviceUnavailable } from "./errors.ts";
@@ -158,9 +159,7 @@ export const deviceInWorker: (
           ? {}
           : { latent: { ...latent, up: crossing(latent.up, transfer) } }),
       };
-      const asked = attention === undefined
-        ? {}
-        : { attention: { specs: attention.specs, shape: attention.shape } };
+      const asked = attention === undefined ? {} : { attention: specOf(attention) };
       const request: Request = outcome === undefined
         ? { op: "begin", key, queries: placed, ...asked }
         : {

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import type { AttentionSpec } from "./attention_files.ts";
+import type { AttentionSpec } from "./attention_spec.ts";
 import type { BlockGradients } from "./device.ts";
 import { assertBlock, assertOutcome, assertQueries, type Shape } from "./fits.ts";
 import type {

@@ -5,6 +5,7 @@
  * @module
  */
 import { Clock, Context, Deferred, Effect, Fiber, Result } from "effect";
+import { outsideOfThreads } from "./attention_files.ts";
 import { Crew, type Regrouped } from "./crew.ts";
 import { decode, type DType, elementBytes, encode, firstNonFinite } from "./dtype.ts";
 import {
@@ -30,9 +31,13 @@ import { contiguous, type Span } from "./span.ts";
  * Tensors that a driver reads. `do` is the cotangent of o. In place of k and v there may be `latent`, which travels
  * [batch, tokens, rank + rope], and `kv_b`, which makes them of it: [heads, headDim − rope + value, rank].
  */
-export type Input = "q" | "k" | "v" | "do" | "latent" | "kv_b";
+export const inputs = ["q", "k", "v", "do", "latent", "kv_b"] as const;
+/** One of them. */
+export type Input = typeof inputs[number];
 /** Tensors that it writes, all float32: the last three for gradients. */
-export type Output = "o" | "lse" | "dq" | "dk" | "dv";
+export const outputs = ["o", "lse", "dq", "dk", "dv"] as const;
+/** One of them. */
+export type Output = typeof outputs[number];
 
 /** Where inputs come from. Element regions refer to a whole tensor. */
 export class Source extends Context.Service<Source, {
@@ -315,6 +320,7 @@ const patience = 3;
  * is lost and another member can take it, the run goes on in a new epoch from what all others have.
  */
 export const drive = Effect.fn("drive")(function* (job: Job, observer: RunObserver) {
+  yield* outsideOfThreads;
   const { regroup } = yield* Crew;
   const read = reader(yield* Source, job);
   const plan = yield* planOfJob(job);

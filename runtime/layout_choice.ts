@@ -5,8 +5,10 @@
  * @module
  */
 import { Result } from "effect";
+import { resolveAttention } from "./attention.ts";
 import type { InvalidProblem, VariantInvalid } from "./errors.ts";
 import { type Layout, layouts } from "./layout.ts";
+import { unbounded } from "./mask.ts";
 import { balanceOf, type Plan, planOf, type PlanSpec } from "./plan.ts";
 
 /**
@@ -66,3 +68,18 @@ export const cheapest = (costs: ReadonlyArray<LayoutCost>): Layout => {
   return costs.filter(({ cost }) => cost <= least * (1 + asGood))
     .reduce((a, b) => b.sentBytes < a.sentBytes ? b : a).layout;
 };
+
+/**
+ * The layout that a run takes where it is told none: contiguous without a mask, zigzag where it is causal and nothing
+ * else, and else the cheapest.
+ */
+export const layoutFor = (
+  spec: Omit<PlanSpec, "layout">,
+  costs = () => layoutCosts(spec),
+): Result.Result<Layout, InvalidProblem | VariantInvalid> =>
+  Result.gen(function* () {
+    const attention = yield* resolveAttention(spec.problem.attention, spec.problem);
+    const { band: { back, ahead }, mask } = attention;
+    if (mask === undefined && back === unbounded) return ahead === 0 ? "zigzag" : "contiguous";
+    return cheapest(yield* costs());
+  });

@@ -244,11 +244,12 @@ const edgesOf = (
   attention: Attention,
   span: Span,
   others: ReadonlyArray<ReadonlyArray<Span>>,
+  asking: Asking,
 ): ReadonlyArray<number> => {
   if (span.run < span.stride && span.count > span.run || attention.untiled.length > 0) return [];
   const edges = new Set<number>();
   for (const queries of others.flat()) {
-    const { tiles } = tilesOf(attention, Asking.nothing, [queries], span);
+    const { tiles } = tilesOf(attention, asking, [queries], span);
     if (tiles.length === 0) continue;
     const { back, ahead } = attention.band;
     const last = positionAt(queries, queries.count - 1);
@@ -327,7 +328,7 @@ const twoStops = (stops: ReadonlyArray<number>): number =>
 const planWith = (spec: PlanSpec, attention: Attention): Plan => {
   const { problem, layout, weights, wire, gradients = false } = spec;
   const { batch, heads, kvHeads, headDim, latent } = problem;
-  const asking = new Asking();
+  const [asking, looking] = [new Asking(), new Asking(false)];
   const ring = weights.length;
   const shards = layout === "solved"
     ? solvedShards(attention, problem.tokens, weights)
@@ -354,7 +355,7 @@ const planWith = (spec: PlanSpec, attention: Attention): Plan => {
       shard,
       tokenBytes,
       largestTokens,
-      (span) => edgesOf(attention, span, shards.filter((_, rank) => rank !== home)),
+      (span) => edgesOf(attention, span, shards.filter((_, rank) => rank !== home), looking),
     )
   );
   const waves = Math.max(...pieces.map((shard) => shard.length));

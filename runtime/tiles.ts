@@ -1,14 +1,14 @@
 /**
  * Tiles: what a shard of queries sees of a block of keys, as rectangles. Where a mask says of two ranges that none or all
  * of their pairs count, nobody asks it again; where it says "some", the rectangle is cut until it is small, and its pairs
- * are counted one by one.
+ * are counted one by one. Where these would be too many it is cut as long as it says more of smaller rectangles.
  *
  * @module
  */
 import type { Attention } from "./attention.ts";
 import type { Tile } from "./kernel.ts";
 import { VariantInvalid } from "./errors.ts";
-import { allows, pairsBetween } from "./mask.ts";
+import { allows, apart, pairsBetween } from "./mask.ts";
 import { positionAt, slice, type Span } from "./span.ts";
 import type { Range } from "./variant.ts";
 
@@ -20,6 +20,10 @@ const many = 4096;
 
 /** Pairs of a plan that are asked for one by one, at most: a fraction of a second's work. */
 const mostAsked = 2 ** 25;
+/** A small rectangle whose pairs nobody counts is as much work as so many. */
+const uncounted = 2 ** 8;
+/** Rectangles that are cut when all that is spent. */
+const mostCuts = 2 ** 20;
 
 /** Rectangles and how many of their pairs count, per head and batch entry: the mean, where those differ. */
 export interface Tiles {
@@ -41,14 +45,18 @@ const rangeOf = (span: Span, from: number, count: number): Range => ({
   last: positionAt(span, from + count - 1),
 });
 
-/** What is left of the pairs that may be asked for; beyond them a rectangle with some pairs stays as large as it is. */
+/**
+ * What is left of the pairs that may be asked for; beyond them no pairs are counted, and a rectangle with some is cut only
+ * where that looks worthwhile.
+ */
 export class Asking {
-  /** Nobody wants to know how many pairs count, but which rectangles may have some. */
-  static readonly nothing = new Asking(false);
   readonly counts: boolean;
   #left = mostAsked;
+  #cuts = mostCuts;
   /** Some rectangle's pairs were not counted: there are at most as many as the plan says. */
   exhausted = false;
+
+  /** @param counts Or nobody wants to know how many pairs count, but which rectangles may have some. */
 
   constructor(counts = true) {
     this.counts = counts;
@@ -59,6 +67,11 @@ export class Asking {
     if (pairs > this.#left) this.exhausted = true;
     else this.#left -= pairs;
     return !this.exhausted;
+  }
+
+  /** Whether one more rectangle may be cut when pairs are not counted any more. */
+  cut(): boolean {
+    return this.#cuts-- > 0;
   }
 }
 
@@ -99,29 +112,44 @@ const assertHonest = (
 /** How many pairs of a small rectangle count, by asking for each. */
 const count = (attention: Attention, queries: Span, keys: Span): number => {
   const { mask, band, shape, perHead } = attention;
-  const others = shape.heads * shape.batch;
-  const heads = perHead ? shape.heads : 1, batch = perHead ? shape.batch : 1;
+  const { heads, batch } = shape;
+  const positions = Int32Array.from({ length: keys.count }, (_, j) => positionAt(keys, j));
   let pairs = 0;
-  for (let i = 0; i < queries.count; i++) {
-    const q = positionAt(queries, i);
-    for (let j = 0; j < keys.count; j++) {
-      const k = positionAt(keys, j);
-      if (!allows(band, q, k)) continue;
-      if (!perHead && others > 1) {
-        // Another head for each pair: a mask that differs between them would be skipped where the first sees nothing.
-        const other = 1 + (q * 31 + k * 17) % (others - 1);
-        const [b, h] = [Math.floor(other / shape.heads), other % shape.heads];
-        if (mask!(b, h, q, k) !== mask!(0, 0, q, k)) {
-          const needed = "perHead where its mask differs between heads or batch entries";
-          throw liar(attention, needed, "another answer than the first head's", [b, h, q, k]);
+  if (perHead) {
+    for (let i = 0; i < queries.count; i++) {
+      const q = positionAt(queries, i);
+      for (const k of positions) {
+        if (!allows(band, q, k)) continue;
+        for (let b = 0; b < batch; b++) {
+          for (let h = 0; h < heads; h++) if (mask!(b, h, q, k)) pairs++;
         }
       }
-      for (let b = 0; b < batch; b++) {
-        for (let h = 0; h < heads; h++) if (mask!(b, h, q, k)) pairs++;
+    }
+    return pairs / (heads * batch);
+  }
+  // Another head for each pair, and for the same key of the next query: a mask that differs between heads would be skipped
+  // where the first sees nothing.
+  let [b, h] = [0, 0];
+  const turn = () => {
+    if (++h < heads) return;
+    h = 0;
+    if (++b === batch) b = 0;
+  };
+  for (let i = 0; i < queries.count; i++) {
+    const q = positionAt(queries, i);
+    turn();
+    for (const k of positions) {
+      if (!allows(band, q, k)) continue;
+      turn();
+      const counts = mask!(0, 0, q, k);
+      if (counts) pairs++;
+      if (heads * batch > 1 && mask!(b, h, q, k) !== counts) {
+        const needed = "perHead where its mask differs between heads or batch entries";
+        throw liar(attention, needed, "another answer than the first head's", [b, h, q, k]);
       }
     }
   }
-  return pairs / (heads * batch);
+  return pairs;
 };
 
 /** Joins rectangles that are neighbours of the same kind: along the keys, then along the rows. */
@@ -163,39 +191,52 @@ const cutUp = (
 ): number => {
   const { band, overlap, countable, perHead, shape } = attention;
   const smallestRows = queries.count < many ? smallest : smallestOfMany;
+  /** Whether any of nine small rectangles in a large one has none or all of its pairs. */
+  const worthwhile = (row: number, rows: number, column: number, columns: number): boolean => {
+    const [high, wide] = [Math.min(rows, smallestRows), Math.min(columns, smallest)];
+    const places = [0, 0.5, 1];
+    return places.some((down) =>
+      places.some((along) => {
+        const from = row + Math.floor(down * (rows - high));
+        const first = column + Math.floor(along * (columns - wide));
+        return overlap(rangeOf(queries, from, high), rangeOf(keys, first, wide)) !== "some";
+      })
+    );
+  };
   const visit = (row: number, rows: number, column: number, columns: number): number => {
     const [some, others] = [slice(queries, row, rows), slice(keys, column, columns)];
+    const ranges = [rangeOf(queries, row, rows), rangeOf(keys, column, columns)] as const;
+    if (apart(band, ...ranges)) return 0;
+    const found = overlap(...ranges);
+    if (found !== "some") assertHonest(attention, found, ...ranges);
+    if (found === "none") return 0;
+    if (found === "some" && !countable) asking.exhausted = true;
+    const small = rows <= smallestRows && columns <= smallest;
+    const cuts = found === "some" && !small &&
+      (!asking.exhausted || asking.cut() && worthwhile(row, rows, column, columns));
+    if (cuts && (rows > smallestRows && rows >= columns || columns <= smallest)) {
+      const half = Math.ceil(rows / 2 / smallestRows) * smallestRows;
+      return visit(row, half, column, columns) + visit(row + half, rows - half, column, columns);
+    }
+    if (cuts) {
+      const half = Math.ceil(columns / 2 / smallest) * smallest;
+      return visit(row, rows, column, half) + visit(row, rows, column + half, columns - half);
+    }
     const inBand = pairsBetween(band, some, others);
     if (inBand === 0) return 0;
     const add = (state: Cut["state"]) => void into.push({ row, rows, column, columns, state });
     const whole = inBand === rows * columns ? "full" : "band";
-    const ranges = [rangeOf(queries, row, rows), rangeOf(keys, column, columns)] as const;
-    const found = overlap(...ranges);
-    if (found !== "some") assertHonest(attention, found, ...ranges);
-    if (found === "none") return 0;
     if (found === "all") {
       add(whole);
       return inBand;
     }
-    if (!countable || asking.exhausted) {
-      asking.exhausted = asking.counts;
-      add("pairwise");
-      return inBand;
-    }
-    if (rows <= smallestRows && columns <= smallest) {
-      const each = perHead ? shape.heads * shape.batch : 1;
-      const counted = asking.counts && asking.take(inBand * each);
-      const pairs = counted ? count(attention, some, others) : inBand;
-      const all = pairs === inBand && counted;
-      if (pairs > 0) add(all ? whole : "pairwise");
-      return pairs;
-    }
-    if (rows > smallestRows && rows >= columns || columns <= smallest) {
-      const half = Math.ceil(rows / 2 / smallestRows) * smallestRows;
-      return visit(row, half, column, columns) + visit(row + half, rows - half, column, columns);
-    }
-    const half = Math.ceil(columns / 2 / smallest) * smallest;
-    return visit(row, rows, column, half) + visit(row, rows, column + half, columns - half);
+    const each = perHead ? shape.heads * shape.batch : 1;
+    const counted = small && asking.take(asking.counts ? inBand * each : uncounted) &&
+      asking.counts;
+    const pairs = counted ? count(attention, some, others) : inBand;
+    const all = pairs === inBand && counted;
+    if (pairs > 0) add(all ? whole : "pairwise");
+    return pairs;
   };
   return visit(0, queries.count, 0, keys.count);
 };

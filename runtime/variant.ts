@@ -62,9 +62,9 @@ export const ints = (bounds?: Bounds): Param<ArrayLike<number>> => ({
   table: true,
 });
 
-/** A table of finite numbers; `array<f32>` in WGSL. */
+/** A table of finite numbers of float32; `array<f32>` in WGSL. */
 export const floats = (): Param<ArrayLike<number>> => ({
-  schema: Schema.Array(Schema.Finite),
+  schema: Schema.Array(float().schema),
   element: "f32",
   table: true,
 });

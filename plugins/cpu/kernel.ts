@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { specOf } from "../../runtime/attention_spec.ts";
 import { bytesOf } from "../../runtime/dtype.ts";
 import type { HeadProduct } from "../../runtime/head_product.ts";
 import type {
@@ -147,7 +148,7 @@ export class CpuAttention {
 
   #learn({ attention }: Queries): number | undefined {
     if (attention === undefined) return undefined;
-    return this.#threads.learn({ specs: attention.specs, shape: attention.shape });
+    return this.#threads.learn(specOf(attention));
   }
 
   #forget(attention: number | undefined): void {

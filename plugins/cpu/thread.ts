@@ -11,7 +11,7 @@ import { type Attend, type Differentiate, itemsOf, type Job } from "./job.ts";
 import { Lifeline } from "./lifeline.ts";
 import { delta, normalise, prepare } from "./prepare.ts";
 import { project } from "./project.ts";
-import type { AttentionSpec } from "../../runtime/attention_files.ts";
+import type { AttentionSpec } from "../../runtime/attention_spec.ts";
 import { Asker } from "./pairs.ts";
 import { Softmax } from "./softmax.ts";
 

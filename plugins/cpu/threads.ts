@@ -3,7 +3,7 @@
  *
  * @module
  */
-import type { AttentionSpec } from "../../runtime/attention_files.ts";
+import type { AttentionSpec } from "../../runtime/attention_spec.ts";
 import { Control } from "./control.ts";
 import { itemsOf, type Job } from "./job.ts";
 import type { Opening, Order, Report } from "./thread.ts";

@@ -3,8 +3,12 @@
  *
  * @module
  */
+import { Effect } from "effect";
 import assert from "node:assert/strict";
+import { completeAttention } from "../../cli/attention.ts";
 import { denseAttention } from "../../kernels/oracle.ts";
+import type { SafetensorsFile } from "../../plugins/safetensors.ts";
+import { defineAttention, floats } from "../../runtime/variant.ts";
 import { relativeL2 } from "../support/closeness.ts";
 import { annulus, scratch } from "../support/cli.ts";
 import { noNatsServer } from "../support/nats.ts";
@@ -83,6 +87,22 @@ Deno.test("attend reads packed documents from the file, whether it is told to or
   }
 });
 
+Deno.test("a table that is called like a tensor of attend is not read from it", async () => {
+  const { definition } = defineAttention({
+    ...{ name: "weighed", contract: 1, module: import.meta.url },
+    params: { v: floats(), lse: floats(), w: floats() },
+  });
+  const file = {
+    tensor: () => ({ dtype: "F32", shape: [1] }),
+    read: () => Effect.succeed(new Uint8Array(4)),
+  } as unknown as SafetensorsFile;
+  const { variants, read } = await completeAttention([{ definition, params: {} }], file, "in").pipe(
+    Effect.runPromise,
+  );
+  assert.deepEqual(variants[0]!.params, { w: [0] });
+  assert.deepEqual([...read], ["w"]);
+});
+
 Deno.test("attend moves the halo of a window, and says how much that was", async () => {
   await using folder = await scratch();
   const input = `${folder.path}/in.st`;
@@ -133,7 +153,7 @@ export default defineAttention({
   },
 });
 
-Deno.test("a device refuses an attention whose form it needs and does not have", async () => {
+Deno.test("a device and --verify refuse an attention whose form they need and which has it not", async () => {
   await using folder = await scratch();
   const input = `${folder.path}/in.st`;
   await Deno.writeFile(input, fileOfTensors({ q, k, v }));
@@ -149,15 +169,21 @@ export default defineAttention({
 });
 `,
   );
-  const { code, stderr } = await annulus([
-    ...["attend", input, "--out", `${folder.path}/out.st`, "--attention", "near", "--plugin", file],
-    ...["--device", "reference"],
-  ]);
-  assert.equal(code, 1);
-  assert.match(
-    stderr,
-    /Cannot use attention "near": it needs its mask in TypeScript on device "reference": found none/,
-  );
+  const needed = [
+    [[], 'on device "reference"'],
+    [["--verify"], "for --verify"],
+  ] as const;
+  for (const [flags, where] of needed) {
+    const { code, stderr } = await annulus([
+      ...["attend", input, "--out", `${folder.path}/out.st`, "--attention", "near"],
+      ...["--plugin", file, "--device", "reference", ...flags],
+    ]);
+    assert.equal(code, 1);
+    assert.match(
+      stderr,
+      RegExp(`Cannot use attention "near": it needs its mask in TypeScript ${where}: found none`),
+    );
+  }
 });
 
 Deno.test("a device from a file is chosen by name or score, and by no name that is taken", async () => {

@@ -109,12 +109,8 @@ Deno.test("plan says what is wrong with latents", async () => {
         1,
         /the rank of the latents must be a multiple of 4 from 4 to 4096: found 510/,
       ],
-      [
-        "512,64,256",
-        1,
-        /the components of a value must be a multiple of 4 from 4 to 128: found 256/,
-      ],
-      ["512,128,64", 1, /the rope components must be a multiple of 4 from 0 to 124: found 128/],
+      ["512,128,64", 2, /a --head-dim of more than its rope, 128, and .* value, 64: found 128/],
+      ["512,64,256", 2, /a --head-dim of .* no less than its value, 256: found 128/],
     ] as const
   ) {
     const { code: found, stderr } = await annulus([

@@ -78,6 +78,42 @@ for (const link of ["memory", "nats"] as const) {
   });
 }
 
+Deno.test("a table without a number is for all layers that have none of their own; what nobody reads is told", async () => {
+  await using folder = await scratch();
+  const [input, out] = [`${folder.path}/in.st`, `${folder.path}/out.st`];
+  const table = (...values: ReadonlyArray<number>): Tensor => ({
+    ...{ dtype: "f32", shape: [values.length], values: Float32Array.from(values) },
+  });
+  const slopes = [[1, 0.5, 0.25, 0.125], [0.1, 0.2, 0.3, 0.4]];
+  const tensors = { ...layer(0), ...layer(1), cu_seqlens: table(0, 50, tokens) };
+  const odd = { k: tensor(9, kvHeads), "0.kv_b": table(1), "1.x": table(2) };
+  await Deno.writeFile(
+    input,
+    fileOfTensors({
+      ...{ ...tensors, ...odd, slopes: table(...slopes[0]!), "1.slopes": table(...slopes[1]!) },
+    }),
+  );
+  const { code, stderr } = await annulus([
+    ...["attend", input, "--out", out, "--device", "reference", "--json"],
+    ...["--attention", "causal & alibi"],
+  ]);
+  assert.equal(code, 0, stderr);
+  assert.equal(stderr, 'annulus: ignoring tensors "k", "0.kv_b", "1.x"\n');
+  const results = tensorsOf(out);
+  for (const i of [0, 1]) {
+    const [q, k, v] = ["q", "k", "v"].map((name) =>
+      (tensors as Record<string, Tensor>)[`${i}.${name}`]!.values
+    );
+    const rules = {
+      sees: (_b: number, _h: number, q: number, k: number) => k <= q && (k < 50) === (q < 50),
+      score: (s: number, _b: number, h: number, q: number, k: number) =>
+        s - slopes[i]![h]! * (q - k),
+    };
+    const expected = denseAttention({ ...shape, rules }, q!, k!, v!);
+    assert.ok(relativeL2(results[`${i}.o`]!.values, expected.o) <= 2e-6, `layer ${i}`);
+  }
+});
+
 Deno.test("attend says which layer is wrong, and nothing is left of the others", async () => {
   const { "1.q": _, ...gap } = fiveLayers;
   const odd = { ...fiveLayers, "3.k": tensor(4, 3) };
@@ -85,7 +121,13 @@ Deno.test("attend says which layer is wrong, and nothing is left of the others",
   spoiled.values[77] = NaN;
   for (
     const [tensors, flags, code, sentence] of [
-      [gap, [], 1, /tensor "1\.q" .*: it must be there, since there is a layer 4: found none/],
+      [gap, [], 1, /tensor "1\.q" .*: it must be there, since there is "4\.q": found none/],
+      [
+        { ...layer(0), "1.k": tensor(3, kvHeads) },
+        [],
+        1,
+        /tensor "1\.q" .*: it must be there, since there is "1\.k": found none/,
+      ],
       [odd, [], 1, /tensor "3\.v" .*, the shape of k/],
       [{ ...fiveLayers, "4.q": spoiled }, [], 1, /tensor "4\.q" .*finite everywhere: found NaN/],
       [

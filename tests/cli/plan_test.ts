@@ -4,6 +4,7 @@
  * @module
  */
 import assert from "node:assert/strict";
+import { cheapest } from "../../runtime/layout_choice.ts";
 import { annulus } from "../support/cli.ts";
 
 const shape = ["--tokens", "32768", "--heads", "8", "--kv-heads", "2", "--ring", "8"];
@@ -31,6 +32,14 @@ Deno.test("plan shows a pattern of layers, what each layout would cost, and the 
   assert.match(words.stdout, /window\(size: 4096\) +contiguous +1\.067 +1 +28\.0 MiB/);
   assert.match(words.stdout, /causal, by layout: contiguous 1\.875 \(112 MiB\), zigzag 1\.000/);
   assert.match(words.stdout, /8 layers: .* GFLOP, 21\.3 % of full attention; .* travel, 28\.1 %/);
+});
+
+Deno.test("plan takes the layout that attend would, where another is as cheap", async () => {
+  const flags = ["--tokens", "64", "--ring", "2", "--attention", "causal", "--json"];
+  const { stdout } = await annulus(["plan", ...flags]);
+  const [{ layout, layouts }] = JSON.parse(stdout).layers;
+  assert.equal(layout, "zigzag");
+  assert.equal(cheapest(layouts), "contiguous");
 });
 
 Deno.test("plan says what is wrong with an attention", async () => {

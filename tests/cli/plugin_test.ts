@@ -4,8 +4,12 @@
  *
  * @module
  */
+import { Effect, Result } from "effect";
 import assert from "node:assert/strict";
+import { libraryName } from "../../plugins/cpu/blas.ts";
+import { loadPlugin } from "../../plugins/plugin_file.ts";
 import { findAdapter } from "../../plugins/webgpu/adapter.ts";
+import { findLibrary } from "../../runtime/library.ts";
 import { annulus } from "../support/cli.ts";
 
 const adapter = await findAdapter();
@@ -37,7 +41,7 @@ const variant = (parts: Readonly<Record<string, string>>): string => {
     Object.entries(all).map(([key, value]) => `  ${key}: ${value},`).join("\n") + "\n});\n";
 };
 
-const pair = "batch entry \\d, head \\d, query \\d+, key \\d+";
+const pair = "batch entry \\d, head \\d+, query \\d+, key \\d+";
 
 /** What is wrong with a variant, and what the report says of it. */
 const faults: ReadonlyArray<{
@@ -50,6 +54,12 @@ const faults: ReadonlyArray<{
   {
     fault: "its WGSL half is wrong",
     parts: { wgsl: '{ mask: "return k < q && q - k < size;" }' },
+    says: RegExp(`its masks differ at ${pair}: TypeScript true, WGSL false`),
+    wgsl: true,
+  },
+  {
+    fault: "its WGSL half is wrong in later heads alone",
+    parts: { wgsl: '{ mask: "return k <= q && q - k < size && (h < 4 || k != q);" }' },
     says: RegExp(`its masks differ at ${pair}: TypeScript true, WGSL false`),
     wgsl: true,
   },
@@ -121,12 +131,34 @@ const faults: ReadonlyArray<{
     says: RegExp(`its mask differs between heads or batch entries at ${pair}`),
   },
   {
+    fault: "its mask differs between later heads alone",
+    parts: {
+      mask: "({ size }) => (_b, h, q, k) => k <= q && q - k < size + (h < 4 ? 0 : 1)",
+      wgsl: '{ mask: "return k <= q && q - k < size + select(1, 0, h < 4);" }',
+    },
+    says: RegExp(`its mask differs between heads or batch entries at ${pair}`),
+  },
+  {
     fault: "its score is no number",
     parts: {
       score: "({ size }) => (s, _b, _h, q, k) => q - k === size ? NaN : s",
       slope: "() => () => 1",
     },
     says: RegExp(`its score is NaN at ${pair}`),
+  },
+  {
+    fault: "its score does what a mask is for",
+    parts: {
+      score: "() => (s, _b, _h, _q, k) => k === 0 ? -Infinity : s",
+      slope: "() => (_s, _b, _h, _q, k) => k === 0 ? 0 : 1",
+      wgsl: '{ mask: "return k <= q && q - k < size;", ' +
+        'score: "return select(s, bitcast<f32>(0xff800000u | u32(min(q, 0))), k == 0);" }',
+    },
+    says: RegExp(
+      `^(?!.*differ).*its score is -Infinity at ${pair} for a score of .*: a pair that does not ` +
+        "count belongs in the mask",
+      "s",
+    ),
   },
   {
     fault: "its slope is not that of its score",
@@ -159,12 +191,16 @@ const faults: ReadonlyArray<{
     says: /it needs parameters whose names WGSL forms can have .*: found "b"/,
   },
   {
+    fault: "its name is that of another",
+    parts: { name: '"causal"' },
+    says: /✗ name: it needs a name that no other has: found "causal"/,
+  },
+  {
     fault: "it is more than one file",
     parts: {
       mask: '(await import("node:path")) && (({ size }) => (_b, _h, q, k) => q - k < size)',
     },
-    says:
-      /it needs to be one file, which imports nothing but annulus: found an import of "node:path"/,
+    says: /it needs to be one file, which imports nothing but annulus\/variant: found import\(\)/,
   },
   {
     fault: "it has no examples",
@@ -199,6 +235,36 @@ for (const { fault, parts, says, wgsl } of faults) {
       }),
   });
 }
+
+Deno.test("plugin check compares no gradients of a score without a slope, and says so", () =>
+  inFolder(async (folder) => {
+    const file = `${folder}/mine.ts`;
+    const score = { score: "() => (s) => s / 2", wgsl: '{ score: "return s * 0.5;" }' };
+    await Deno.writeTextFile(file, variant({ ...score, params: "{}", mask: "undefined" }));
+    const { code, stdout } = await annulus(["plugin", "check", "--device", "reference", file]);
+    assert.equal(code, 0, stdout);
+    assert.match(stdout, /✓ rings on reference: mine\n/);
+    assert.match(stdout, /– gradients on reference: mine: it has no slope in TypeScript\n/);
+  }));
+
+Deno.test("plugin check skips what a variant without TypeScript forms does not say, and why", () =>
+  inFolder(async (folder) => {
+    const file = `${folder}/mine.ts`;
+    await Deno.writeTextFile(file, variant({ mask: "undefined" }));
+    const { code, stdout } = await annulus(["plugin", "check", "--device", "reference", file]);
+    assert.equal(code, 0, stdout);
+    const skipped = [
+      "parameters matter",
+      "forms agree: mask",
+      "heads: mine\\(size: 2\\), 23 tokens, 3 heads",
+      "bands and tiles: mine\\(size: 2\\)",
+      "rings on reference: mine\\(size: 5\\)",
+    ];
+    for (const name of skipped) {
+      assert.match(stdout, RegExp(`– ${name}: it has no mask in TypeScript\n`));
+    }
+    assert.match(stdout, /keeps its contract, but for \d+ checks of \d+ that were skipped/);
+  }));
 
 Deno.test({
   name: "plugin check compares tables whose names are in each other's" +
@@ -245,6 +311,34 @@ Deno.test("plugin new writes a variant that keeps its contract, and no other fil
     assert.ok(checks.length >= 10);
   }));
 
+Deno.test("a variant imports nothing but annulus, whatever its comments and strings speak of", () =>
+  inFolder(async (folder) => {
+    const helper = `${root.pathname}plugins/attention/alibi.ts`;
+    const lines = [
+      ['import "node:path";', 'an import of "node:path"'],
+      [`import { alibiSlopes } from "${helper}"; alibiSlopes(2);`, `an import of "${helper}"`],
+      [`export * from /* a comment */ '${helper}';`, `an import of "${helper}"`],
+      [`await import("${root.pathname}runtime/mask.ts");`, "import()"],
+      [`import { unbounded } from "${root.pathname}runtime/mask.ts"; unbounded;`],
+      ['// The idea is from "Longformer".'],
+      [`/* import("node:path") */ const said = ['import "node:path"', \`from "it"\`]; said;`],
+    ] as const;
+    for (const [i, [line, found]] of lines.entries()) {
+      const file = `${folder}/mine${i}.ts`;
+      await Deno.writeTextFile(file, `${line}\n${variant({})}`);
+      const loaded = await Effect.runPromise(Effect.result(loadPlugin(file)));
+      if (found === undefined) assert.ok(Result.isSuccess(loaded), line);
+      else {
+        assert.ok(Result.isFailure(loaded), line);
+        assert.equal(
+          loaded.failure.message,
+          'Cannot use attention "mine": it needs to be one file, which imports nothing but ' +
+            `annulus/variant: found ${found}`,
+        );
+      }
+    }
+  }));
+
 Deno.test("plugin check says of a file that is no variant what it needs", () =>
   inFolder(async (folder) => {
     const file = `${folder}/odd.ts`;
@@ -271,9 +365,11 @@ Deno.test("the variant of docs/plugins.md keeps its contract", () =>
 
 Deno.test("every variant that comes with annulus keeps its contract", async () => {
   const folder = new URL("plugins/attention/", root);
+  // Gradients that are 0 are not 0 in float32.
+  const device = findLibrary(libraryName) === undefined ? "reference" : "cpu";
   for await (const { name } of Deno.readDir(folder)) {
     const file = new URL(name, folder).pathname;
-    const { code, stdout } = await annulus(["plugin", "check", "--device", "reference", file]);
+    const { code, stdout } = await annulus(["plugin", "check", "--device", device, file]);
     assert.equal(code, 0, stdout);
   }
 });

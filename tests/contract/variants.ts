@@ -11,9 +11,11 @@ import { attend } from "../../runtime/attend.ts";
 import { Crew } from "../../runtime/crew.ts";
 import { type Layout, layouts } from "../../runtime/layout.ts";
 import { blocks } from "../../plugins/attention.ts";
+import type { PairMask, Variant } from "../../runtime/variant.ts";
 import { relativeL2 } from "../support/closeness.ts";
 import { assertClose, DeviceBound } from "../support/cut.ts";
 import oddScore from "../support/odd_score.ts";
+import past from "../support/past.ts";
 import { normals } from "../support/random.ts";
 import { shipped } from "../support/shipped.ts";
 import { GradientBound } from "../support/cut_backward.ts";
@@ -72,16 +74,15 @@ export const variantCases: ReadonlyArray<RingCase> = shipped(shape).map((
 }));
 
 /** A table of blocks of which two rows are empty, so that their queries see nothing, and one column. */
-const emptyRows: RingCase = {
-  name: "rows that see no key have o = 0, lse = −∞ and no gradients",
+const size = 9, n = Math.ceil(shape.tokens / size);
+const table = Array.from({ length: n * n }, (_, i) => {
+  const [q, k] = [Math.floor(i / n), i % n];
+  return Number(q !== 2 && q !== n - 1 && k !== 4 && (q + k) % 3 !== 1);
+});
+
+const emptyRows = (what: string, variant: Variant, sees: PairMask): RingCase => ({
+  name: `rows that see no key have o = 0, lse = −∞ and no gradients: ${what}`,
   run: Effect.gen(function* () {
-    const size = 9, n = Math.ceil(shape.tokens / size);
-    const table = Array.from({ length: n * n }, (_, i) => {
-      const [q, k] = [Math.floor(i / n), i % n];
-      return Number(q !== 2 && q !== n - 1 && k !== 4 && (q + k) % 3 !== 1);
-    });
-    const sees = (_b: number, _h: number, q: number, k: number) =>
-      table[Math.floor(q / size) * n + Math.floor(k / size)] === 1;
     const judged = { ...shape, scale, rules: { sees } };
     const { q, k, v } = inputs;
     const expected = denseAttention(judged, q, k, v);
@@ -92,7 +93,7 @@ const emptyRows: RingCase = {
     for (const ring of [1, 3, 8]) {
       const result = yield* attend({
         ...{ ...shape, ...inputs, cotangent, ring, layout: "zigzag" },
-        attention: [blocks({ size, table })],
+        attention: [variant],
       }).pipe(Effect.provide(Crew.local()));
       result.lse.forEach((lse, i) => assert.equal(lse === -Infinity, blind(i)));
       assertClose(
@@ -119,7 +120,21 @@ const emptyRows: RingCase = {
       }
     }
   }),
-};
+});
+
+const cases: ReadonlyArray<RingCase> = [
+  ...variantCases,
+  emptyRows(
+    "a table of blocks",
+    blocks({ size, table }),
+    (_b, _h, q, k) => table[Math.floor(q / size) * n + Math.floor(k / size)] === 1,
+  ),
+  emptyRows(
+    "a band beside its queries",
+    past({ gap: 30, reach: 41 }),
+    (_b, _h, q, k) => q - k >= 30 && q - k <= 41,
+  ),
+];
 
 const noNumber: RingCase = {
   name: "a score that is no number ends the run, with the pair",
@@ -140,5 +155,5 @@ const noNumber: RingCase = {
 export const testVariants = (name: string, ring: RingUnderTest): void =>
   testRing(name, {
     ...ring,
-    contract: { name: "the contract of variants", cases: [...variantCases, emptyRows, noNumber] },
+    contract: { name: "the contract of variants", cases: [...cases, noNumber] },
   });

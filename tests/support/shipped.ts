@@ -167,6 +167,12 @@ export const shipped = ({ tokens, heads }: Shape): ReadonlyArray<Shipped> => {
     },
     { name: "softcap", attention: [softcap({ cap: 3 })], rules: { ...all, ...cap } },
     {
+      // So that nothing is capped, and only causal makes a difference.
+      name: "softcap of a large cap & causal",
+      attention: [softcap({ cap: 1e4 }), causal()],
+      rules: { ...past, score: (s) => 1e4 * Math.tanh(s / 1e4), slope: () => 1 },
+    },
+    {
       name: "sinks & causal",
       attention: [sinks({ logits }), causal()],
       rules: { ...past, sink: (h) => logits[h]! },
