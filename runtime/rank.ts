@@ -254,7 +254,7 @@ const takePart = Effect.fn("takePart")(function* (job: Job, tenure: Tenure, obse
       job.gradients ? load(manifest.cotangent(mine)) : Effect.succeed(undefined),
     ], { concurrency: "unbounded" });
     // Where nobody asks a mask, each row sees itself, unless the band leaves that out.
-    const { mask, band } = attention;
+    const { mask, band } = plan.attention;
     const emptyRows = mask !== undefined || band.back < 0 || band.ahead < 0;
     yield* finite(device.info.name, rank, { o: attended.o, lse: attended.lse }, emptyRows).pipe(
       Effect.mapError((error) => oddScore(plan.attention, mine, attended.lse) ?? error),
