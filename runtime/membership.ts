@@ -52,6 +52,8 @@ export const Request = Schema.Union([
   Schema.Struct({ ask: Schema.Literal("regroup"), run: Run, epoch: Schema.Natural }),
   /** To forget a run. */
   Schema.Struct({ ask: Schema.Literal("release"), run: Run }),
+  /** To be there. */
+  Schema.Struct({ ask: Schema.Literal("ping") }),
 ]);
 /** What a driver asks of a node. */
 export type Request = typeof Request.Type;

@@ -90,6 +90,37 @@ export const pulses = (line: Line, count: number): Effect.Effect<void> =>
     return Effect.sync(end);
   });
 
+/** The server itself answers for a subject that nobody listens to, with nothing; so often in turn, nobody is there. */
+const nobodyIsThere = 3;
+
+/** Asks again and again; gives what is answered until the server has answered so many times, or nobody is there. */
+const answersOf = Effect.fnUntraced(function* (
+  line: Line,
+  cluster: string,
+  node: string,
+  request: Uint8Array,
+) {
+  const { answer, node: subject } = subjects(cluster);
+  const reply = answer();
+  const inbox = yield* subscribed(line, reply);
+  const asking = Effect.sync(() => line.publish(subject(node), request, reply)).pipe(
+    Effect.repeat(Schedule.spaced(askAgain)),
+  );
+  yield* Effect.forkScoped(asking, { startImmediately: true });
+  let nothing = 0;
+  /** The next answer; none where nobody is there. */
+  return Effect.repeat(Queue.take(inbox), {
+    until: ({ bytes }) => {
+      nothing = bytes.length > 0 ? 0 : nothing + 1;
+      return bytes.length > 0 || nothing >= nobodyIsThere;
+    },
+  }).pipe(
+    Effect.map(({ bytes }) =>
+      bytes.length > 0 ? Option.some(answers.decode(bytes)) : Option.none()
+    ),
+  );
+});
+
 /** The first answer to what is asked again and again, if one comes before the server has answered so many times. */
 export const ask = (
   line: Line,
@@ -99,17 +130,13 @@ export const ask = (
   patience: number,
 ): Effect.Effect<Option.Option<Result.Result<Answer, string>>> =>
   Effect.scoped(Effect.gen(function* () {
-    const { answer, node: subject } = subjects(cluster);
-    const reply = answer();
-    const inbox = yield* subscribed(line, reply);
-    const asking = Effect.sync(() => line.publish(subject(node), request, reply)).pipe(
-      Effect.repeat(Schedule.spaced(askAgain)),
-    );
-    yield* Effect.forkScoped(asking, { startImmediately: true });
-    // Where nobody listens the server itself answers, with nothing.
-    const first = Effect.repeat(Queue.take(inbox), { until: ({ bytes }) => bytes.length > 0 });
-    return yield* Effect.raceFirst(
-      Effect.map(first, ({ bytes }) => Option.some(answers.decode(bytes))),
-      Effect.as(pulses(line, patience), Option.none()),
-    );
+    const answer = yield* answersOf(line, cluster, node, request);
+    return yield* Effect.raceFirst(answer, Effect.as(pulses(line, patience), Option.none()));
+  }));
+
+/** Returns when a node is not there any more: one that is cut off or frozen is. */
+export const gone = (line: Line, cluster: string, node: string): Effect.Effect<void> =>
+  Effect.scoped(Effect.gen(function* () {
+    const answer = yield* answersOf(line, cluster, node, requests.encode({ ask: "ping" }));
+    yield* Effect.repeat(answer, { until: Option.isNone });
   }));

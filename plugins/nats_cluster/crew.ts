@@ -12,7 +12,7 @@ import type { NodeCard } from "../../runtime/membership.ts";
 import { nothing, type Standing } from "../../runtime/standing.ts";
 import { version } from "../../runtime/version.ts";
 import type { Line } from "../nats_links/line.ts";
-import { ask, events, largestMessage, requests } from "./control.ts";
+import { ask, events, gone, largestMessage, requests } from "./control.ts";
 
 /** How often the server may answer before a node does, to an offer, or asked what it holds; else the node is lost. */
 const [offerPatience, patience] = [10, 4] as const;
@@ -141,6 +141,11 @@ export const crewOf = Effect.fn("natsCrew")(function* (
         const { run, epoch } = job;
         yield* offer(job, rank, node);
         const lane = yield* links.open({ run, epoch, self: "driver", peer: rank, lane: "events" });
+        const left = Effect.flatMap(
+          gone(control, cluster, node.id),
+          () => Effect.fail(blame("NodeLost", "it is not there any more")),
+        );
+        yield* Effect.forkScoped(Effect.catch(left, failed));
         for (;;) {
           const heard = events.decode(yield* lane.receive);
           if (Result.isFailure(heard)) return yield* blame("NodeRefused", heard.failure);

@@ -204,6 +204,7 @@ export const serveNode = Effect.fn("serveNode")(function* (
     });
 
   const answer = (request: Request): Effect.Effect<Answer> => {
+    if (request.ask === "ping") return Effect.succeed({ accepted: true });
     if (request.ask === "release") return Effect.as(letGo(request.run), { accepted: true });
     if (request.ask === "regroup") return regroup(request.run, request.epoch);
     const { version: theirs, job, rank } = request;

@@ -194,13 +194,27 @@ const killNode = async (url: string, folder: string) => {
   await using run = await startLong(folder, "--nats", url, "--cluster", "a");
   const [killed, other] = cluster.nodes as [Annulus, Annulus];
   killed.kill("SIGKILL");
-  await run.errorLine(/^annulus: .*silence; the run goes on in epoch 1, rank \d on node/);
+  await run.errorLine(/^annulus: .*; the run goes on in epoch 1, rank \d on node/);
   other.kill("SIGKILL");
   const { code, stdout, stderr } = await run.finished();
   assert.equal(code, 1);
   assert.equal(stdout, "");
   assert.match(stderr, /^annulus: .*no other node is there to take it, after: /m);
   assert.deepEqual(namesIn(folder), ["in.safetensors"]);
+};
+
+const freezeNode = async (url: string, folder: string) => {
+  await using cluster = await startNodes(url, "c", 3);
+  await using run = await startLong(folder, "--nats", url, "--cluster", "c");
+  const [frozen] = cluster.nodes as [Annulus];
+  frozen.kill("SIGSTOP");
+  await run.errorLine(/^annulus: .*silence; the run goes on in epoch 1, rank \d on node/);
+  frozen.kill("SIGCONT");
+  const { code, stderr } = await run.finished();
+  assert.equal(code, 0, stderr);
+  // It gives up what it had, and is there for the next run.
+  await frozen.line(/"event":"failed"/);
+  await frozen.line(/"event":"waiting"/, 2);
 };
 
 const killDriver = async (url: string, folder: string) => {
@@ -214,10 +228,10 @@ const killDriver = async (url: string, folder: string) => {
 };
 
 it(
-  "a run outlives one of its nodes and not the last one, and a killed driver frees its nodes",
+  "a run outlives nodes that are killed or frozen, but for the last one, and a killed driver frees its nodes",
   (folder) =>
     withServer(async (url) => {
-      await twoAtOnce([killNode, killDriver], async (kill) => {
+      await twoAtOnce([killNode, killDriver, freezeNode], async (kill) => {
         const own = `${folder}/${kill.name}`;
         await Deno.mkdir(own);
         await kill(url, own);

@@ -98,6 +98,11 @@ export class Bus {
 
   publish(subject: string, bytes: Uint8Array, reply?: string): void {
     if (!this.up || this.#random() < this.weather.loss) return;
+    const listens = ({ member, subject: theirs }: Subscription) =>
+      theirs === subject && !member.dead;
+    if (reply !== undefined && ![...this.subscriptions].some(listens)) {
+      return this.publish(reply, new Uint8Array(0));
+    }
     const copy = new Uint8Array(bytes);
     const times = this.#random() < this.weather.duplicate ? 2 : 1;
     for (const { member, subject: theirs, hear } of this.subscriptions) {

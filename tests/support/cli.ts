@@ -23,6 +23,8 @@ export interface AnnulusOptions {
   readonly env?: Readonly<Record<string, string>>;
   /** Keeps standard input open until `closeStdin`. */
   readonly stdin?: boolean;
+  /** Milliseconds for which it is waited for. */
+  readonly patience?: number;
 }
 
 /** One output stream of a process, by lines. */
@@ -93,9 +95,14 @@ export class Annulus implements AsyncDisposable {
   readonly #stderr: Lines;
   readonly #what: string;
   readonly #stdin: boolean;
+  readonly #patience: number;
 
-  constructor(args: ReadonlyArray<string>, { env = {}, stdin = false }: AnnulusOptions = {}) {
+  constructor(
+    args: ReadonlyArray<string>,
+    { env = {}, stdin = false, patience = patienceMilliseconds }: AnnulusOptions = {},
+  ) {
     this.#stdin = stdin;
+    this.#patience = patience;
     this.#what = `annulus ${args.join(" ")}`;
     this.#child = new Deno.Command(Deno.execPath(), {
       args: ["run", "-A", `--config=${root}/deno.json`, `${root}/cli/main.ts`, ...args],
@@ -199,7 +206,7 @@ export class Annulus implements AsyncDisposable {
     const late = new Promise<never>((_, reject) => {
       timer = setTimeout(
         () => reject(new Error(`${this.#what}: waited in vain for ${what}\n${this.#said()}`)),
-        patienceMilliseconds,
+        this.#patience,
       );
     });
     try {
