@@ -10,11 +10,14 @@ import { uniform } from "./random.ts";
 export interface Faults {
   readonly loss?: number;
   readonly duplicate?: number;
-  /** Lets up to three later messages overtake it. */
+  /** Lets up to three later messages overtake it, or those of two milliseconds. */
   readonly reorder?: number;
   /** Changes one bit of it. */
   readonly corrupt?: number;
 }
+
+/** Milliseconds after which a message that is overtaken comes at the latest. */
+const latest = 2;
 
 const corrupted = (bytes: Uint8Array, at: number): Uint8Array => {
   const copy = new Uint8Array(bytes);
@@ -26,7 +29,7 @@ const corrupted = (bytes: Uint8Array, at: number): Uint8Array => {
 const faultyLine = (line: Line, faults: Faults, seed: number): Line => {
   const { loss = 0, duplicate = 0, reorder = 0, corrupt = 0 } = faults;
   const next = uniform(seed);
-  const late: Array<{ behind: number; readonly send: () => void }> = [];
+  const late = new Set<{ behind: number; readonly send: () => void }>();
   return {
     ...line,
     publish: (subject, bytes, reply) => {
@@ -34,22 +37,22 @@ const faultyLine = (line: Line, faults: Faults, seed: number): Line => {
       const damage = next(), overtaken = next();
       for (const message of late) message.behind--;
       if (lost < loss) return;
-      const send = () =>
-        line.publish(subject, odd < corrupt ? corrupted(bytes, damage) : bytes, reply);
+      const sent = odd < corrupt ? corrupted(bytes, damage) : bytes;
       if (held < reorder) {
-        const copy = new Uint8Array(bytes);
-        late.push({
+        const copy = new Uint8Array(sent);
+        const message = {
           behind: 1 + Math.floor(3 * overtaken),
-          send: () => line.publish(subject, copy, reply),
-        });
+          send: () => {
+            if (late.delete(message)) line.publish(subject, copy, reply);
+          },
+        };
+        late.add(message);
+        setTimeout(message.send, latest);
       } else {
-        send();
-        if (twice < duplicate) send();
+        line.publish(subject, sent, reply);
+        if (twice < duplicate) line.publish(subject, sent, reply);
       }
-      for (const message of late.filter(({ behind }) => behind <= 0)) {
-        late.splice(late.indexOf(message), 1);
-        message.send();
-      }
+      for (const message of late) if (message.behind <= 0) message.send();
     },
   };
 };
