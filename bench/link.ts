@@ -53,7 +53,7 @@ export interface LinkOptions extends Pick<BenchOptions, "rounds" | "progress" | 
 }
 
 const cluster = "bench";
-const windowFrames = 16;
+const windowFrames = 8;
 const ends = [{ run: "run", self: 0, peer: 1 }, { run: "run", self: 1, peer: 0 }] as const;
 
 /** Frames are cut from random bytes, no two from the same place. */

@@ -19,6 +19,14 @@ export const ahead = (a: number, b: number): number => (b - a) | 0;
 /** How many frames beyond the first missing one a message tells of. */
 const tellable = 64;
 
+/**
+ * Bytes that nobody else has a view of. The client gives views of what a socket read at once, which may hold several
+ * messages; but one that is larger than that has memory of its own.
+ */
+const owned = (body: Uint8Array): Uint8Array =>
+  body.length > largestRead ? body : new Uint8Array(body);
+const largestRead = 128 * 1024;
+
 /** A frame, or the farewell behind the last one. */
 export type Arrival = Pick<Message, "kind" | "body">;
 
@@ -59,13 +67,13 @@ export class Incoming {
     if (ahead(this.#heard, dispatch) > 0) this.#heard = dispatch;
   }
 
-  /** Keeps a copy of a frame that is new, and says which it was. */
+  /** Keeps a frame that is new, and says which it was. */
   accept({ kind, number, body }: Message): "new" | "duplicate" | "outside" {
     if (ahead(this.#received, number) <= 0 || this.#early.has(number)) return "duplicate";
     const charge = kind === "frame" ? chargeOf(body) : 0;
     if (charge > 0 && this.#held > 0 && this.#held + charge > this.windowBytes) return "outside";
     this.#held += charge;
-    this.#early.set(number, { kind, body: new Uint8Array(body) });
+    this.#early.set(number, { kind, body: owned(body) });
     for (;;) {
       const next = (this.#received + 1) >>> 0;
       const arrival = this.#early.get(next);

@@ -167,7 +167,8 @@ export const linkCases: ReadonlyArray<LinkCase> = [
   {
     name: "leaves a sent frame to the sender and a received one to the receiver",
     run: Effect.fnUntraced(function* (make) {
-      const [a, b] = yield* openPair(yield* make(usual));
+      const members = yield* make(usual);
+      const [a, b] = yield* openPair(members);
       const frame = frameOf(3, 100);
       yield* a.send(frame);
       frame.fill(0);
@@ -182,6 +183,13 @@ export const linkCases: ReadonlyArray<LinkCase> = [
       const [first, second] = [yield* b.receive, yield* b.receive];
       new Uint8Array(first.buffer).fill(1);
       assertFrame(second, frameOf(5, 100), "after its neighbour was changed");
+      const { maxFrame } = members(0);
+      const sending = yield* startNow(
+        Effect.forEach([6, 7], (seed) => a.send(frameOf(seed, maxFrame))),
+      );
+      new Uint8Array((yield* b.receive).buffer).fill(1);
+      assertFrame(yield* b.receive, frameOf(7, maxFrame), "after a large neighbour was changed");
+      yield* Fiber.join(sending);
     }),
   },
   {
