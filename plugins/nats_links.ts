@@ -30,7 +30,7 @@ export interface NatsLinksOptions {
   readonly patience?: Duration.Input;
   /**
    * Bytes on their way or waiting to be taken, per direction.
-   * @default 4194304
+   * @default 16777216
    */
   readonly windowBytes?: number;
   /**
@@ -64,7 +64,7 @@ export const natsLinks = (
     Links,
     Effect.gen(function* () {
       const { cluster, deadline = "10 seconds", patience = "10 minutes" } = options;
-      const { windowBytes = 4 * 1024 * 1024, tick = tickMilliseconds } = options;
+      const { windowBytes = 16 * 1024 * 1024, tick = tickMilliseconds } = options;
       const inWords = (duration: Duration.Input) =>
         Duration.format(Duration.fromInputUnsafe(duration));
       const maxFrame = Math.min(bulk.maxPayload - headerBytes, largestFrame);

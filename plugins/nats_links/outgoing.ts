@@ -11,6 +11,8 @@ import { headerBytes, type Message } from "./message.ts";
 
 /** A network may let so many messages overtake another. */
 const overtaking = 3;
+/** Bytes on their way at once: more would only wait in sockets, and leave the processor's cache meanwhile. */
+const mostOnWay = 4 * 1024 * 1024;
 /** Milliseconds between looks at what may be lost. */
 export const tickMilliseconds = 10;
 /** Milliseconds before anything is known of the way, and the least and the most between two probes. */
@@ -35,6 +37,8 @@ export class Outgoing {
   #taken = 0;
   #charged = 0;
   #granted = 0;
+  /** Bytes of the frames that the peer may not have. */
+  #onWay = 0;
   #dispatch = 0;
   #heard = 0;
   readonly #pending = new Map<number, Pending>();
@@ -62,9 +66,15 @@ export class Outgoing {
     return this.#taken === this.#frames;
   }
 
-  /** Whether the peer has room for a frame; one that is larger than its window travels alone. */
+  /**
+   * Whether the peer has room for a frame and the way is not full; one that is larger than the peer's window travels alone.
+   * Where something was lost, what came after it waits at the peer and is not on its way any more, so that more follows.
+   */
   hasRoomFor(frame: Uint8Array): boolean {
-    return this.allTaken || chargeOf(frame) <= ahead(this.#charged, this.#granted);
+    if (this.allTaken) return true;
+    const charge = chargeOf(frame);
+    if (!this.arrived && this.#onWay + charge > mostOnWay) return false;
+    return charge <= ahead(this.#charged, this.#granted);
   }
 
   /** Keeps a copy of a frame, or the farewell behind the last one, which needs no room. */
@@ -87,6 +97,7 @@ export class Outgoing {
     // What was quiet before says nothing about this one.
     if (this.arrived) this.#quietSince = now;
     this.#pending.set(pending.number, pending);
+    this.#onWay += bytes.length;
     this.dispatched(pending, now);
     return pending;
   }
@@ -110,10 +121,12 @@ export class Outgoing {
       ahead(heard, this.#dispatch) < 0
     ) return false;
     const before = this.#pending.size;
-    for (const number of this.#pending.keys()) {
+    for (const [number, { bytes }] of this.#pending) {
       const distance = ahead(received, number);
       const bit = distance > 0 && distance <= 64 ? (beyond >> BigInt(distance - 1)) & 1n : 0n;
-      if (distance <= 0 || bit === 1n) this.#pending.delete(number);
+      if (distance > 0 && bit === 0n) continue;
+      this.#pending.delete(number);
+      this.#onWay -= bytes.length;
     }
     if (ahead(this.#received, received) > 0) this.#received = received;
     if (ahead(this.#taken, taken) > 0) this.#taken = taken;
