@@ -30,6 +30,8 @@ import { draw, note } from "./output.ts";
 import { Progress } from "./progress.ts";
 import { recoveryInWords, type Report, reportOf, reportOfLayers } from "./report.ts";
 import { createTrace } from "./trace.ts";
+import { writeFlight } from "./why.ts";
+import { FlightRecorder } from "../runtime/flight.ts";
 
 /** All that `attend` can be told. */
 export interface AttendFlags {
@@ -50,6 +52,8 @@ export interface AttendFlags {
   /** Files of plugins that nodes started for the run load as well. */
   readonly plugin: ReadonlyArray<string>;
   readonly trace: string | undefined;
+  /** A folder for what the driver heard last, should the run fail. */
+  readonly record: string | undefined;
   /** Rows of every rank that are compared with the float64 reference. */
   readonly verifyRows: number;
   /** Show progress on standard error. */
@@ -129,10 +133,20 @@ const attendLayer = Effect.fnUntraced(function* (
   const plan = yield* planOfJob(job);
   const terminal = Deno.stderr.isTerminal();
   const progress = new Progress(plan, terminal);
+  const flight = new FlightRecorder(plan);
   const record = yield* drive(job, {
-    interval: (interval) => flags.progress ? progress.see(interval) : Effect.void,
-    recovered: (recovery) => note(`annulus: ${recoveryInWords(recovery)}`),
+    interval: (interval) =>
+      Effect.andThen(
+        flight.interval(interval),
+        flags.progress ? progress.see(interval) : Effect.void,
+      ),
+    beat: flight.beat,
+    recovered: (recovery) =>
+      Effect.andThen(flight.recovered(recovery), note(`annulus: ${recoveryInWords(recovery)}`)),
   }).pipe(
+    Effect.tapError(({ message }) =>
+      flags.record === undefined ? Effect.void : writeFlight(flags.record, flight, message)
+    ),
     Effect.provideContext(crew.services),
     Effect.provideService(Source, input.source),
     Effect.provideService(

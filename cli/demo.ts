@@ -78,6 +78,7 @@ export const runDemo = Effect.gen(function* () {
     cluster: undefined,
     wire: undefined,
     trace,
+    record: undefined,
     verifyRows: 256,
     progress: true,
   });

@@ -27,6 +27,7 @@ import { runMain } from "./platform.ts";
 import { reportInWords } from "./report.ts";
 import { runUp } from "./up.ts";
 import { runVerify } from "./verify.ts";
+import { explain } from "./why.ts";
 
 const optional = <A>(flag: Flag.Flag<A>) =>
   flag.pipe(Flag.optional, Flag.map((value) => Option.getOrUndefined(value)));
@@ -120,6 +121,13 @@ const attend = Command.make(
     trace: optional(
       Flag.String("trace").pipe(
         Flag.withDescription("Where to write the timeline, for Perfetto or chrome://tracing"),
+      ),
+    ),
+    record: optional(
+      Flag.String("record").pipe(
+        Flag.withDescription(
+          "A folder for what was heard last of every rank, should the run fail: see `annulus why`",
+        ),
       ),
     ),
     verify: boolean("verify").pipe(
@@ -303,13 +311,33 @@ const plugins = Command.make("plugin").pipe(
   Command.withSubcommands([newPlugin, checkPlugin]),
 );
 
+const why = Command.make(
+  "why",
+  { folder: Argument.String("DIR"), json },
+  explain,
+).pipe(
+  Command.withDescription("What every rank was doing when a run with --record DIR failed"),
+);
+
 const demo = Command.make("demo", {}, () => runDemo).pipe(
   Command.withDescription("A ring of four nodes over 8,192 tokens, checked"),
 );
 
 const annulus = Command.make("annulus").pipe(
   Command.withDescription("Exact attention over sequences that no single device can hold"),
-  Command.withSubcommands([attend, up, node, nodes, doctor, verify, plan, bench, plugins, demo]),
+  Command.withSubcommands([
+    attend,
+    why,
+    up,
+    node,
+    nodes,
+    doctor,
+    verify,
+    plan,
+    bench,
+    plugins,
+    demo,
+  ]),
 );
 
 /** Runs the command with these arguments; never fails, but sets the exit code. */

@@ -5,7 +5,7 @@
  */
 import { Effect } from "effect";
 import type { Crew } from "./crew.ts";
-import { drive, type Input, type RunRecord, Sink, Source } from "./driver.ts";
+import { deaf, drive, type Input, type RunRecord, Sink, Source } from "./driver.ts";
 import { bytesOf, type DType } from "./dtype.ts";
 import {
   type FileInvalid,
@@ -277,7 +277,7 @@ export const attend = (options: AttendOptions): Effect.Effect<
           }
         }),
     });
-    const record = yield* drive(job, { interval: () => Effect.void, recovered: () => Effect.void })
+    const record = yield* drive(job, deaf)
       .pipe(
         Effect.provideService(Source, source),
         Effect.provideService(Sink, sink),

@@ -5,6 +5,7 @@
  * @module
  */
 import { Context, Effect, Layer } from "effect";
+import type { Beat } from "./beat.ts";
 import { Device } from "./device.ts";
 import { type LinkError, RankFailed } from "./errors.ts";
 import type { Job } from "./job.ts";
@@ -24,6 +25,7 @@ export interface Regrouped {
 /** Who hears of the ranks of a run. */
 export interface CrewObserver {
   readonly interval: (interval: Interval) => Effect.Effect<void>;
+  readonly beat: (beat: Beat) => Effect.Effect<void>;
   readonly finished: (summary: RankSummary) => Effect.Effect<void>;
   readonly failed: (error: RankFailed) => Effect.Effect<void>;
 }
@@ -53,7 +55,7 @@ export class Crew extends Context.Service<Crew, {
       Effect.gen(function* () {
         const context = yield* Effect.context<Device | Links>();
         return Crew.of({
-          run: (job, rank, { interval, finished, failed }) => {
+          run: (job, rank, { interval, beat, finished, failed }) => {
             const blame = (error: RankError) =>
               new RankFailed({
                 rank,
@@ -65,6 +67,7 @@ export class Crew extends Context.Service<Crew, {
               const tenure = new Tenure(rank, yield* Effect.scope);
               yield* attendRank(job, tenure, {
                 interval,
+                beat,
                 finished,
                 failed: (error) => failed(blame(error)),
               });

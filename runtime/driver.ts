@@ -6,13 +6,14 @@
  */
 import { Clock, Context, Deferred, Effect, Fiber, Result } from "effect";
 import { outsideOfThreads } from "./attention_files.ts";
+import { type Beat, overdue } from "./beat.ts";
 import { Crew, type Regrouped } from "./crew.ts";
 import { decode, type DType, elementBytes, encode, firstNonFinite } from "./dtype.ts";
 import {
   type FileInvalid,
   type FrameRejected,
   type LinkError,
-  type RankFailed,
+  RankFailed,
   TensorInvalid,
 } from "./errors.ts";
 import { type Job, planOfJob } from "./job.ts";
@@ -88,6 +89,7 @@ export interface RunRecord {
 /** Who hears of a run while it goes on. */
 export interface RunObserver {
   readonly interval: (interval: Interval) => Effect.Effect<void>;
+  readonly beat: (beat: Beat) => Effect.Effect<void>;
   readonly recovered: (recovery: Recovery) => Effect.Effect<void>;
 }
 
@@ -250,6 +252,13 @@ const collect = Effect.fnUntraced(function* (
 /** How long a member that left may take to tell the driver what went wrong. */
 const accountWithin = "1 second";
 
+/** Hears nothing. */
+export const deaf: RunObserver = {
+  interval: () => Effect.void,
+  beat: () => Effect.void,
+  recovered: () => Effect.void,
+};
+
 /** What ends an epoch early. */
 type Failure = FileInvalid | FrameRejected | LinkError | RankFailed | TensorInvalid;
 
@@ -258,7 +267,7 @@ const runEpoch = Effect.fnUntraced(function* (
   job: Job,
   plan: Plan,
   read: ReturnType<typeof reader>,
-  heard: (interval: Interval) => Effect.Effect<void>,
+  heard: Pick<RunObserver, "interval" | "beat">,
   collected: (rank: number) => void,
 ) {
   const crew = yield* Crew;
@@ -267,8 +276,23 @@ const runEpoch = Effect.fnUntraced(function* (
   const firstFailure = yield* Deferred.make<never, Failure>();
   const summaries = yield* Effect.forEach(plan.ranks, () => Deferred.make<RankSummary>());
   const blame = (error: Failure) => Deferred.fail(firstFailure, error);
+  let longest: number | undefined;
   const observer = {
-    interval: heard,
+    interval: (interval: Interval) => {
+      if (interval.activity === "compute") {
+        longest = Math.max(longest ?? 0, interval.end - interval.begin);
+      }
+      return heard.interval(interval);
+    },
+    beat: (beat: Beat) => {
+      const milliseconds = overdue(beat, longest);
+      if (milliseconds === 0) return heard.beat(beat);
+      const reason = `its device has been busy with one block for ${
+        (milliseconds / 1000).toFixed(0)
+      } s longer than any should take`;
+      const { rank } = beat;
+      return Effect.asVoid(blame(new RankFailed({ rank, node: "alive", tag: "Stuck", reason })));
+    },
     finished: (summary: RankSummary) => Deferred.succeed(summaries[summary.rank]!, summary),
     failed: blame,
   };
@@ -310,7 +334,7 @@ const runEpoch = Effect.fnUntraced(function* (
 const survivable = (error: Failure): error is LinkError | RankFailed =>
   error._tag === "LinkFailed" || error._tag === "LinkClosed" ||
   error._tag === "RankFailed" && lostTags.includes(error.tag);
-const lostTags = ["LinkFailed", "LinkClosed", "DeviceFailed", "Defect", "NodeLost"];
+const lostTags = ["LinkFailed", "LinkClosed", "DeviceFailed", "Defect", "NodeLost", "Stuck"];
 
 /** So many epochs without anything new are enough. */
 const patience = 3;
@@ -327,10 +351,13 @@ export const drive = Effect.fn("drive")(function* (job: Job, observer: RunObserv
   const timeline: Array<Interval> = [];
   const recoveries: Array<Recovery> = [];
   const home = new Set<number>();
-  const began = yield* Clock.currentTimeMillis;
-  const sinceThen = Effect.map(Clock.currentTimeMillis, (now) => (now - began) / 1000);
-  const heard = (interval: Interval) =>
-    Effect.andThen(Effect.sync(() => timeline.push(interval)), observer.interval(interval));
+  const began = yield* Clock.monotonicTimeNanos;
+  const sinceThen = Effect.map(Clock.monotonicTimeNanos, (now) => Number(now - began) / 1e9);
+  const heard = {
+    beat: observer.beat,
+    interval: (interval: Interval) =>
+      Effect.andThen(Effect.sync(() => timeline.push(interval)), observer.interval(interval)),
+  };
   // Gradients travel home from all ranks at once, or not at all.
   const collected = (rank: number) => void (job.gradients || home.add(rank));
   let current = job;

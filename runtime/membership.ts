@@ -4,6 +4,7 @@
  * @module
  */
 import { Schema } from "effect";
+import { Beat } from "./beat.ts";
 import { JobCard } from "./job.ts";
 import { Standing } from "./standing.ts";
 import { activities } from "./timeline.ts";
@@ -86,6 +87,7 @@ export const RankEvent = Schema.Union([
       bytes: Schema.Number,
     }),
   }),
+  Schema.Struct({ event: Schema.Literal("beat"), beat: Beat }),
   Schema.Struct({
     event: Schema.Literal("finished"),
     summary: Schema.Struct({

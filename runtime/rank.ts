@@ -5,6 +5,7 @@
  */
 import { Effect } from "effect";
 import type { Attention } from "./attention.ts";
+import { type Beat, beating } from "./beat.ts";
 import { Block } from "./block.ts";
 import { Device } from "./device.ts";
 import { bytesOf, firstNonFinite } from "./dtype.ts";
@@ -51,6 +52,7 @@ export interface RankSummary {
 /** Who hears of a rank's doings while it works. */
 export interface Observer {
   readonly interval: (interval: Interval) => Effect.Effect<void>;
+  readonly beat: (beat: Beat) => Effect.Effect<void>;
   /** The result has reached the driver. */
   readonly finished: (summary: RankSummary) => Effect.Effect<void>;
   /** Told before the rank's links close, so that the first cause is heard before its consequences. */
@@ -177,6 +179,9 @@ const takePart = Effect.fn("takePart")(function* (job: Job, tenure: Tenure, obse
   const backward = whole.ranks[rank]!;
   const { batch, heads, kvHeads, headDim, scale, latent } = job.problem;
   const recorder = yield* Recorder.start(rank, observer.interval);
+  yield* Effect.forkScoped(
+    beating(rank, recorder, () => tenure.standing.merged, observer.beat),
+  );
 
   const peers = new Set(
     (job.gradients ? [mine, backward] : [mine]).flatMap(({ receives, sends }) => [

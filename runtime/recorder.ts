@@ -14,13 +14,19 @@ export interface About {
   readonly bytes: number;
 }
 
-const milliseconds = Effect.map(Clock.currentTimeNanos, (nanos) => Number(nanos) / 1e6);
+/** Something that goes on, and since when in milliseconds of the run. */
+export interface Doing extends About {
+  readonly since: number;
+}
 
-/** Hands every interval to `publish` as soon as it ended. */
+const milliseconds = Effect.map(Clock.monotonicTimeNanos, (nanos) => Number(nanos) / 1e6);
+
+/** Hands every interval to `publish` as soon as it ended, and knows what has not ended yet. */
 export class Recorder {
   /** Work that is going on, and when the last of it ended. */
   #working = 0;
   #idleSince = 0;
+  readonly #doing = new Set<Doing>();
 
   constructor(
     readonly rank: number,
@@ -29,13 +35,30 @@ export class Recorder {
     readonly publish: (interval: Interval) => Effect.Effect<void>,
   ) {}
 
+  /** Milliseconds since the run began. */
+  readonly now: Effect.Effect<number> = Effect.map(milliseconds, (now) => now - this.began);
+
+  /** What goes on now, and since when in milliseconds of the run. */
+  get doing(): ReadonlyArray<Doing> {
+    return [...this.#doing];
+  }
+
+  /** Counts as going on while `effect` runs. */
+  #during<A, E, R>(about: About, begin: number, effect: Effect.Effect<A, E, R>) {
+    return Effect.suspend(() => {
+      const doing = { ...about, since: begin - this.began };
+      this.#doing.add(doing);
+      return Effect.ensuring(effect, Effect.sync(() => void this.#doing.delete(doing)));
+    });
+  }
+
   /** Records how long `effect` took, if it succeeds. */
   timed<A, E, R>(about: About, effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> {
     return Effect.flatMap(
       milliseconds,
       (begin) =>
         Effect.tap(
-          effect,
+          this.#during(about, begin, effect),
           () => Effect.flatMap(milliseconds, (end) => this.#write(about, begin, end)),
         ),
     );
@@ -46,10 +69,10 @@ export class Recorder {
     about: About,
     effect: Effect.Effect<A, E, R>,
   ): Effect.Effect<A, E, R> {
-    return Effect.suspend(() => {
+    return Effect.flatMap(milliseconds, (asked) => {
       this.#working++;
       return Effect.tap(
-        effect,
+        this.#during(about, asked, effect),
         ({ busy }) =>
           Effect.flatMap(milliseconds, (end) => {
             this.#working--;
@@ -66,7 +89,7 @@ export class Recorder {
       milliseconds,
       (asked) =>
         Effect.tap(
-          effect,
+          this.#during(about, asked, effect),
           () =>
             Effect.flatMap(milliseconds, (end) =>
               this.#working > 0
@@ -81,11 +104,11 @@ export class Recorder {
     about: About,
     effect: (mark: Effect.Effect<void>) => Effect.Effect<A, E, R>,
   ): Effect.Effect<A, E, R> {
-    return Effect.suspend(() => {
+    return Effect.flatMap(milliseconds, (asked) => {
       let begin: number | undefined;
       const mark = Effect.map(milliseconds, (now) => void (begin ??= now));
       return Effect.tap(
-        effect(mark),
+        this.#during(about, asked, effect(mark)),
         () => Effect.flatMap(milliseconds, (end) => this.#write(about, begin ?? end, end)),
       );
     });

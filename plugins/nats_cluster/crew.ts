@@ -22,7 +22,7 @@ const stopWithin: Duration.Input = "2 minutes";
 const nameOf = ({ id, host }: NodeCard): string => `node ${id} on ${host}`;
 
 /** Failures of a node itself, which gets nothing more to do in the run. */
-const ownFailures = ["DeviceFailed", "Defect"];
+const ownFailures = ["DeviceFailed", "Defect", "Stuck"];
 
 /** Two members that mean different things by the name of a variant: none of them begins then. */
 const oddPlugin = (job: Job, nodes: ReadonlyArray<NodeCard>): string | undefined => {
@@ -130,7 +130,7 @@ export const crewOf = Effect.fn("natsCrew")(function* (
   };
 
   return Crew.of({
-    run: (job, rank, { interval, finished, failed }) => {
+    run: (job, rank, { interval, beat, finished, failed }) => {
       const node = memberOf[rank]!;
       const blame = (tag: string, reason: string) =>
         new RankFailed({ rank, node: nameOf(node), tag, reason });
@@ -151,6 +151,7 @@ export const crewOf = Effect.fn("natsCrew")(function* (
           if (Result.isFailure(heard)) return yield* blame("NodeRefused", heard.failure);
           const event = heard.success;
           if (event.event === "interval") yield* interval(event.interval);
+          if (event.event === "beat") yield* beat(event.beat);
           if (event.event === "finished") yield* finished(event.summary);
           if (event.event === "failed") yield* failed(blame(event.tag, event.reason));
         }

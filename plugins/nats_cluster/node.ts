@@ -121,6 +121,7 @@ export const serveNode = Effect.fn("serveNode")(function* (
       );
     yield* attendRank(job, tenure, {
       interval: (interval) => emit({ event: "interval", interval }),
+      beat: (beat) => emit({ event: "beat", beat }),
       finished: (summary) => emit({ event: "finished", summary }),
       failed: (error) => failed(error._tag, error.message),
     }).pipe(

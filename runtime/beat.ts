@@ -1,0 +1,65 @@
+/**
+ * What a rank says of itself twice a second while it works: how far it is, what it waits for, and how its process does.
+ * Being alive is one thing, getting on another: a rank whose device has been busy with one block for far too long is
+ * stuck, however well it beats.
+ *
+ * @module
+ */
+import { Effect, Schema } from "effect";
+import type { Recorder } from "./recorder.ts";
+import { activities } from "./timeline.ts";
+
+/** One beat. */
+export const Beat = Schema.Struct({
+  rank: Schema.Number,
+  /** Milliseconds since the rank began in this epoch. */
+  at: Schema.Number,
+  /** Blocks that are merged. */
+  merged: Schema.Number,
+  /** What goes on, and since when. */
+  doing: Schema.Array(Schema.Struct({
+    activity: Schema.Literals([...activities]),
+    step: Schema.Number,
+    block: Schema.Number,
+    bytes: Schema.Number,
+    since: Schema.Number,
+  })),
+  /** Milliseconds by which this beat was late: what else the process's thread was busy with. */
+  late: Schema.Number,
+  /** Resident set of the process. */
+  rssBytes: Schema.Number,
+});
+/** One beat. */
+export type Beat = typeof Beat.Type;
+
+const every = 500;
+
+/** Beats until it is interrupted. */
+export const beating = (
+  rank: number,
+  recorder: Recorder,
+  merged: () => number,
+  tell: (beat: Beat) => Effect.Effect<void>,
+): Effect.Effect<never> =>
+  Effect.gen(function* () {
+    const before = yield* recorder.now;
+    yield* Effect.sleep(every);
+    const at = yield* recorder.now;
+    yield* tell({
+      ...{ rank, at, merged: merged(), doing: recorder.doing },
+      late: Math.max(0, at - before - every),
+      rssBytes: Deno.memoryUsage().rss,
+    });
+  }).pipe(Effect.forever);
+
+/** A device may be busy with one block for so long until anything is known of it, and at least. */
+const [unknown, least] = [600_000, 60_000];
+/** And for so many times as long as the longest one took. */
+const times = 5;
+
+/** For how many milliseconds a rank's device has been busy with a block beyond what one may take; 0 if it has not. */
+export const overdue = ({ at, doing }: Beat, longest: number | undefined): number => {
+  const allowed = longest === undefined ? unknown : Math.max(least, times * longest);
+  const since = doing.filter(({ activity }) => activity === "compute").map(({ since }) => since);
+  return since.length === 0 ? 0 : Math.max(0, at - Math.min(...since) - allowed);
+};
