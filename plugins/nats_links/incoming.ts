@@ -39,6 +39,7 @@ export class Incoming {
   #heard = 0;
   /** Charges of what is here and not taken. */
   #held = 0;
+  #hasFarewell = false;
   readonly #early = new Map<number, Arrival>();
   readonly #inOrder: Array<Arrival> = [];
 
@@ -72,6 +73,9 @@ export class Incoming {
     if (ahead(this.#received, number) <= 0 || this.#early.has(number)) return "duplicate";
     const charge = kind === "frame" ? chargeOf(body) : 0;
     if (charge > 0 && this.#held > 0 && this.#held + charge > this.windowBytes) return "outside";
+    // A farewell needs no room, so that there may be one only.
+    if (kind === "done" && this.#hasFarewell) return "outside";
+    this.#hasFarewell ||= kind === "done";
     this.#held += charge;
     this.#early.set(number, { kind, body: owned(body) });
     for (;;) {

@@ -266,6 +266,11 @@ export const simulateRogue = (seed: number): Outcome => {
   assert.equal(seen.get("outside"), sizes.length - kept.length, `seed ${seed}: frames held`);
   conversation.hear(encodeMessage({ ...said, kind: "frame", number: 1, from: 3 }));
   assert.equal(seen.get("foreign"), 1, `seed ${seed}: a frame of another`);
+  const before = seen.get("outside")!;
+  for (let number = 1000; number < 1100; number++) {
+    conversation.hear(encodeMessage({ ...said, kind: "done", number, body: new Uint8Array(1000) }));
+  }
+  assert.equal(seen.get("outside")! - before, 99, `seed ${seed}: farewells held`);
   const claims = [{ received: 1 }, { taken: 1 }, { heard: 1 }];
   for (const claim of claims) conversation.hear(encodeMessage({ ...said, ...claim }));
   assert.equal(seen.get("odd"), claims.length, `seed ${seed}: claims refused`);
