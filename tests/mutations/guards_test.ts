@@ -51,8 +51,8 @@ const faults: ReadonlyArray<Fault> = [
   ),
   inOutgoing(
     "a sender does not wait for room",
-    "this.allTaken || chargeOf(frame) <= ahead(this.#charged, this.#granted)",
-    "true",
+    "return charge <= ahead(this.#charged, this.#granted);",
+    "return true;",
   ),
   inOutgoing("what was lost is not sent again", "behind >= overtaking || ", "false && "),
   inOutgoing("nobody asks", "if (this.arrived && !waiting) return false;", "return false;"),
@@ -144,7 +144,7 @@ const runFaults: ReadonlyArray<Fault> = [
 ];
 
 /** Seeds in which much goes wrong come first; whichever notices will do. */
-const eventful = [4, 10, 243, 303];
+const eventful = [10, 40, 157];
 
 Deno.test("simulations of a run notice every guard that is missing", async (test) => {
   for (const { fault, changes } of runFaults) {

@@ -4,7 +4,7 @@ import { assertSeen, campaign } from "./campaign.ts";
 import { simulateLink, simulateRogue } from "./link.ts";
 
 Deno.test("a NATS link keeps its promises, whatever becomes of its messages", async () => {
-  const seen = await campaign("link", simulateLink, [0, 2000]);
+  const seen = await campaign("link", simulateLink, [0, 1900]);
   const faults = ["resent", "duplicate", "stale", "foreign", "header", "body"];
   assertSeen(seen, 100, ...faults, "server away", "member frozen");
 });
