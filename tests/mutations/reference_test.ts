@@ -128,11 +128,10 @@ const ringFaults: ReadonlyArray<Fault> = [
     fault: "blocks that arrive are merged twice",
     changes: {
       "runtime/ring.ts": [[
-        ").pipe(Effect.tap(release(block)));",
-        `).pipe(
-          Effect.andThen(home.has(next.id) ? Effect.succeed({ busy: 0, deliver: Effect.void }) : absorb(block, tilesOf.get(next.id)!)),
-          Effect.tap(release(block)),
-        );`,
+        "        Effect.tap(release(block)),\n",
+        `        Effect.andThen(home.has(next.id) ? Effect.succeed({ busy: 0, deliver: Effect.void }) : absorb(block, tilesOf.get(next.id)!)),
+        Effect.tap(release(block)),
+`,
       ]],
     },
   },
