@@ -57,6 +57,7 @@ export const reportOf = (
     gradient_bytes_sent: ranks.map(({ sentGradientBytes }) => sentGradientBytes),
     kv_peak_bytes: ranks.map(({ kvPeakBytes }) => kvPeakBytes),
     rss_bytes: ranks.map(({ rssBytes }) => rssBytes),
+    links: ranks.map(({ links }) => links),
     hidden_fraction: hiddenFraction(timeline),
     balance: balanceOf(plan),
     pairs: plan.pairs,

@@ -291,7 +291,7 @@ const runEpoch = Effect.fnUntraced(function* (
         (milliseconds / 1000).toFixed(0)
       } s longer than any should take`;
       const { rank } = beat;
-      return Effect.asVoid(blame(new RankFailed({ rank, node: "alive", tag: "Stuck", reason })));
+      return Effect.asVoid(blame(new RankFailed({ rank, node: "its node", tag: "Stuck", reason })));
     },
     finished: (summary: RankSummary) => Deferred.succeed(summaries[summary.rank]!, summary),
     failed: blame,

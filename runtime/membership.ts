@@ -97,6 +97,7 @@ export const RankEvent = Schema.Union([
       sentGradientBytes: Schema.Number,
       kvPeakBytes: Schema.Number,
       rssBytes: Schema.Number,
+      links: Schema.Record(Schema.String, Schema.Number),
     }),
   }),
   Schema.Struct({ event: Schema.Literal("failed"), tag: Schema.String, reason: Schema.String }),

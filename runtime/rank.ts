@@ -47,6 +47,8 @@ export interface RankSummary {
   readonly kvPeakBytes: number;
   /** Resident set of the rank's process, which ranks of one process share. */
   readonly rssBytes: number;
+  /** How often the process's links sent something again, or refused what came, by reason. */
+  readonly links: Readonly<Record<string, number>>;
 }
 
 /** Who hears of a rank's doings while it works. */
@@ -168,7 +170,7 @@ const takePart = Effect.fn("takePart")(function* (job: Job, tenure: Tenure, obse
   const plan = job.standings === undefined ? whole : remainingOf(whole, job.standings);
   const { loaded, collected } = job.standings?.[rank] ?? nothing;
   // Whoever sent the job, this process takes no more than fits it.
-  const refusal = refusalFor(whole, device.info.memory);
+  const refusal = refusalFor(whole, device.info.memory / tenure.ranks());
   if (refusal !== undefined) return yield* refusal;
   if (job.gradients && device.beginBackward === undefined) return yield* noGradients(device);
   const missing = missingFor(plan.attention, device.info, job.gradients);
@@ -310,6 +312,7 @@ const takePart = Effect.fn("takePart")(function* (job: Job, tenure: Tenure, obse
     sentGradientBytes: sent.gradients,
     kvPeakBytes: held.peak,
     rssBytes: Deno.memoryUsage().rss,
+    links: links.counts(),
   });
   // Neighbours may still be on their way to the driver; leaving now would look to them like a failure.
   yield* Effect.catchTag(

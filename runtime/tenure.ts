@@ -30,8 +30,15 @@ export class Tenure {
   /** Bytes that went to other ranks so far. */
   readonly sent = { keysAndValues: 0, gradients: 0 };
 
-  /** @param scope Frees what the device holds. */
-  constructor(readonly rank: number, readonly scope: Scope.Scope) {}
+  /**
+   * @param scope Frees what the device holds.
+   * @param ranks How many ranks share the device: a member that takes the ranks of others holds several.
+   */
+  constructor(
+    readonly rank: number,
+    readonly scope: Scope.Scope,
+    readonly ranks: () => number = () => 1,
+  ) {}
 
   /** What has been merged so far. */
   ledgerOf(plan: Plan): Ledger {

@@ -172,7 +172,11 @@ export const serveNode = Effect.fn("serveNode")(function* (
       ours.epoch = job.epoch;
       const held = before ?? (yield* Effect.map(
         Scope.make(),
-        (scope): HeldRank => ({ tenure: new Tenure(rank, scope), scope, work: undefined }),
+        (scope): HeldRank => ({
+          tenure: new Tenure(rank, scope, () => ours.ranks.size),
+          scope,
+          work: undefined,
+        }),
       ));
       ours.ranks.set(rank, held);
       held.work = fork(serve(job, ours, held));

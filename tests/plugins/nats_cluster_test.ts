@@ -10,6 +10,7 @@ import { Device } from "../../runtime/device.ts";
 import { attend } from "../../runtime/attend.ts";
 import { LinkClosed } from "../../runtime/errors.ts";
 import { Links } from "../../runtime/link.ts";
+import { planOf } from "../../runtime/plan.ts";
 import type { Definition } from "../../runtime/variant.ts";
 import { version } from "../../runtime/version.ts";
 import { natsServer, noNatsServer } from "../support/nats.ts";
@@ -182,6 +183,33 @@ inCluster(
         ([node]) => node!.state === "idle" ? Effect.void : Effect.fail("busy"),
       );
       yield* Effect.retry(Effect.flatten(idle), { times: 5 });
+    }),
+);
+
+inCluster(
+  "a node that holds two ranks has half of its memory for each",
+  (url) =>
+    Effect.gen(function* () {
+      yield* startNode(url, "a");
+      const connection = yield* dialNats(url);
+      // Each fits alone, and both do not.
+      const problem = { ...job.problem, tokens: 10_000 };
+      const both = { ...job, problem, weights: [1, 1] };
+      const plan = Result.getOrThrow(planOf({ ...both, layout: "contiguous", wire: "f32" }));
+      const bytes = Math.max(...plan.ranks.map(({ bytes }) => bytes));
+      assert.ok(bytes < info.memory && bytes > info.memory / 2);
+      const nats = yield* connectNats(url);
+      const links = Context.get(yield* Layer.build(natsLinks(nats, { cluster })), Links);
+      for (const rank of [0, 1]) {
+        const offer = JSON.stringify({ ask: "offer", version, rank, job: both });
+        yield* Effect.promise(() => connection.request(`annulus.${cluster}.ctl.node.a`, offer));
+      }
+      const lane = yield* links.open({
+        ...{ run: job.run, epoch: 0, self: "driver", peer: 1, lane: "events" },
+      });
+      const event = JSON.parse(new TextDecoder().decode(yield* lane.receive));
+      assert.equal(event.tag, "PlanRefused");
+      assert.match(event.reason, new RegExp(`needs ${bytes} bytes .*: found ${info.memory / 2};`));
     }),
 );
 
