@@ -26,6 +26,8 @@ interface Options {
   readonly every: number;
   readonly seed: number;
   readonly tokens: number;
+  readonly faults: boolean;
+  readonly load: boolean;
 }
 
 const sleep = (seconds: number) =>
@@ -68,13 +70,18 @@ const residentKiB = (pid: number): number =>
   Number(/VmRSS:\s+(\d+)/.exec(Deno.readTextFileSync(`/proc/${pid}/status`))?.[1] ?? NaN);
 const openFiles = (pid: number): number => [...Deno.readDirSync(`/proc/${pid}/fd`)].length;
 
-const chaos = async ({ minutes, every, seed, tokens }: Options): Promise<boolean> => {
+const chaos = async (options: Options): Promise<boolean> => {
+  const { minutes, every, seed, tokens } = options;
   await using folder = await scratch();
   const next = uniform(seed);
   const pick = <A>(items: ReadonlyArray<A>): A => items[Math.floor(next() * items.length)]!;
   const server = new Server();
   await server.start();
   const nodes = Array.from({ length: count }, () => new Node());
+  const busy = Array.from(
+    { length: options.load ? 2 * navigator.hardwareConcurrency : 0 },
+    () => new Deno.Command(Deno.execPath(), { args: ["eval", "for (;;);"] }).spawn(),
+  );
   const say = (words: string) => console.log(`${new Date().toISOString().slice(11, 19)} ${words}`);
   try {
     await Promise.all(nodes.map((node) => node.start(server.url)));
@@ -134,11 +141,14 @@ const chaos = async ({ minutes, every, seed, tokens }: Options): Promise<boolean
     };
     const end = performance.now() + 60_000 * minutes;
     let over = false;
+    const past: Array<{ readonly name: string; readonly at: number }> = [];
     const trouble = (async () => {
+      if (!options.faults) await sleep(60 * minutes);
       while (performance.now() + 1000 * every < end) {
         await sleep(every / 2 + every * next());
         const name = pick(Object.keys(faults));
         say(name);
+        past.push({ name, at: performance.now() });
         await faults[name]!();
       }
       over = true;
@@ -157,7 +167,14 @@ const chaos = async ({ minutes, every, seed, tokens }: Options): Promise<boolean
         continue;
       }
       recoveries += report.recoveries.length;
-      for (const { cause, at } of report.recoveries) say(`  survived at ${at} s: ${cause}`);
+      const driveBegan = performance.now() - 1000 * report.seconds;
+      for (const { cause, at } of report.recoveries) {
+        const fault = past.findLast((fault) => fault.at < driveBegan + 1000 * at);
+        const after = fault === undefined
+          ? ""
+          : `${((driveBegan + 1000 * at - fault.at) / 1000).toFixed(1)} s after "${fault.name}"`;
+        say(`  went on ${after}: ${cause}`);
+      }
       if (hash !== clean[0]!.hash) {
         wrong++;
         say("WRONG: other bytes than the undisturbed run");
@@ -174,8 +191,13 @@ const chaos = async ({ minutes, every, seed, tokens }: Options): Promise<boolean
       const [was, is] = [memory[i]!, residentKiB(process.pid)];
       say(`node ${process.pid}: ${was} → ${is} KiB, ${openFiles(process.pid)} open files`);
     }
-    return wrong === 0;
+    if (!options.faults && recoveries > 0) say("a node was taken for lost, and none was");
+    return wrong === 0 && (options.faults || recoveries === 0);
   } finally {
+    for (const process of busy) {
+      process.kill("SIGKILL");
+      await process.status;
+    }
     await Promise.all(nodes.map(({ process }) => process?.[Symbol.asyncDispose]()));
     await server.stop();
   }
@@ -191,6 +213,14 @@ const command = Command.make(
     ),
     seed: Flag.Int("seed").pipe(Flag.withDefault(1)),
     tokens: Flag.Int("tokens").pipe(Flag.withDefault(8192)),
+    faults: Flag.Boolean("faults").pipe(
+      Flag.withDefault(true),
+      Flag.withDescription("--no-faults: nothing is killed, and no node may be taken for lost"),
+    ),
+    load: Flag.Boolean("load").pipe(
+      Flag.withDefault(false),
+      Flag.withDescription("Keeps all processors busy with something else"),
+    ),
   },
   Effect.fn(function* (options) {
     const right = yield* Effect.promise(() => chaos(options));
