@@ -204,6 +204,7 @@ const cutUp = (
     );
   };
   const visit = (row: number, rows: number, column: number, columns: number): number => {
+    if (rows === 0 || columns === 0) return 0; // nobody asks about nothing
     const [some, others] = [slice(queries, row, rows), slice(keys, column, columns)];
     const ranges = [rangeOf(queries, row, rows), rangeOf(keys, column, columns)] as const;
     if (apart(band, ...ranges)) return 0;

@@ -97,6 +97,7 @@ Deno.test("tilesOf() has each pair that counts once, and says which must be aske
   );
   fc.assert(property, { numRuns: 300 });
   for (const attention of attentions) {
+    assertExact(attention, tokens, [contiguous(0, 1)], contiguous(0, 0));
     assertExact(
       attention,
       tokens,
