@@ -3,13 +3,13 @@
  *
  * @module
  */
-import { Context, Effect, Layer, Queue, Result, Schedule } from "effect";
+import { Context, Effect, Layer, Result, Schedule } from "effect";
 import { Crew } from "../runtime/crew.ts";
 import { NotEnoughNodes, type ServerUnavailable, type VersionMismatch } from "../runtime/errors.ts";
 import { Links } from "../runtime/link.ts";
 import type { NodeCard } from "../runtime/membership.ts";
 import { connectNats } from "./nats.ts";
-import { cards, pulses, subjects, subscribed } from "./nats_cluster/control.ts";
+import { cards, nameIn, pulses, subjects, subscribed } from "./nats_cluster/control.ts";
 import { crewOf, sameVersion } from "./nats_cluster/crew.ts";
 import { natsLinks } from "./nats_links.ts";
 import type { Line } from "./nats_links/line.ts";
@@ -28,16 +28,18 @@ export const rollCall = (
 ): Effect.Effect<ReadonlyArray<NodeCard>> =>
   Effect.scoped(Effect.gen(function* () {
     const found = new Map<string, NodeCard>();
-    const { roll, answer } = subjects(cluster);
-    const reply = answer();
-    const inbox = yield* subscribed(control, reply);
+    const { roll, answers } = subjects(cluster);
+    const reply = answers();
+    const inbox = yield* subscribed(control, `${reply}.*`);
     const calling = Effect.sync(() => control.publish(roll, new Uint8Array(0), reply)).pipe(
       Effect.repeat(Schedule.spaced(callAgain)),
     );
     yield* Effect.forkScoped(calling, { startImmediately: true });
-    const hearing = Effect.map(Queue.take(inbox), ({ bytes }) => {
+    const hearing = Effect.map(inbox, ({ bytes, subject }) => {
       const card = cards.decode(bytes);
-      if (Result.isSuccess(card)) found.set(card.success.id, card.success);
+      // The server lets nobody answer under another's name.
+      if (Result.isFailure(card) || subject !== `${reply}.${nameIn(card.success)}`) return;
+      found.set(card.success.id, card.success);
     });
     yield* Effect.raceFirst(Effect.forever(hearing), pulses(control, rollCallPatience));
     return [...found.values()].sort((a, b) => a.id < b.id ? -1 : 1);

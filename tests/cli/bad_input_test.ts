@@ -543,7 +543,7 @@ Deno.test({
         for (const card of cards) {
           const text = Schema.encodeSync(Schema.fromJsonString(NodeCard))(card);
           connection.subscribe(`annulus.${cluster}.ctl.roll`, {
-            callback: (_, message) => void message.respond(text),
+            callback: (_, message) => connection.publish(`${message.reply}.any`, text),
           });
         }
       };
