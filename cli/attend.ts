@@ -20,6 +20,7 @@ import type { DevicePlugin } from "../runtime/plugin.ts";
 import { refusalFor, valueDimOf } from "../runtime/plan.ts";
 import type { Interval } from "../runtime/timeline.ts";
 import { version } from "../runtime/version.ts";
+import type { AccessFlags } from "./access.ts";
 import { misuse } from "./command_line.ts";
 import { findCrew, type ReadyCrew } from "./crews.ts";
 import { type Input, inputOf } from "./inputs.ts";
@@ -32,7 +33,7 @@ import { recoveryInWords, type Report, reportOf, reportOfLayers } from "./report
 import { createTrace } from "./trace.ts";
 
 /** All that `attend` can be told. */
-export interface AttendFlags {
+export interface AttendFlags extends AccessFlags {
   readonly input: string;
   readonly out: string;
   readonly ring: number | undefined;

@@ -9,6 +9,8 @@ import { NotEnoughNodes, type ServerUnavailable, type VersionMismatch } from "..
 import { Links } from "../runtime/link.ts";
 import type { NodeCard } from "../runtime/membership.ts";
 import { connectNats } from "./nats.ts";
+import type { NatsAccess } from "./nats_connection.ts";
+import { driverName, rosterOf } from "./nats_roster.ts";
 import { cards, nameIn, pulses, subjects, subscribed } from "./nats_cluster/control.ts";
 import { crewOf, sameVersion } from "./nats_cluster/crew.ts";
 import { natsLinks } from "./nats_links.ts";
@@ -46,7 +48,7 @@ export const rollCall = (
   }));
 
 /** Which nodes to take. */
-export interface ClusterOptions {
+export interface ClusterOptions extends NatsAccess {
   /** The server, `nats://host:port`. */
   readonly url: string;
   readonly cluster: string;
@@ -58,9 +60,9 @@ export interface ClusterOptions {
 
 /** Takes idle nodes of a cluster, by rank, and gives what a driver needs to use them. */
 export const joinCluster = Effect.fn("joinCluster")(function* (
-  { url, cluster, ring, device }: ClusterOptions,
+  { url, cluster, ring, device, ...access }: ClusterOptions,
 ) {
-  const nats = yield* connectNats(url);
+  const nats = yield* connectNats(url, access);
   const able = Effect.map(
     rollCall(nats, cluster),
     (all) => all.filter((node) => device === undefined || node.device.name === device),
@@ -81,12 +83,13 @@ export const joinCluster = Effect.fn("joinCluster")(function* (
   }
   const nodes = idle.slice(0, needed);
   yield* sameVersion(nodes);
-  const links = yield* Layer.build(natsLinks(nats, { cluster }));
+  const roster = rosterOf(driverName);
+  const links = yield* Layer.build(natsLinks(nats, { cluster, roster }));
   const spare = Effect.map(
     able,
     (all) => all.filter((node) => isIdle(node) && node.version === nodes[0]!.version),
   );
-  const crew = yield* crewOf(nats.control, cluster, nodes, spare).pipe(
+  const crew = yield* crewOf(nats.control, cluster, nodes, spare, roster).pipe(
     Effect.provideService(Links, Context.get(links, Links)),
   );
   return { services: Context.add(links, Crew, crew), nodes };
