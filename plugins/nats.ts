@@ -86,7 +86,7 @@ const openLine = Effect.fnUntraced(function* (
       // An exception in here would end the connection's reader, without a word to anybody.
       callback: (error, message) =>
         error === null
-          ? one.hear(message.data, message.reply, message.subject)
+          ? one.hear(message.data, message.reply || undefined, message.subject)
           : tell(watchers, "refused", error.message, one.subject),
     });
     one.stop = () => subscription.unsubscribe();
