@@ -39,6 +39,8 @@ export class Incoming {
   #heard = 0;
   /** Charges of what is here and not taken. */
   #held = 0;
+  /** The number of the farewell: there is one. */
+  #last: number | undefined;
   readonly #early = new Map<number, Arrival>();
   readonly #inOrder: Array<Arrival> = [];
 
@@ -72,6 +74,8 @@ export class Incoming {
     if (ahead(this.#received, number) <= 0 || this.#early.has(number)) return "duplicate";
     const charge = kind === "frame" ? chargeOf(body) : 0;
     if (charge > 0 && this.#held > 0 && this.#held + charge > this.windowBytes) return "outside";
+    if (kind === "done" && this.#last !== undefined) return "outside";
+    if (kind === "done") this.#last = number;
     this.#held += charge;
     this.#early.set(number, { kind, body: owned(body) });
     for (;;) {

@@ -7,11 +7,18 @@ import { Buffer } from "node:buffer";
 import { makeCertificates } from "../../cli/certs.ts";
 import { causal, definitions } from "../../plugins/attention.ts";
 import { connectNats, type Nats } from "../../plugins/nats.ts";
-import { onCluster, serveNode } from "../../plugins/nats_cluster.ts";
-import { ask, largestMessage, requests, subscribed } from "../../plugins/nats_cluster/control.ts";
+import { onCluster, rollCall, serveNode } from "../../plugins/nats_cluster.ts";
+import {
+  ask,
+  cards,
+  largestMessage,
+  requests,
+  subscribed,
+} from "../../plugins/nats_cluster/control.ts";
 import { dialNats, type NatsAccess } from "../../plugins/nats_connection.ts";
 import { mustBe, readIdentity } from "../../plugins/nats_identity.ts";
 import { natsLinks, subjectOf } from "../../plugins/nats_links.ts";
+import { Incoming } from "../../plugins/nats_links/incoming.ts";
 import { encodeMessage, type Message } from "../../plugins/nats_links/message.ts";
 import { rosterOf } from "../../plugins/nats_roster.ts";
 import { inProcess } from "../../plugins/memory.ts";
@@ -107,12 +114,18 @@ it(
       yield* refusal(url, { identity: yield* identityOf(dir, "node-0") }),
       /"node-7" to be a member that it knows: found Authorization Violation$/,
     );
-    const without = yield* secureServer(
-      dir,
-      (profile) => profile.replace(/^.*CN=node-1"(.*\n){3}/m, ""),
-    );
+
+    const server = yield* secureServer(dir);
+    const identity = yield* identityOf(dir, "node-1");
+    const connection = yield* dialNats(server.url, { identity });
+    yield* Effect.promise(async () => {
+      const profile = await Deno.readTextFile(server.config);
+      await Deno.writeTextFile(server.config, profile.replace(/^.*CN=node-1"(.*\n){3}/m, ""));
+      Deno.kill(server.pid, "SIGHUP");
+      await connection.closed();
+    });
     assert.match(
-      yield* refusal(without.url, { identity: yield* identityOf(dir, "node-1") }),
+      yield* refusal(server.url, { identity }),
       /"node-1" to be a member that it knows: found Authorization Violation$/,
     );
   }),
@@ -410,6 +423,49 @@ it(
     const { foreign, ahead, magic } = b!.counts();
     assert.deepEqual({ foreign, ahead, magic }, { foreign: flood, ahead: flood, magic: flood });
     yield* Effect.all([near.send(Uint8Array.of(7)), far.receive], { concurrency: 2 });
+  }),
+  noNatsServer,
+);
+
+it(
+  "a peer that says farewell again and again is held to the first",
+  Effect.sync(() => {
+    const incoming = new Incoming(4096);
+    const done = { ...nothing, kind: "done", body: new Uint8Array(1_000_000) } as const;
+    const outcomes = Array.from(
+      { length: 100 },
+      (_, i) => incoming.accept({ ...done, number: 2 + i }),
+    );
+    assert.deepEqual(outcomes, ["new", ...outcomes.slice(1).fill("outside")]);
+    const frame = { ...nothing, kind: "frame", body: Uint8Array.of(5) } as const;
+    assert.equal(incoming.accept({ ...frame, number: 1 }), "new");
+    assert.deepEqual(incoming.take(), Uint8Array.of(5));
+    assert.equal(incoming.farewell?.kind, "done");
+  }),
+  false,
+);
+
+it(
+  "a node that introduces itself under another's name is not heard",
+  Effect.gen(function* () {
+    const { members: [member, rogue, driver] } = yield* natsMembers(3);
+    yield* startNode(member!, "a");
+    const card = (id: string, name: string) =>
+      cards.encode({
+        ...{ id, name, version, host: "here", pid: 1, plugins: [], state: "idle" },
+        ...{ attentionGflops: 1, linkMegabytes: 1 },
+        device: {
+          ...{ name: "fake", backend: "none", software: true, features: [], gradients: true },
+          ...{ memory: 1, largestTensor: 1 },
+        },
+      });
+    rogue!.control.subscribe(`annulus.${cluster}.ctl.roll`, (_, reply) => {
+      rogue!.control.publish(`${reply}.node-0`, card("b", "node-1"));
+      rogue!.control.publish(`${reply}.node-0`, card("c", "node-0"));
+    });
+    yield* Effect.promise(() => rogue!.control.flush());
+    const found = yield* rollCall(driver!, cluster);
+    assert.deepEqual(found.map(({ id }) => id), ["a", "c"]);
   }),
   noNatsServer,
 );

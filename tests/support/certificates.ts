@@ -24,13 +24,12 @@ export const certificates = (cluster: string): Effect.Effect<string, FileInvalid
     return dir;
   });
 
-/** The server of such a folder, with another configuration if need be. */
-export const secureServer = (dir: string, change = (profile: string) => profile) =>
+/** The server of such a folder, with a copy of its configuration. */
+export const secureServer = (dir: string) =>
   Effect.gen(function* () {
-    const profile = yield* Effect.promise(() => Deno.readTextFile(`${dir}/server/nats.conf`));
     const config = `${dir}/server/${crypto.randomUUID()}.conf`;
-    yield* Effect.promise(() => Deno.writeTextFile(config, change(profile)));
-    return yield* startNatsServer({ config });
+    yield* Effect.promise(() => Deno.copyFile(`${dir}/server/nats.conf`, config));
+    return { ...(yield* startNatsServer({ config })), config };
   });
 
 const openssl = async (args: ReadonlyArray<string>) => {
