@@ -102,29 +102,34 @@ export const makeCertificates = Effect.fn("makeCertificates")(
       return yield* invalid(dir, "nothing is overwritten", `"${there}" there`);
     }
 
-    const [ca, server] = folders as [string, string];
-    yield* certificate(ca, `annulus ${cluster}`, [
-      "basicConstraints=critical,CA:TRUE,pathlen:0",
-      "keyUsage=critical,keyCertSign,cRLSign",
-    ]);
     const hosts = new Set(["localhost", "127.0.0.1", "::1", ...host]);
     const reachable = [...hosts].map((name) => `${isIP(name) ? "IP" : "DNS"}:${name}`);
-    yield* certificate(server, "server", [
-      ...leaf("serverAuth"),
-      `subjectAltName=${reachable.join(",")}`,
-    ], ca);
-    for (const name of [driverName, ...names]) {
-      yield* certificate(join(dir, name), name, leaf("clientAuth"), ca);
-    }
-    yield* Effect.tryPromise({
-      try: () =>
-        Deno.writeTextFile(
-          join(server, "nats.conf"),
-          natsProfile(cluster, names, host.length === 0 ? "127.0.0.1" : "0.0.0.0"),
-          { createNew: true },
-        ),
-      catch: (cause) => invalid(server, "it could not be written", (cause as Error).message),
-    });
+    yield* Effect.gen(function* () {
+      const [ca, server] = folders as [string, string];
+      yield* certificate(ca, "annulus", [
+        "basicConstraints=critical,CA:TRUE,pathlen:0",
+        "keyUsage=critical,keyCertSign,cRLSign",
+      ]);
+      const alternatives = `subjectAltName=${reachable.join(",")}`;
+      yield* certificate(server, "server", [...leaf("serverAuth"), alternatives], ca);
+      for (const name of [driverName, ...names]) {
+        yield* certificate(join(dir, name), name, leaf("clientAuth"), ca);
+      }
+      const profile = natsProfile(cluster, names, host.length === 0 ? "127.0.0.1" : "0.0.0.0");
+      yield* Effect.tryPromise({
+        try: () => Deno.writeTextFile(join(server, "nats.conf"), profile),
+        catch: (cause) => invalid(server, "it could not be written", (cause as Error).message),
+      });
+    }).pipe(
+      // All or nothing: what is left would have to be removed by hand before the next try.
+      Effect.onError(() =>
+        Effect.promise(async () => {
+          for (const folder of folders) {
+            await Deno.remove(folder, { recursive: true }).catch(() => {});
+          }
+        })
+      ),
+    );
   },
 );
 
@@ -132,7 +137,8 @@ export const makeCertificates = Effect.fn("makeCertificates")(
 export const runCerts = Effect.fn("runCerts")(function* (flags: CertsFlags) {
   yield* makeCertificates(flags);
   const { dir, cluster, host } = flags;
-  const url = `nats://${host[0] ?? "127.0.0.1"}:4222`;
+  const [first = "127.0.0.1"] = host;
+  const url = `nats://${isIP(first) === 6 ? `[${first}]` : first}:4222`;
   yield* print(
     `Each machine gets its own folder of ${dir} and no other; ${
       join(dir, "ca")
