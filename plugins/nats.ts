@@ -131,19 +131,23 @@ const openLine = Effect.fnUntraced(function* (
     );
     return { scope, connection };
   });
+  let found = "no answer";
   const again = dial.pipe(
+    Effect.tapError((error) => Effect.sync(() => found = error.found)),
     Effect.retry(Schedule.spaced(redial)),
     Effect.timeoutOrElse({
       duration: patience,
       orElse: () =>
-        Effect.fail(
-          new ServerUnavailable({
-            url: first.connection.getServer(),
-            needed: `to be away for less than ${
-              Duration.format(Duration.fromInputUnsafe(patience))
-            }`,
-            found: "no answer",
-          }),
+        Effect.suspend(() =>
+          Effect.fail(
+            new ServerUnavailable({
+              url: first.connection.getServer(),
+              needed: `to be away for less than ${
+                Duration.format(Duration.fromInputUnsafe(patience))
+              }`,
+              found,
+            }),
+          )
         ),
     }),
   );

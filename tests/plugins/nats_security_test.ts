@@ -117,13 +117,18 @@ it(
 
     const server = yield* secureServer(dir);
     const identity = yield* identityOf(dir, "node-1");
-    const connection = yield* dialNats(server.url, { identity });
+    const nats = yield* connectNats(server.url, { identity, patience: "300 millis" });
+    const connection = nats.control.connection()!;
     yield* Effect.promise(async () => {
       const profile = await Deno.readTextFile(server.config);
       await Deno.writeTextFile(server.config, profile.replace(/^.*CN=node-1"(.*\n){3}/m, ""));
       Deno.kill(server.pid, "SIGHUP");
       await connection.closed();
     });
+    assert.match(
+      (yield* Effect.flip(nats.control.lost)).message,
+      /to be away for less than 300ms: found Authorization Violation$/,
+    );
     assert.match(
       yield* refusal(server.url, { identity }),
       /"node-1" to be a member that it knows: found Authorization Violation$/,
