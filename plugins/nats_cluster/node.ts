@@ -226,14 +226,11 @@ export const serveNode = Effect.fn("serveNode")(function* (
     });
   };
 
-  /** An answer that cannot be sent, say to no sound subject, is lost as others are. */
-  const say = (to: string, bytes: Uint8Array) =>
-    Effect.ignore(Effect.try(() => control.publish(to, bytes)));
   const introduce = Effect.forever(Effect.gen(function* () {
     const { reply } = yield* roll;
     if (reply === undefined) return;
     const state = holding === undefined ? "idle" : "busy";
-    yield* say(`${reply}.${nameIn(card)}`, cards.encode({ ...card, state }));
+    control.publish(`${reply}.${nameIn(card)}`, cards.encode({ ...card, state }));
   }));
   const listen = Effect.forever(Effect.gen(function* () {
     const { bytes, reply } = yield* asked;
@@ -245,7 +242,7 @@ export const serveNode = Effect.fn("serveNode")(function* (
         }),
       onSuccess: answer,
     });
-    if (reply !== undefined) yield* say(reply, answers.encode(said));
+    if (reply !== undefined) control.publish(reply, answers.encode(said));
   }));
   yield* tell({ state: "waiting" });
   return yield* Effect.raceAllFirst<Effect.Effect<never, ServerUnavailable>>([

@@ -487,7 +487,7 @@ it(
         if (i % 10 === 0) await rogue!.control.flush();
       }
       for (let i = 0; i < flood; i++) {
-        // With nobody to answer, and with somebody who cannot be answered.
+        // With nobody to answer, and with somebody who is nobody.
         rogue!.control.publish(subject, Uint8Array.of(i), i % 2 === 0 ? undefined : "a.>");
       }
       await rogue!.control.flush();
