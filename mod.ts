@@ -54,6 +54,8 @@ export { cpu, cpuWith } from "./plugins/cpu.ts";
 export { inProcess, memoryLinks, type MemoryLinksOptions } from "./plugins/memory.ts";
 export { type ClusterOptions, onCluster } from "./plugins/nats_cluster.ts";
 export { connectNats, type Nats, type NatsOptions } from "./plugins/nats.ts";
+export { type NatsAccess } from "./plugins/nats_connection.ts";
+export { type Identity, readIdentity } from "./plugins/nats_identity.ts";
 export { natsLinks, type NatsLinksOptions } from "./plugins/nats_links.ts";
 export { reference } from "./plugins/reference.ts";
 export { webgpu, type WebgpuOptions, webgpuWith } from "./plugins/webgpu.ts";

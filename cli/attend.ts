@@ -20,6 +20,7 @@ import type { DevicePlugin } from "../runtime/plugin.ts";
 import { refusalFor, valueDimOf } from "../runtime/plan.ts";
 import type { Interval } from "../runtime/timeline.ts";
 import { version } from "../runtime/version.ts";
+import type { AccessFlags } from "./access.ts";
 import { misuse } from "./command_line.ts";
 import { findCrew, type ReadyCrew } from "./crews.ts";
 import { type Input, inputOf } from "./inputs.ts";
@@ -34,7 +35,7 @@ import { writeFlight } from "./why.ts";
 import { FlightRecorder } from "../runtime/flight.ts";
 
 /** All that `attend` can be told. */
-export interface AttendFlags {
+export interface AttendFlags extends AccessFlags {
   readonly input: string;
   readonly out: string;
   readonly ring: number | undefined;

@@ -12,6 +12,7 @@ import { libraryName } from "../plugins/cpu/blas.ts";
 import { prepareDriver } from "../plugins/webgpu/environment.ts";
 import { tuningPath } from "../plugins/webgpu/tuning.ts";
 import { findLibrary } from "../runtime/library.ts";
+import { accessArguments, type AccessFlags } from "./access.ts";
 import { fromFileUrl } from "./paths.ts";
 
 const mainModule = new URL("./main.ts", import.meta.url);
@@ -22,19 +23,20 @@ const project = new URL("..", import.meta.url);
  * its device may need: OpenBLAS alone, or what was measured of the WebGPU kernel.
  *
  * @param server `host:port` of the NATS server.
+ * @param files What else it reads: plugins, and the folder of its certificate.
  */
 export const nodePermissions = (
   server: string,
   device: string,
-  plugins: ReadonlyArray<string> = [],
+  files: ReadonlyArray<string> = [],
 ): ReadonlyArray<string> => {
   const library = ["auto", "cpu"].includes(device) ? findLibrary(libraryName) : undefined;
   const tuning = ["auto", "webgpu"].includes(device) ? tuningPath() : undefined;
-  const files = [fromFileUrl(project), tuning, library, ...plugins.map((file) => resolve(file))]
+  const readable = [fromFileUrl(project), tuning, library, ...files.map((file) => resolve(file))]
     .filter((file) => file !== undefined);
   return [
     `--allow-net=${server}`,
-    `--allow-read=${files.join(",")}`,
+    `--allow-read=${readable.join(",")}`,
     "--allow-env",
     "--allow-sys",
     ...(library === undefined ? [] : [`--allow-ffi=${library}`]),
@@ -77,7 +79,10 @@ const eachLine = async (
 export const startNode = Effect.fn("startNode")(function* (
   url: string,
   cluster: string,
-  { device, plugin }: { readonly device: string; readonly plugin: ReadonlyArray<string> },
+  { device, plugin, ...access }: AccessFlags & {
+    readonly device: string;
+    readonly plugin: ReadonlyArray<string>;
+  },
   nodes: number,
 ): Effect.fn.Return<Child, NodeRefused, Scope.Scope> {
   // The node inherits what it is not allowed to find out.
@@ -90,10 +95,14 @@ export const startNode = Effect.fn("startNode")(function* (
           "run",
           "--no-prompt",
           `--config=${fromFileUrl(new URL("../deno.json", import.meta.url))}`,
-          ...nodePermissions(host, device, plugin),
+          ...nodePermissions(host, device, [
+            ...plugin,
+            ...(access.tls === undefined ? [] : [access.tls]),
+          ]),
           fromFileUrl(mainModule),
           ...["node", "--nats", url, "--cluster", cluster, "--device", device],
           ...plugin.flatMap((file) => ["--plugin", file]),
+          ...accessArguments(access),
           "--json",
           "--until-stdin-ends",
         ],

@@ -13,6 +13,7 @@ import { Crew } from "../runtime/crew.ts";
 import { Device } from "../runtime/device.ts";
 import {
   type DeviceUnavailable,
+  type FileInvalid,
   type NodeRefused,
   type NotEnoughNodes,
   type ServerUnavailable,
@@ -22,10 +23,11 @@ import { newRun } from "../runtime/job.ts";
 import type { DeviceInfo } from "../runtime/kernel.ts";
 import { Links } from "../runtime/link.ts";
 import { chooseDevice, type DevicePlugin } from "../runtime/plugin.ts";
+import { type AccessFlags, accessOf } from "./access.ts";
 import { startNode } from "./children.ts";
 
 /** How to find a crew. */
-export interface CrewOptions {
+export interface CrewOptions extends AccessFlags {
   readonly link: "memory" | "nats";
   readonly device: string;
   /** What to choose it from, in this process. */
@@ -61,7 +63,8 @@ const fibers = Effect.fnUntraced(function* ({ device, devices, ring = 1 }: CrewO
 const overNats = Effect.fnUntraced(function* (options: CrewOptions) {
   const url = options.nats ?? (yield* keepNatsServer()).url;
   // Before any node is started, which could only say it in more words.
-  yield* Effect.scoped(dialNats(url));
+  const access = yield* accessOf(options, "driver");
+  yield* Effect.scoped(dialNats(url, access));
   const cluster = options.cluster ?? `run-${yield* newRun}`;
   if (options.cluster === undefined) {
     const nodes = options.ring ?? 1;
@@ -72,7 +75,10 @@ const overNats = Effect.fnUntraced(function* (options: CrewOptions) {
     yield* Effect.all(started, { concurrency: "unbounded" });
   }
   const device = options.device === "auto" ? undefined : options.device;
-  const { services, nodes } = yield* joinCluster({ url, cluster, ring: options.ring, device });
+  const { services, nodes } = yield* joinCluster({
+    ...{ url, cluster, ring: options.ring, device },
+    ...access,
+  });
   // Nodes on one host share its memory.
   const shares = nodes.map(({ host, device }) =>
     device.memory / nodes.filter((other) => other.host === host).length
@@ -88,6 +94,11 @@ const overNats = Effect.fnUntraced(function* (options: CrewOptions) {
 /** Finds or starts a crew; what was started ends with the scope. */
 export const findCrew = (options: CrewOptions): Effect.Effect<
   ReadyCrew,
-  DeviceUnavailable | NodeRefused | NotEnoughNodes | ServerUnavailable | VersionMismatch,
+  | DeviceUnavailable
+  | FileInvalid
+  | NodeRefused
+  | NotEnoughNodes
+  | ServerUnavailable
+  | VersionMismatch,
   Scope.Scope
 > => options.link === "memory" ? fibers(options) : overNats(options);

@@ -69,6 +69,8 @@ export const runDemo = Effect.gen(function* () {
     ring: 4,
     attentions: [[causal()]],
     plugin: [],
+    tls: undefined,
+    insecure: false,
     devices,
     layout: undefined,
     weights: undefined,

@@ -10,13 +10,14 @@ import { libraryName, libraryPackage } from "../plugins/cpu/blas.ts";
 import { Device } from "../runtime/device.ts";
 import { findLibrary } from "../runtime/library.ts";
 import { version } from "../runtime/version.ts";
+import { type AccessFlags, accessOf } from "./access.ts";
 import { nodePermissions } from "./children.ts";
 import { devices } from "./devices.ts";
 import { print, printJson, sizeInWords } from "./output.ts";
-import { findNatsServer, hasVulkanDriver } from "./system.ts";
+import { findNatsServer, findProgram, hasVulkanDriver } from "./system.ts";
 
 /** All that `doctor` can be told. */
-export interface DoctorFlags {
+export interface DoctorFlags extends AccessFlags {
   readonly nats: string | undefined;
   readonly json: boolean;
 }
@@ -52,15 +53,20 @@ const deviceFinding = (plugin: typeof devices[number]): Effect.Effect<Finding> =
     ),
   );
 
-const serverFinding = (url: string | undefined): Effect.Effect<Finding> =>
+const serverFinding = ({ nats: url, ...access }: DoctorFlags): Effect.Effect<Finding> =>
   Effect.scoped(Effect.gen(function* () {
-    const connection = yield* dialNats(url ?? (yield* startNatsServer()).url);
+    const given = yield* accessOf(access);
+    const connection = yield* dialNats(url ?? (yield* startNatsServer()).url, given);
     const info = connection.info!;
     return {
       check: url === undefined ? "NATS server" : `NATS server ${url}`,
       ok: true,
       found: `nats-server ${info.version}, max_payload ${sizeInWords(info.max_payload)}` +
-        (url === undefined ? `, started from ${findNatsServer()} and stopped again` : ""),
+        (url === undefined ? `, started from ${findNatsServer()} and stopped again` : "") +
+        (given.identity === undefined
+          ? ""
+          : `; it knows "${given.identity.name}", whose certificate lasts until ` +
+            given.identity.expires.toISOString().slice(0, 10)),
     };
   })).pipe(
     Effect.catch((error) =>
@@ -86,6 +92,15 @@ const libraryFindings = (): ReadonlyArray<Finding> => {
       ...(found === undefined ? { fix: `sudo apt-get install -y ${packages}` } : {}),
     };
   };
+  const program = (name: string, packages: string): Finding => {
+    const found = findProgram(name);
+    return {
+      check: name,
+      ok: found !== undefined,
+      found: found ?? "no program, so that `annulus certs` makes no certificates",
+      ...(found === undefined ? { fix: `sudo apt-get install -y ${packages}` } : {}),
+    };
+  };
   return [
     library("Vulkan loader", "libvulkan.so.1", "libvulkan1"),
     hasVulkanDriver() ? { check: "Vulkan driver", ok: true, found: "a driver manifest" } : {
@@ -96,6 +111,7 @@ const libraryFindings = (): ReadonlyArray<Finding> => {
         "install your GPU's driver, or for software: sudo apt-get install -y mesa-vulkan-drivers",
     },
     library("OpenBLAS", libraryName, libraryPackage),
+    program("openssl", "openssl"),
   ];
 };
 
@@ -109,9 +125,14 @@ export const runDoctor = Effect.fn("runDoctor")(function* (flags: DoctorFlags) {
     },
     ...libraryFindings(),
     ...(yield* Effect.forEach(devices, deviceFinding)),
-    yield* serverFinding(flags.nats),
+    yield* serverFinding(flags),
   ];
-  const permissions = nodePermissions("SERVER:PORT", "auto").join(" ");
+  const permissions = nodePermissions(
+    "SERVER:PORT",
+    "auto",
+    flags.tls === undefined ? [] : [flags.tls],
+  )
+    .join(" ");
   if (flags.json) {
     yield* printJson({ version, findings: found, node_permissions: permissions });
   } else {

@@ -13,6 +13,7 @@ import { dtypes } from "../runtime/dtype.ts";
 import { attendFiles } from "./attend.ts";
 import { parseAttention } from "./attention.ts";
 import { runBench, showKept } from "./bench.ts";
+import { runCerts } from "./certs.ts";
 import { misuse, runCommandLine } from "./command_line.ts";
 import { runDemo } from "./demo.ts";
 import { devices } from "./devices.ts";
@@ -51,6 +52,17 @@ const plugin = Flag.String("plugin").pipe(
 const nats = Flag.String("nats").pipe(
   Flag.withDescription("A running NATS server, nats://host:port; without it one is started"),
 );
+/** How to speak to it. */
+const access = {
+  tls: optional(
+    Flag.String("tls").pipe(
+      Flag.withDescription("The folder of a member's certificate, as `annulus certs` makes it"),
+    ),
+  ),
+  insecure: boolean("insecure").pipe(
+    Flag.withDescription("Use a server on another machine without --tls and without credentials"),
+  ),
+};
 const cluster = Flag.String("cluster").pipe(
   Flag.filter((name) => /^[\w-]+$/.test(name), () => "a name of letters, digits, - and _"),
 );
@@ -110,6 +122,7 @@ const attend = Command.make(
       ),
     ),
     nats: optional(nats),
+    ...access,
     cluster: optional(
       cluster.pipe(Flag.withDescription("Use the nodes of this cluster at --nats")),
     ),
@@ -148,6 +161,11 @@ const attend = Command.make(
     }
     if (flags.cluster !== undefined && flags.nats === undefined) {
       return yield* misuse("--cluster needs --nats, the server where the cluster is");
+    }
+    if (flags.tls !== undefined && flags.cluster === undefined) {
+      return yield* misuse(
+        "--tls needs --cluster and --nats: nodes that a run starts have no certificates",
+      );
     }
     const files = [flags.input, flags.out, ...(flags.trace === undefined ? [] : [flags.trace])];
     if (files.includes("")) return yield* misuse("a file needs a name: found an empty one");
@@ -193,6 +211,7 @@ const attend = Command.make(
 const up = Command.make("up", {
   nodes: Flag.Int("nodes").pipe(Flag.withAlias("n"), atLeast(1), Flag.withDefault(4)),
   nats: optional(nats),
+  ...access,
   cluster: cluster.pipe(Flag.withDefault("local")),
   device,
   plugin,
@@ -201,6 +220,7 @@ const up = Command.make("up", {
 
 const node = Command.make("node", {
   nats,
+  ...access,
   cluster: cluster.pipe(Flag.withDefault("local")),
   device,
   plugin,
@@ -212,13 +232,29 @@ const node = Command.make("node", {
 
 const nodes = Command.make("nodes", {
   nats,
+  ...access,
   cluster: cluster.pipe(Flag.withDefault("local")),
   json,
 }, listNodes).pipe(Command.withDescription("Who is in a cluster"));
 
+const certs = Command.make(
+  "certs",
+  {
+    dir: Argument.String("DIR").pipe(Argument.withDescription("Where to make a folder for each")),
+    nodes: Flag.Int("nodes").pipe(Flag.withAlias("n"), atLeast(1)),
+    host: optional(
+      Flag.String("host").pipe(
+        Flag.withDescription("Names and addresses of the server, with commas; this machine alone"),
+      ),
+    ),
+    cluster: cluster.pipe(Flag.withDefault("local")),
+  },
+  (flags) => runCerts({ ...flags, host: flags.host?.split(",") ?? [] }),
+).pipe(Command.withDescription("Certificates for a server, a driver and nodes"));
+
 const doctor = Command.make(
   "doctor",
-  { nats: optional(nats), json },
+  { nats: optional(nats), ...access, json },
   Effect.fn(function* (flags) {
     if (!(yield* runDoctor(flags))) Deno.exitCode = 1;
   }),
@@ -331,6 +367,7 @@ const annulus = Command.make("annulus").pipe(
     up,
     node,
     nodes,
+    certs,
     doctor,
     verify,
     plan,

@@ -7,15 +7,17 @@ import { Effect, Layer } from "effect";
 import { type NodeState, serveNode } from "../plugins/nats_cluster.ts";
 import { connectNats } from "../plugins/nats.ts";
 import { natsLinks } from "../plugins/nats_links.ts";
+import { rosterOf } from "../plugins/nats_roster.ts";
 import { measureAttention, measureLink } from "../runtime/calibrate.ts";
 import { Device } from "../runtime/device.ts";
 import { chooseDevice } from "../runtime/plugin.ts";
 import { version } from "../runtime/version.ts";
+import { type AccessFlags, accessOf } from "./access.ts";
 import { print } from "./output.ts";
 import { knownPlugins } from "./plugins.ts";
 
 /** All that `node` can be told. */
-export interface NodeFlags {
+export interface NodeFlags extends AccessFlags {
   readonly nats: string;
   readonly cluster: string;
   readonly device: string;
@@ -33,15 +35,19 @@ const stdinEnds: Effect.Effect<void> = Effect.promise(async () => {
 /** Joins the cluster and serves it until its server is gone for good. */
 export const runNode = Effect.fn("runNode")(function* (flags: NodeFlags) {
   const { attentions, devices } = yield* knownPlugins(flags.plugin, flags.device);
-  const nats = yield* connectNats(flags.nats);
+  const access = yield* accessOf(flags, "node");
+  const nats = yield* connectNats(flags.nats, access);
+  const name = access.identity?.name;
+  const roster = rosterOf(name);
   const plugin = yield* chooseDevice(devices, flags.device);
   const services = yield* Layer.build(
-    Layer.mergeAll(plugin.layer, natsLinks(nats, { cluster: flags.cluster })),
+    Layer.mergeAll(plugin.layer, natsLinks(nats, { cluster: flags.cluster, roster })),
   );
   const serve = Effect.gen(function* () {
     const { info } = yield* Device;
     const card = {
       id: crypto.randomUUID().slice(0, 8),
+      ...(name === undefined ? {} : { name }),
       version,
       host: Deno.hostname(),
       pid: Deno.pid,
@@ -75,7 +81,7 @@ export const runNode = Effect.fn("runNode")(function* (flags: NodeFlags) {
           );
       }
     };
-    return yield* serveNode(nats, flags.cluster, card, attentions, tell);
+    return yield* serveNode(nats, flags.cluster, card, attentions, tell, roster);
   }).pipe(Effect.provideContext(services));
   yield* flags.untilStdinEnds ? Effect.raceFirst(serve, stdinEnds) : serve;
 }, Effect.scoped);

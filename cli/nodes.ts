@@ -7,10 +7,11 @@ import { Effect } from "effect";
 import { rollCall } from "../plugins/nats_cluster.ts";
 import { connectNats } from "../plugins/nats.ts";
 import type { NodeCard } from "../runtime/membership.ts";
+import { type AccessFlags, accessOf } from "./access.ts";
 import { note, print, printJson, sizeInWords, table } from "./output.ts";
 
 /** All that `nodes` can be told. */
-export interface NodesFlags {
+export interface NodesFlags extends AccessFlags {
   readonly nats: string;
   readonly cluster: string;
   readonly json: boolean;
@@ -35,7 +36,7 @@ export const cardTable = (cards: ReadonlyArray<NodeCard>): string =>
 
 /** Lists the nodes that answer within a second. */
 export const listNodes = Effect.fn("listNodes")(function* (flags: NodesFlags) {
-  const nats = yield* connectNats(flags.nats);
+  const nats = yield* connectNats(flags.nats, yield* accessOf(flags, "driver"));
   const cards = yield* rollCall(nats, flags.cluster);
   if (flags.json) return yield* printJson(cards);
   if (cards.length > 0) return yield* print(cardTable(cards));

@@ -8,7 +8,7 @@
  * @module
  */
 import { findLibrary } from "../runtime/library.ts";
-import { findNatsServer, hasVulkanDriver } from "./system.ts";
+import { findNatsServer, findProgram, hasVulkanDriver } from "./system.ts";
 
 /** Something that packages bring. */
 export interface Part {
@@ -37,6 +37,12 @@ const parts = (): ReadonlyArray<Part> => [
     present: findLibrary("libopenblas.so.0") !== undefined,
     packages: ["libopenblas0-pthread"],
     without: 'there is no "cpu" device; without a GPU ranks are several times slower',
+  },
+  {
+    what: "openssl",
+    present: findProgram("openssl") !== undefined,
+    packages: ["openssl"],
+    without: "`annulus certs` makes no certificates",
   },
 ];
 

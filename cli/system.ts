@@ -20,7 +20,7 @@ export const hasVulkanDriver = (): boolean => {
 };
 
 /** The path of a program on PATH, or in the folders where Debian puts daemons; or undefined. */
-const findProgram = (name: string): string | undefined =>
+export const findProgram = (name: string): string | undefined =>
   [...(Deno.env.get("PATH") ?? "").split(":"), "/usr/sbin", "/usr/local/sbin"]
     .map((folder) => `${folder}/${name}`).find(isFile);
 

@@ -7,13 +7,14 @@ import { Effect } from "effect";
 import { dialNats } from "../plugins/nats_connection.ts";
 import { keepNatsServer } from "../plugins/nats_server.ts";
 import { NodeRefused } from "../runtime/errors.ts";
+import { type AccessFlags, accessOf } from "./access.ts";
 import { startNode } from "./children.ts";
 import { cardTable } from "./nodes.ts";
 import { note, print } from "./output.ts";
 import { knownPlugins } from "./plugins.ts";
 
 /** All that `up` can be told. */
-export interface UpFlags {
+export interface UpFlags extends AccessFlags {
   readonly nodes: number;
   readonly nats: string | undefined;
   readonly cluster: string;
@@ -27,7 +28,7 @@ export const runUp = Effect.fn("runUp")(function* (flags: UpFlags) {
   // What cannot be used is better said once than by every node.
   yield* knownPlugins(flags.plugin, flags.device);
   const url = flags.nats ?? (yield* keepNatsServer()).url;
-  yield* Effect.scoped(dialNats(url));
+  yield* Effect.scoped(dialNats(url, yield* accessOf(flags, "node")));
   if (!flags.json) yield* note(`starting ${flags.nodes} nodes at ${url}`);
   const children = yield* Effect.all(
     Array.from(

@@ -7,11 +7,11 @@ import type { NatsConnection } from "@nats-io/transport-node";
 import { errors } from "@nats-io/transport-node";
 import { Deferred, Duration, Effect, Exit, Schedule, Scope } from "effect";
 import { ServerUnavailable } from "../runtime/errors.ts";
-import { dialNats } from "./nats_connection.ts";
+import { dialNats, type NatsAccess } from "./nats_connection.ts";
 import type { Line, LineWatcher } from "./nats_links/line.ts";
 
-/** How long a server may be away or silent. */
-export interface NatsOptions {
+/** How to speak to a server, and how long it may be away or silent. */
+export interface NatsOptions extends NatsAccess {
   /**
    * Between two looks at whether the server answers.
    * @default "500 millis"
@@ -69,7 +69,7 @@ const tell = <K extends keyof LineWatcher>(
 
 const openLine = Effect.fnUntraced(function* (
   url: string,
-  { beat = "500 millis", silence = "3 seconds", patience = "30 seconds" }: NatsOptions,
+  { beat = "500 millis", silence = "3 seconds", patience = "30 seconds", ...access }: NatsOptions,
 ) {
   const listening = new Set<Listening>();
   const watchers = new Set<LineWatcher>();
@@ -86,7 +86,7 @@ const openLine = Effect.fnUntraced(function* (
       // An exception in here would end the connection's reader, without a word to anybody.
       callback: (error, message) =>
         error === null
-          ? one.hear(message.data, message.reply)
+          ? one.hear(message.data, message.reply || undefined, message.subject)
           : tell(watchers, "refused", error.message, one.subject),
     });
     one.stop = () => subscription.unsubscribe();
@@ -126,24 +126,28 @@ const openLine = Effect.fnUntraced(function* (
 
   const dial = Effect.gen(function* () {
     const scope = yield* Scope.fork(connections);
-    const connection = yield* Scope.provide(dialNats(url), scope).pipe(
+    const connection = yield* Scope.provide(dialNats(url, access), scope).pipe(
       Effect.onError(() => Scope.close(scope, Exit.void)),
     );
     return { scope, connection };
   });
+  let found = "no answer";
   const again = dial.pipe(
+    Effect.tapError((error) => Effect.sync(() => found = error.found)),
     Effect.retry(Schedule.spaced(redial)),
     Effect.timeoutOrElse({
       duration: patience,
       orElse: () =>
-        Effect.fail(
-          new ServerUnavailable({
-            url: first.connection.getServer(),
-            needed: `to be away for less than ${
-              Duration.format(Duration.fromInputUnsafe(patience))
-            }`,
-            found: "no answer",
-          }),
+        Effect.suspend(() =>
+          Effect.fail(
+            new ServerUnavailable({
+              url: first.connection.getServer(),
+              needed: `to be away for less than ${
+                Duration.format(Duration.fromInputUnsafe(patience))
+              }`,
+              found,
+            }),
+          )
         ),
     }),
   );

@@ -3,13 +3,15 @@
  *
  * @module
  */
-import { Context, Effect, Layer, Queue, Result, Schedule } from "effect";
+import { Context, Effect, Layer, Result, Schedule } from "effect";
 import { Crew } from "../runtime/crew.ts";
 import { NotEnoughNodes, type ServerUnavailable, type VersionMismatch } from "../runtime/errors.ts";
 import { Links } from "../runtime/link.ts";
 import type { NodeCard } from "../runtime/membership.ts";
 import { connectNats } from "./nats.ts";
-import { cards, pulses, subjects, subscribed } from "./nats_cluster/control.ts";
+import type { NatsAccess } from "./nats_connection.ts";
+import { driverName, rosterOf } from "./nats_roster.ts";
+import { cards, nameIn, pulses, subjects, subscribed } from "./nats_cluster/control.ts";
 import { crewOf, sameVersion } from "./nats_cluster/crew.ts";
 import { natsLinks } from "./nats_links.ts";
 import type { Line } from "./nats_links/line.ts";
@@ -28,23 +30,25 @@ export const rollCall = (
 ): Effect.Effect<ReadonlyArray<NodeCard>> =>
   Effect.scoped(Effect.gen(function* () {
     const found = new Map<string, NodeCard>();
-    const { roll, answer } = subjects(cluster);
-    const reply = answer();
-    const inbox = yield* subscribed(control, reply);
+    const { roll, answers } = subjects(cluster);
+    const reply = answers();
+    const inbox = yield* subscribed(control, `${reply}.*`);
     const calling = Effect.sync(() => control.publish(roll, new Uint8Array(0), reply)).pipe(
       Effect.repeat(Schedule.spaced(callAgain)),
     );
     yield* Effect.forkScoped(calling, { startImmediately: true });
-    const hearing = Effect.map(Queue.take(inbox), ({ bytes }) => {
+    const hearing = Effect.map(inbox, ({ bytes, subject }) => {
       const card = cards.decode(bytes);
-      if (Result.isSuccess(card)) found.set(card.success.id, card.success);
+      // The server lets nobody answer under another's name.
+      if (Result.isFailure(card) || subject !== `${reply}.${nameIn(card.success)}`) return;
+      found.set(card.success.id, card.success);
     });
     yield* Effect.raceFirst(Effect.forever(hearing), pulses(control, rollCallPatience));
     return [...found.values()].sort((a, b) => a.id < b.id ? -1 : 1);
   }));
 
 /** Which nodes to take. */
-export interface ClusterOptions {
+export interface ClusterOptions extends NatsAccess {
   /** The server, `nats://host:port`. */
   readonly url: string;
   readonly cluster: string;
@@ -56,9 +60,9 @@ export interface ClusterOptions {
 
 /** Takes idle nodes of a cluster, by rank, and gives what a driver needs to use them. */
 export const joinCluster = Effect.fn("joinCluster")(function* (
-  { url, cluster, ring, device }: ClusterOptions,
+  { url, cluster, ring, device, ...access }: ClusterOptions,
 ) {
-  const nats = yield* connectNats(url);
+  const nats = yield* connectNats(url, access);
   const able = Effect.map(
     rollCall(nats, cluster),
     (all) => all.filter((node) => device === undefined || node.device.name === device),
@@ -79,12 +83,13 @@ export const joinCluster = Effect.fn("joinCluster")(function* (
   }
   const nodes = idle.slice(0, needed);
   yield* sameVersion(nodes);
-  const links = yield* Layer.build(natsLinks(nats, { cluster }));
+  const roster = rosterOf(driverName);
+  const links = yield* Layer.build(natsLinks(nats, { cluster, roster }));
   const spare = Effect.map(
     able,
     (all) => all.filter((node) => isIdle(node) && node.version === nodes[0]!.version),
   );
-  const crew = yield* crewOf(nats.control, cluster, nodes, spare).pipe(
+  const crew = yield* crewOf(nats.control, cluster, nodes, spare, roster).pipe(
     Effect.provideService(Links, Context.get(links, Links)),
   );
   return { services: Context.add(links, Crew, crew), nodes };

@@ -6,6 +6,19 @@
 import { connect, errors, type NatsConnection } from "@nats-io/transport-node";
 import { Duration, Effect, type Scope } from "effect";
 import { ServerUnavailable } from "../runtime/errors.ts";
+import { credentialsIn, hostOf, refusalOf } from "./nats_greeting.ts";
+import type { Identity } from "./nats_identity.ts";
+
+/** How to speak to a server. */
+export interface NatsAccess {
+  /** Who we are; without it there is no TLS, but where the server wants it. */
+  readonly identity?: Identity;
+  /**
+   * Speak to a server elsewhere without TLS and without credentials: everybody on the way reads along, and may join in.
+   * @default false
+   */
+  readonly insecure?: boolean;
+}
 
 /** How long a server may take to greet. */
 const deadline = "5 seconds";
@@ -13,39 +26,8 @@ const deadline = "5 seconds";
 /** The address without its credentials, which belong in no error and no log. */
 const withoutCredentials = (url: string): string => url.replace(/\/\/[^@/]*@/, "//");
 
-const credentialsIn = (
-  { username, password }: URL,
-): { readonly user?: string; readonly pass?: string; readonly token?: string } => {
-  const [user, pass] = [decodeURIComponent(username), decodeURIComponent(password)];
-  if (pass !== "") return { user, pass };
-  return user === "" ? {} : { token: user };
-};
-
-/**
- * What a listener says, and what it answers to credentials: a NATS server says `INFO {…}`, and then `+OK` or `-ERR …`.
- * Nothing is asked of another protocol, nor of a server that wants TLS first.
- */
-const greeting = async (parts: URL, signal: AbortSignal): Promise<string> => {
-  const port = Number(parts.port || "4222");
-  using socket = await Deno.connect({ hostname: parts.hostname, port, signal });
-  const bytes = new Uint8Array(64 * 1024);
-  let said = "";
-  const listen = async (until: RegExp) => {
-    while (!until.test(said)) {
-      const count = await socket.read(bytes);
-      if (count === null) return;
-      said += new TextDecoder().decode(bytes.subarray(0, count));
-    }
-  };
-  await listen(/^(?!INFO ).{5}|\n/s);
-  if (!said.startsWith("INFO ") || /"tls_required":\s*true/.test(said)) return said;
-  const { token, ...user } = credentialsIn(parts);
-  // Alone and with an answer: a server that hangs up on more than it has read resets the connection.
-  const hello = { verbose: true, lang: "deno", ...user, ...(token && { auth_token: token }) };
-  await socket.write(new TextEncoder().encode(`CONNECT ${JSON.stringify(hello)}\r\n`));
-  await listen(/\n(\+OK|-ERR .*\n)/);
-  return said;
-};
+const isLoopback = (host: string): boolean =>
+  host === "localhost" || host === "::1" || /^127(\.\d+){3}$/.test(host);
 
 /** How long a connection may take to say goodbye: one to a server that hangs never does. */
 const goodbye = "400 millis";
@@ -55,7 +37,10 @@ const goodbye = "400 millis";
  * not tell what was lost meanwhile, and waits for ever for a server that hangs. It closes with the scope.
  */
 export const dialNats = Effect.fn("dialNats")(
-  function* (url: string): Effect.fn.Return<NatsConnection, ServerUnavailable, Scope.Scope> {
+  function* (
+    url: string,
+    { identity, insecure = false }: NatsAccess = {},
+  ): Effect.fn.Return<NatsConnection, ServerUnavailable, Scope.Scope> {
     const address = withoutCredentials(url);
     const unavailable = (needed: string, found: unknown) =>
       new ServerUnavailable({
@@ -67,12 +52,18 @@ export const dialNats = Effect.fn("dialNats")(
     if (parts === null || parts.protocol !== "nats:" || parts.hostname === "") {
       return yield* unavailable("an address of the form nats://host:port", "another form");
     }
+    const credentials = credentialsIn(parts);
+    const open = identity === undefined && Object.keys(credentials).length === 0;
+    if (open && !insecure && !isLoopback(hostOf(parts))) {
+      return yield* unavailable(
+        "--tls or credentials on another machine than this one, or --insecure for a network that you trust",
+        "none of them",
+      );
+    }
 
-    // The client lets a listener of another protocol end the process, or a server that refuses the user and resets the
-    // connection: such sockets' errors have no handler.
     const listening = "a NATS server to listen there";
-    const said = yield* Effect.tryPromise({
-      try: (signal) => greeting(parts, signal),
+    const refusal = yield* Effect.tryPromise({
+      try: (signal) => refusalOf(parts, identity, signal),
       catch: (cause) => unavailable(listening, cause),
     }).pipe(
       Effect.timeoutOrElse({
@@ -81,29 +72,26 @@ export const dialNats = Effect.fn("dialNats")(
           Effect.fail(unavailable(`${listening} and greet within ${deadline}`, "silence")),
       }),
     );
-    if (!said.startsWith("INFO ")) {
-      return yield* unavailable(
-        listening,
-        `a greeting of another protocol, ${JSON.stringify(said.slice(0, 80))}`,
-      );
-    }
-    const user = "a user it knows, as in nats://user:password@host:port";
-    const [, refusal] = /^-ERR '?(.*?)'?\r?$/m.exec(said) ?? [];
-    if (refusal !== undefined) return yield* unavailable(user, refusal);
+    if (refusal !== undefined) return yield* unavailable(refusal.needed, refusal.found);
 
     return yield* Effect.acquireRelease(
       Effect.tryPromise({
         try: async () =>
           await connect({
-            ...credentialsIn(parts),
+            ...credentials,
+            ...(identity === undefined
+              ? {}
+              : { tls: { ca: identity.ca, cert: identity.cert, key: identity.key } }),
             servers: address,
             name: "annulus",
             reconnect: false,
+            // The client would connect to an address that no --allow-net names.
+            resolve: false,
             timeout: Duration.toMillis(deadline),
           }),
         catch: (cause) =>
           cause instanceof errors.AuthorizationError
-            ? unavailable(user, cause)
+            ? unavailable("a user it knows", cause)
             : unavailable(listening, cause),
       }),
       (connection) =>

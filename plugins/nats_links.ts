@@ -1,7 +1,9 @@
 /**
- * Links over NATS. Frames from `from` to `to` travel on one subject, `annulus.<cluster>.<run>.<from>.<to>` with the
- * lane's name behind it where there is one; what is said about them on another one and over another connection, the
- * same with `.ctl` behind it. NATS drops, and it drops without a word; what it dropped is sent again.
+ * Links over NATS. Frames from `from` to `to` travel on one subject,
+ * `annulus.<cluster>.<run>.<from>.<to>.<from's name>.<to's name>` with the lane's name behind it where there is one; what
+ * is said about them on another one and over another connection, the same with `.ctl` behind it. The names are those of
+ * certificates, so that a server can tell who may speak and listen there. NATS drops, and it drops without a word; what
+ * it dropped is sent again.
  *
  * @module
  */
@@ -13,11 +15,17 @@ import { Conversation } from "./nats_links/conversation.ts";
 import type { Lines, LineWatcher } from "./nats_links/line.ts";
 import { headerBytes } from "./nats_links/message.ts";
 import { tickMilliseconds } from "./nats_links/outgoing.ts";
+import { anyone, driverName, nameOf, type Roster, rosterOf } from "./nats_roster.ts";
 
 /** Where links meet, what they hold, and how long they wait. */
 export interface NatsLinksOptions {
   /** A name of letters, digits, `-` and `_`; links of other clusters are out of reach. */
   readonly cluster: string;
+  /**
+   * The names of members, where they have some.
+   * @default all nodes have the same
+   */
+  readonly roster?: Roster;
   /**
    * How long a peer may stay away when its end opens.
    * @default "10 seconds"
@@ -46,6 +54,9 @@ const greeting = "100 millis";
 /** How long a peer has to hear that this end is done, or that it failed. */
 const [goodbye, lastWords] = ["2 seconds", "500 millis"] as const;
 
+/** The name of each slot where nodes have no names of their own. */
+const nameless = (slot: Slot) => slot === "driver" ? driverName : anyone;
+
 /** The subject on which `from` speaks to `to`. */
 export const subjectOf = (
   cluster: string,
@@ -53,7 +64,10 @@ export const subjectOf = (
   from: Slot,
   to: Slot,
   lane?: Ends["lane"],
-): string => ["annulus", cluster, run, from, to, ...(lane === undefined ? [] : [lane])].join(".");
+  name: (slot: Slot) => string = nameless,
+): string =>
+  ["annulus", cluster, run, from, to, name(from), name(to), ...(lane === undefined ? [] : [lane])]
+    .join(".");
 
 /** Links over two lines, which tell when they were away. */
 export const natsLinks = (
@@ -65,6 +79,7 @@ export const natsLinks = (
     Effect.gen(function* () {
       const { cluster, deadline = "10 seconds", patience = "10 minutes" } = options;
       const { windowBytes = 16 * 1024 * 1024, tick = tickMilliseconds } = options;
+      const { roster = rosterOf() } = options;
       const inWords = (duration: Duration.Input) =>
         Duration.format(Duration.fromInputUnsafe(duration));
       const maxFrame = Math.min(bulk.maxPayload - headerBytes, largestFrame);
@@ -107,8 +122,10 @@ export const natsLinks = (
           );
         }
 
-        const outgoing = subjectOf(cluster, ends.run, ends.self, ends.peer, ends.lane);
-        const incoming = subjectOf(cluster, ends.run, ends.peer, ends.self, ends.lane);
+        const subject = (from: Slot, to: Slot) =>
+          subjectOf(cluster, ends.run, from, to, ends.lane, (slot) =>
+            nameOf(roster, slot, ends.self));
+        const [outgoing, incoming] = [subject(ends.self, ends.peer), subject(ends.peer, ends.self)];
         const ways = {
           bulk: { line: bulk, suffix: "" },
           control: { line: control, suffix: ".ctl" },
@@ -121,8 +138,10 @@ export const natsLinks = (
             const { line, suffix } = ways[way];
             line.publish(outgoing + suffix, bytes);
           },
-          now: () => Number(clock.monotonicTimeNanosUnsafe()) / 1e6,
-          count: (what) => counts.set(what, (counts.get(what) ?? 0) + 1),
+          now: () =>
+            Number(clock.monotonicTimeNanosUnsafe()) / 1e6,
+          count: (what) =>
+            counts.set(what, (counts.get(what) ?? 0) + 1),
         });
         yield* Effect.acquireRelease(
           Effect.try({
@@ -132,15 +151,19 @@ export const natsLinks = (
               ) => [subject, `${subject}.ctl`]);
               conversations.set(conversation, subjects);
               return Object.values(ways).map(({ line, suffix }) =>
-                line.subscribe(incoming + suffix, (bytes) => conversation.hear(bytes))
+                line.subscribe(incoming + suffix, (bytes) =>
+                  conversation.hear(bytes))
               );
             },
-            catch: (cause) => failed("to subscribe over its NATS connection", String(cause)),
+            catch: (cause) =>
+              failed("to subscribe over its NATS connection", String(cause)),
           }),
           (unsubscribe) =>
             Effect.sync(() => {
               conversations.delete(conversation);
-              unsubscribe.forEach((end) => end());
+              unsubscribe.forEach((end) =>
+                end()
+              );
             }),
         );
         yield* Effect.addFinalizer((exit) =>

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { basename, dirname } from "node:path";
 import { Effect, type Scope } from "effect";
 import { ServerUnavailable } from "../runtime/errors.ts";
 
@@ -15,7 +16,7 @@ export interface NatsServerOptions {
   readonly program?: string;
   /** A port; by default one that is free. */
   readonly port?: number;
-  /** The path of a configuration file; its address and port are not used. */
+  /** The path of a configuration file; its address and port are not used, and paths in it are relative to it. */
   readonly config?: string;
 }
 
@@ -58,10 +59,11 @@ class Server {
     // The server picks the port and holds it, so no other process can take it in between.
     const { command, args } = guarded(program, [
       ...["-a", "127.0.0.1", "-p", String(port)],
-      ...(config === undefined ? [] : ["-c", config]),
+      ...(config === undefined ? [] : ["-c", basename(config)]),
     ]);
     this.#child = new Deno.Command(command, {
       args,
+      ...(config === undefined ? {} : { cwd: dirname(config) }),
       env: { PATH: `${Deno.env.get("PATH") ?? ""}:/usr/sbin:/usr/local/sbin` },
       stdin: "piped",
       stdout: "null",

@@ -21,9 +21,14 @@ const DeviceInfo = Schema.Struct({
   largestHeadDim: Schema.optionalKey(Schema.Number),
 });
 
+/** A word that means nothing else in a subject. */
+const Word = Schema.String.check(Schema.isPattern(/^[\w-]+$/));
+
 /** How a node introduces itself. */
 export const NodeCard = Schema.Struct({
-  id: Schema.String,
+  id: Word,
+  /** Of its certificate, if it has one. */
+  name: Schema.optionalKey(Word),
   version: Schema.String,
   host: Schema.String,
   pid: Schema.Number,
@@ -48,6 +53,8 @@ export const Request = Schema.Union([
     version: Schema.String,
     job: JobCard,
     rank: Schema.Natural,
+    /** By rank, the name of the node that has it. */
+    members: Schema.Array(Word),
   }),
   /** To stop what it does for a run, and to say what it has of it. */
   Schema.Struct({ ask: Schema.Literal("regroup"), run: Run, epoch: Schema.Natural }),

@@ -4,8 +4,8 @@
  * | subject | from | to |
  * | --- | --- | --- |
  * | `annulus.<cluster>.ctl.roll` | driver | every node, which answers with its card |
- * | `annulus.<cluster>.ctl.node.<id>` | driver | one node, which answers what it is asked |
- * | `annulus.<cluster>.ctl.answer.<random>` | node | the driver that asked |
+ * | `annulus.<cluster>.ctl.node.<name>.<id>` | driver | one node, which answers what it is asked |
+ * | `annulus.<cluster>.ctl.answer.<random>.<name>` | node of that name | the driver that asked |
  *
  * What a rank is doing travels on a link of its own, the lane `events`.
  *
@@ -14,16 +14,28 @@
 import { Effect, Option, Queue, Result, Schedule, Schema, type Scope } from "effect";
 import { Answer, NodeCard, RankEvent, Request } from "../../runtime/membership.ts";
 import type { Line } from "../nats_links/line.ts";
+import { anyone } from "../nats_roster.ts";
 
 /** Where members of a cluster hear each other. */
 export const subjects = (cluster: string) => ({
   roll: `annulus.${cluster}.ctl.roll`,
-  node: (id: string) => `annulus.${cluster}.ctl.node.${id}`,
-  answer: () => `annulus.${cluster}.ctl.answer.${crypto.randomUUID()}`,
+  node: (node: Addressee) => `annulus.${cluster}.ctl.node.${nameIn(node)}.${node.id}`,
+  /** Everybody that answers puts its name behind it. */
+  answers: () => `annulus.${cluster}.ctl.answer.${crypto.randomUUID()}`,
 });
+
+/** What of a node's card its subject needs. */
+type Addressee = Pick<NodeCard, "id" | "name">;
+
+/** The name under which a node answers. */
+export const nameIn = ({ name = anyone }: Addressee): string => name;
 
 /** Control messages are small, but for the tables of an attention; a larger one is not ours. */
 export const largestMessage = 512 * 1024;
+/** Bytes that wait to be handled on a subject; what comes beyond them is dropped, and asked again. */
+const mostWaiting = 8 * largestMessage;
+/** However small a message is, it costs memory. */
+const leastCharge = 512;
 
 /** Between two times of asking the same. */
 const askAgain = "500 millis";
@@ -55,25 +67,32 @@ export const events = codec(RankEvent);
 export interface Heard {
   readonly bytes: Uint8Array;
   readonly reply: string | undefined;
+  readonly subject: string;
 }
 
-/** What is published on a subject, to be handled one by one by fibers of ours. */
+/** What is published on a subject, to be taken one by one by fibers of ours. */
 export const subscribed = (
   line: Line,
   subject: string,
-): Effect.Effect<Queue.Queue<Heard>, never, Scope.Scope> =>
+): Effect.Effect<Effect.Effect<Heard>, never, Scope.Scope> =>
   Effect.gen(function* () {
     const inbox = yield* Queue.unbounded<Heard>();
+    let waiting = 0;
+    const chargeOf = (bytes: Uint8Array) => Math.max(bytes.length, leastCharge);
     yield* Effect.acquireRelease(
       Effect.sync(() =>
-        line.subscribe(
-          subject,
-          (bytes, reply) => void Queue.offerUnsafe(inbox, { bytes: new Uint8Array(bytes), reply }),
-        )
+        line.subscribe(subject, (bytes, reply, subject) => {
+          if (waiting + chargeOf(bytes) > mostWaiting) return;
+          waiting += chargeOf(bytes);
+          Queue.offerUnsafe(inbox, { bytes: new Uint8Array(bytes), reply, subject });
+        })
       ),
       (unsubscribe) => Effect.sync(unsubscribe),
     );
-    return inbox;
+    return Effect.tap(
+      Queue.take(inbox),
+      ({ bytes }) => Effect.sync(() => void (waiting -= chargeOf(bytes))),
+    );
   });
 
 /** Returns when the server has answered so many times: a server that is away makes nobody late. */
@@ -97,19 +116,20 @@ const nobodyIsThere = 3;
 const answersOf = Effect.fnUntraced(function* (
   line: Line,
   cluster: string,
-  node: string,
+  node: Addressee,
   request: Uint8Array,
 ) {
-  const { answer, node: subject } = subjects(cluster);
-  const reply = answer();
+  const names = subjects(cluster);
+  const subject = names.node(node);
+  const reply = `${names.answers()}.${nameIn(node)}`;
   const inbox = yield* subscribed(line, reply);
-  const asking = Effect.sync(() => line.publish(subject(node), request, reply)).pipe(
+  const asking = Effect.sync(() => line.publish(subject, request, reply)).pipe(
     Effect.repeat(Schedule.spaced(askAgain)),
   );
   yield* Effect.forkScoped(asking, { startImmediately: true });
   let nothing = 0;
   /** The next answer; none where nobody is there. */
-  return Effect.repeat(Queue.take(inbox), {
+  return Effect.repeat(inbox, {
     until: ({ bytes }) => {
       nothing = bytes.length > 0 ? 0 : nothing + 1;
       return bytes.length > 0 || nothing >= nobodyIsThere;
@@ -125,7 +145,7 @@ const answersOf = Effect.fnUntraced(function* (
 export const ask = (
   line: Line,
   cluster: string,
-  node: string,
+  node: Addressee,
   request: Uint8Array,
   patience: number,
 ): Effect.Effect<Option.Option<Result.Result<Answer, string>>> =>
@@ -135,7 +155,7 @@ export const ask = (
   }));
 
 /** Returns when a node is not there any more: one that is cut off or frozen is. */
-export const gone = (line: Line, cluster: string, node: string): Effect.Effect<void> =>
+export const gone = (line: Line, cluster: string, node: Addressee): Effect.Effect<void> =>
   Effect.scoped(Effect.gen(function* () {
     const answer = yield* answersOf(line, cluster, node, requests.encode({ ask: "ping" }));
     yield* Effect.repeat(answer, { until: Option.isNone });

@@ -12,7 +12,8 @@ import type { NodeCard } from "../../runtime/membership.ts";
 import { nothing, type Standing } from "../../runtime/standing.ts";
 import { version } from "../../runtime/version.ts";
 import type { Line } from "../nats_links/line.ts";
-import { ask, events, gone, largestMessage, requests } from "./control.ts";
+import { type Roster, rosterOf } from "../nats_roster.ts";
+import { ask, events, gone, largestMessage, nameIn, requests } from "./control.ts";
 
 /** How often the server may answer before a node does, to an offer, or asked what it holds; else the node is lost. */
 const [offerPatience, patience] = [10, 4] as const;
@@ -57,19 +58,22 @@ export const sameVersion = (
  * The crew of these nodes.
  *
  * @param spare The nodes that wait now, for ranks that are lost.
+ * @param roster The same that the driver's links have.
  */
 export const crewOf = Effect.fn("natsCrew")(function* (
   control: Line,
   cluster: string,
   nodes: ReadonlyArray<NodeCard>,
   spare: Effect.Effect<ReadonlyArray<NodeCard>>,
+  roster: Roster = rosterOf(),
 ) {
   const links = yield* Links;
   const memberOf = [...nodes];
+  roster.ranks = memberOf.map(nameIn);
   const failed = new Set<string>();
   const runs = new Set<string>();
   const request = (node: NodeCard, bytes: Uint8Array, patience: number) =>
-    ask(control, cluster, node.id, bytes, patience);
+    ask(control, cluster, node, bytes, patience);
   // Nodes wait for a driver that might come back; one that leaves says so.
   yield* Effect.addFinalizer(() =>
     Effect.forEach(
@@ -94,7 +98,10 @@ export const crewOf = Effect.fn("natsCrew")(function* (
     };
     // Whoever took it before may have let go of it since.
     const refused = (reason: string) => failed(job.epoch > 0 ? "NodeLost" : "NodeRefused", reason);
-    const bytes = requests.encode({ ask: "offer", version, job: cardOf(job), rank });
+    const bytes = requests.encode({
+      ...{ ask: "offer", version, job: cardOf(job), rank },
+      members: roster.ranks,
+    });
     if (bytes.length > largestMessage) {
       return yield* refused(
         `the tables of its attention make an offer of ${bytes.length} bytes, and a node takes ` +
@@ -142,7 +149,7 @@ export const crewOf = Effect.fn("natsCrew")(function* (
         yield* offer(job, rank, node);
         const lane = yield* links.open({ run, epoch, self: "driver", peer: rank, lane: "events" });
         const left = Effect.flatMap(
-          gone(control, cluster, node.id),
+          gone(control, cluster, node),
           () => Effect.fail(blame("NodeLost", "it is not there any more")),
         );
         yield* Effect.forkScoped(Effect.catch(left, failed));
@@ -207,6 +214,7 @@ export const crewOf = Effect.fn("natsCrew")(function* (
           standings.push(nothing);
           moved.push({ rank, to: nameOf(next) });
         }
+        roster.ranks = memberOf.map(nameIn);
         return { standings, moved };
       }),
   });

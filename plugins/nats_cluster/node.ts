@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { Effect, Exit, Fiber, FiberSet, Queue, Result, Scope } from "effect";
+import { Effect, Exit, Fiber, FiberSet, Result, Scope } from "effect";
 import type { Device } from "../../runtime/device.ts";
 import type { ServerUnavailable } from "../../runtime/errors.ts";
 import { type Job, jobOf } from "../../runtime/job.ts";
@@ -15,7 +15,8 @@ import { Tenure } from "../../runtime/tenure.ts";
 import type { Definition } from "../../runtime/variant.ts";
 import { version } from "../../runtime/version.ts";
 import type { Nats } from "../nats.ts";
-import { answers, cards, events, requests, subjects, subscribed } from "./control.ts";
+import { type Roster, rosterOf } from "../nats_roster.ts";
+import { answers, cards, events, nameIn, requests, subjects, subscribed } from "./control.ts";
 
 /** The state of a node, told to its operator. */
 export type NodeState =
@@ -60,6 +61,7 @@ interface Holding {
  *
  * @param card All but the state, which changes.
  * @param known The attention variants that it computes.
+ * @param roster The same that the node's links have.
  */
 export const serveNode = Effect.fn("serveNode")(function* (
   { control }: Pick<Nats, "control">,
@@ -67,10 +69,11 @@ export const serveNode = Effect.fn("serveNode")(function* (
   card: Omit<NodeCard, "state">,
   known: ReadonlyArray<Definition>,
   tell: (state: NodeState) => Effect.Effect<void>,
+  roster: Roster = rosterOf(),
 ) {
   const names = subjects(cluster);
   const roll = yield* subscribed(control, names.roll);
-  const asked = yield* subscribed(control, names.node(card.id));
+  const asked = yield* subscribed(control, names.node(card));
   yield* Effect.promise(() => control.flush());
   const links = yield* Links;
   const fork = yield* FiberSet.makeRuntime<Device | Links>();
@@ -151,7 +154,11 @@ export const serveNode = Effect.fn("serveNode")(function* (
       yield* settle(ours);
     });
 
-  const take = (job: Job, rank: number): Effect.Effect<Answer> =>
+  const take = (
+    job: Job,
+    rank: number,
+    members: ReadonlyArray<string>,
+  ): Effect.Effect<Answer> =>
     Effect.gen(function* () {
       const refuse = (reason: string): Answer => ({ accepted: false, reason });
       if (holding !== undefined && holding.run !== job.run) {
@@ -170,6 +177,7 @@ export const serveNode = Effect.fn("serveNode")(function* (
       }
       if (!(yield* keep(ours))) return refuse(`it has let go of rank ${rank}`);
       ours.epoch = job.epoch;
+      roster.ranks = members;
       const held = before ?? (yield* Effect.map(
         Scope.make(),
         (scope): HeldRank => ({
@@ -212,25 +220,25 @@ export const serveNode = Effect.fn("serveNode")(function* (
     if (request.ask === "ping") return Effect.succeed({ accepted: true });
     if (request.ask === "release") return Effect.as(letGo(request.run), { accepted: true });
     if (request.ask === "regroup") return regroup(request.run, request.epoch);
-    const { version: theirs, job, rank } = request;
+    const { version: theirs, job, rank, members } = request;
     const refuse = (reason: string) => Effect.succeed<Answer>({ accepted: false, reason });
     if (theirs !== version) return refuse(`it runs annulus ${version}, the driver ${theirs}`);
     const ring = job.weights.length;
     if (rank >= ring) return refuse(`rank ${rank} is none of a ring of ${ring}`);
     return Result.match(jobOf(job, known), {
       onFailure: refuse,
-      onSuccess: (job) => take(job, rank),
+      onSuccess: (job) => take(job, rank, members),
     });
   };
 
   const introduce = Effect.forever(Effect.gen(function* () {
-    const { reply } = yield* Queue.take(roll);
+    const { reply } = yield* roll;
     if (reply === undefined) return;
     const state = holding === undefined ? "idle" : "busy";
-    control.publish(reply, cards.encode({ ...card, state }));
+    control.publish(`${reply}.${nameIn(card)}`, cards.encode({ ...card, state }));
   }));
   const listen = Effect.forever(Effect.gen(function* () {
-    const { bytes, reply } = yield* Queue.take(asked);
+    const { bytes, reply } = yield* asked;
     const said = yield* Result.match(requests.decode(bytes), {
       onFailure: (why) =>
         Effect.succeed<Answer>({

@@ -23,10 +23,13 @@ export interface Line {
   readonly maxPayload: number;
   /** What is published while the line is away is lost. An answer is to be published on `reply`. */
   readonly publish: (subject: string, bytes: Uint8Array, reply?: string) => void;
-  /** `hear` gets a view of memory that is used again; returns what ends the subscription. */
+  /**
+   * `hear` gets a view of memory that is used again; returns what ends the subscription. The last word of a subject may be
+   * `*`, which stands for any.
+   */
   readonly subscribe: (
     subject: string,
-    hear: (bytes: Uint8Array, reply: string | undefined) => void,
+    hear: (bytes: Uint8Array, reply: string | undefined, subject: string) => void,
   ) => () => void;
   /** Returns what ends the watching. */
   readonly watch: (watcher: LineWatcher) => () => void;

@@ -543,7 +543,7 @@ Deno.test({
         for (const card of cards) {
           const text = Schema.encodeSync(Schema.fromJsonString(NodeCard))(card);
           connection.subscribe(`annulus.${cluster}.ctl.roll`, {
-            callback: (_, message) => void message.respond(text),
+            callback: (_, message) => connection.publish(`${message.reply}.any`, text),
           });
         }
       };
@@ -624,4 +624,45 @@ Deno.test({
         ])
       );
     })).pipe(Effect.runPromise),
+});
+
+Deno.test("the command refuses what is not safe", (t) => {
+  const elsewhere = ["--nats", "nats://10.0.0.1:4222"];
+  const unsafe = /needs --tls or credentials on another machine .* or --insecure .*: found none of/;
+  const certs = (...args: ReadonlyArray<string>) => (folder: string) => [
+    ...["certs", folder, "--nodes", "1"],
+    ...args,
+  ];
+  return judgeAll(t, [
+    { name: "attend elsewhere", flags: elsewhere, says: unsafe },
+    ...["node", "nodes", "up"].map((command): Case => ({
+      name: `${command} elsewhere`,
+      args: () => [command, ...elsewhere],
+      says: unsafe,
+    })),
+    {
+      name: "certificates for nodes that a run starts",
+      flags: ["--tls", "certs/driver", ...elsewhere],
+      code: 2,
+      says: /--tls needs --cluster and --nats: nodes that a run starts have no certificates/,
+    },
+    {
+      name: "a folder without certificates",
+      args: (folder) => ["node", "--tls", `${folder}/folder`, ...elsewhere],
+      says: /Cannot use the certificate in ".*ca\.pem": .* folders with ca\.pem.*: found No such/,
+    },
+    { name: "an odd host", args: certs("--host", "a b"), says: /--host needs names.*found "a b"/ },
+    {
+      name: "certificates for no node",
+      args: () => ["certs", "x", "--nodes", "0"],
+      code: 2,
+      says: /at least 1/,
+    },
+    {
+      name: "certificates without openssl",
+      args: certs(),
+      env: { PATH: "" },
+      says: /^annulus: Cannot make certificates in ".*": it needs openssl 3 .*: found /,
+    },
+  ]);
 });

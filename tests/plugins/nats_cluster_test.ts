@@ -110,28 +110,35 @@ inCluster(
       const connection = yield* dialNats(url);
       const offer = (payload: string) =>
         Effect.map(
-          Effect.promise(() => connection.request(`annulus.${cluster}.ctl.node.a`, payload)),
+          Effect.promise(() => connection.request(`annulus.${cluster}.ctl.node.any.a`, payload)),
           (answer) => answer.json<{ accepted: boolean; reason?: string }>(),
         );
       const cases: ReadonlyArray<readonly [string, RegExp]> = [
         ["", /^it does not understand the offer/],
         ["{", /^it does not understand the offer/],
         [
-          JSON.stringify({ ask: "offer", version, rank: 0 }),
+          JSON.stringify({ ask: "offer", members: ["any"], version, rank: 0 }),
           /^it does not understand the offer: .*job/s,
         ],
         [
-          JSON.stringify({ ask: "offer", version, rank: 0, job: { ...job, run: "../../x" } }),
+          JSON.stringify({
+            ask: "offer",
+            members: ["any"],
+            version,
+            rank: 0,
+            job: { ...job, run: "../../x" },
+          }),
           /^it does not understand the offer: .*run/s,
         ],
         [
-          JSON.stringify({ ask: "offer", version, rank: -1, job }),
+          JSON.stringify({ ask: "offer", members: ["any"], version, rank: -1, job }),
           /^it does not understand the offer: .*rank/s,
         ],
         [" ".repeat(600_000), /a message of at most 524288 bytes: found 600000/],
         [
           JSON.stringify({
             ask: "offer",
+            members: ["any"],
             version,
             rank: 0,
             job: { ...job, problem: { ...job.problem, attention: [{ name: "odd", params: {} }] } },
@@ -139,11 +146,11 @@ inCluster(
           /^it has no attention "odd"; its operator may add it with --plugin$/,
         ],
         [
-          JSON.stringify({ ask: "offer", version: "9.9.9", rank: 0, job }),
+          JSON.stringify({ ask: "offer", members: ["any"], version: "9.9.9", rank: 0, job }),
           new RegExp(`^it runs annulus ${version}, the driver 9\\.9\\.9$`),
         ],
         [
-          JSON.stringify({ ask: "offer", version, rank: 1, job }),
+          JSON.stringify({ ask: "offer", members: ["any"], version, rank: 1, job }),
           /^rank 1 is none of a ring of 1$/,
         ],
       ];
@@ -162,9 +169,15 @@ inCluster(
       yield* startNode(url, "a");
       const connection = yield* dialNats(url);
       const large = { ...job, problem: { ...job.problem, tokens: 2 ** 20 } };
-      const offer = JSON.stringify({ ask: "offer", version, rank: 0, job: large });
+      const offer = JSON.stringify({
+        ask: "offer",
+        members: ["any"],
+        version,
+        rank: 0,
+        job: large,
+      });
       const answer = yield* Effect.promise(() =>
-        connection.request(`annulus.${cluster}.ctl.node.a`, offer)
+        connection.request(`annulus.${cluster}.ctl.node.any.a`, offer)
       );
       assert.deepEqual(answer.json(), { accepted: true });
       const nats = yield* connectNats(url);

@@ -19,6 +19,10 @@ export interface Weather {
 /** No faults. */
 export const fair: Weather = { loss: 0, duplicate: 0, delay: [1, 2] };
 
+/** Whether a subscription is for a subject; its last word may be `*`. */
+const matches = (pattern: string, subject: string) =>
+  pattern.replace(/[^.]+$/, (last) => last === "*" ? subject.split(".").at(-1)! : last) === subject;
+
 interface Subscription {
   readonly member: Member;
   readonly subject: string;
@@ -99,21 +103,21 @@ export class Bus {
   publish(subject: string, bytes: Uint8Array, reply?: string): void {
     if (!this.up || this.#random() < this.weather.loss) return;
     const listens = ({ member, subject: theirs }: Subscription) =>
-      theirs === subject && !member.dead;
+      matches(theirs, subject) && !member.dead;
     if (reply !== undefined && ![...this.subscriptions].some(listens)) {
       return this.publish(reply, new Uint8Array(0));
     }
     const copy = new Uint8Array(bytes);
     const times = this.#random() < this.weather.duplicate ? 2 : 1;
     for (const { member, subject: theirs, hear } of this.subscriptions) {
-      if (theirs !== subject) continue;
+      if (!matches(theirs, subject)) continue;
       for (let i = 0; i < times; i++) {
         this.after(this.between(...this.weather.delay), () => {
           if (!this.up) return;
           member.whenHeard(() => {
             const at = this.members.indexOf(member);
             this.hash = crc32(`${this.now().toFixed(3)} ${at}`, this.hash);
-            hear(copy, reply);
+            hear(copy, reply, subject);
           });
         });
       }
