@@ -214,8 +214,14 @@ inCluster(
       const nats = yield* connectNats(url);
       const links = Context.get(yield* Layer.build(natsLinks(nats, { cluster })), Links);
       for (const rank of [0, 1]) {
-        const offer = JSON.stringify({ ask: "offer", version, rank, job: both });
-        yield* Effect.promise(() => connection.request(`annulus.${cluster}.ctl.node.a`, offer));
+        const offer = JSON.stringify({
+          ask: "offer",
+          version,
+          rank,
+          job: both,
+          members: ["any", "any"],
+        });
+        yield* Effect.promise(() => connection.request(`annulus.${cluster}.ctl.node.any.a`, offer));
       }
       const lane = yield* links.open({
         ...{ run: job.run, epoch: 0, self: "driver", peer: 1, lane: "events" },
