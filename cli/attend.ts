@@ -134,7 +134,7 @@ const attendLayer = Effect.fnUntraced(function* (
   const plan = yield* planOfJob(job);
   const terminal = Deno.stderr.isTerminal();
   const progress = new Progress(plan, terminal);
-  const flight = new FlightRecorder(plan);
+  const flight = yield* FlightRecorder.start(plan);
   const record = yield* drive(job, {
     interval: (interval) =>
       Effect.andThen(

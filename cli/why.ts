@@ -7,18 +7,18 @@ import { join } from "node:path";
 import { Effect, Result, Schema } from "effect";
 import { FileInvalid } from "../runtime/errors.ts";
 import { Flight, type FlightEvent, FlightRecorder } from "../runtime/flight.ts";
-import { print, printJson, table } from "./output.ts";
+import { note, print, printJson, table } from "./output.ts";
 
 /** The file of a flight recorder, in its folder. */
 const flightName = "flight.json";
 
-/** Writes what was recorded, if the run fails; what fails with it is the run. */
+/** Writes what was recorded of a run that failed; a folder that cannot be written to must not hide why it did. */
 export const writeFlight = (folder: string, recorder: FlightRecorder, failure: string) =>
   Effect.flatMap(recorder.written(failure), (flight) =>
-    Effect.promise(async () => {
+    Effect.tryPromise(async () => {
       await Deno.mkdir(folder, { recursive: true });
       await Deno.writeTextFile(join(folder, flightName), JSON.stringify(flight));
-    }));
+    })).pipe(Effect.catch(({ cause }) => note(`annulus: nothing is recorded: ${cause}`)));
 
 /** What a rank did last. */
 interface Last {

@@ -35,8 +35,6 @@ export interface NatsLine extends Line {
   readonly server: string;
   /** The connection at hand; undefined while the server is away. */
   readonly connection: () => NatsConnection | undefined;
-  /** Fails when the server has been away for longer than we wait. */
-  readonly lost: Effect.Effect<never, ServerUnavailable>;
 }
 
 /** Two lines to one server. */

@@ -13,6 +13,7 @@ import {
   InvalidProblem,
   type LinkError,
   type RankFailed,
+  type ServerUnavailable,
   type TensorInvalid,
   type VariantInvalid,
 } from "./errors.ts";
@@ -182,6 +183,7 @@ export const attend = (options: AttendOptions): Effect.Effect<
   | InvalidProblem
   | LinkError
   | RankFailed
+  | ServerUnavailable
   | TensorInvalid
   | VariantInvalid,
   Crew | Links

@@ -16,6 +16,8 @@ export const Beat = Schema.Struct({
   at: Schema.Number,
   /** Blocks that are merged. */
   merged: Schema.Number,
+  /** Ranks that share the device. */
+  ranks: Schema.Number,
   /** What goes on, and since when. */
   doing: Schema.Array(Schema.Struct({
     activity: Schema.Literals([...activities]),
@@ -38,7 +40,7 @@ const every = 500;
 export const beating = (
   rank: number,
   recorder: Recorder,
-  merged: () => number,
+  standing: () => Pick<Beat, "merged" | "ranks">,
   tell: (beat: Beat) => Effect.Effect<void>,
 ): Effect.Effect<never> =>
   Effect.gen(function* () {
@@ -46,7 +48,7 @@ export const beating = (
     yield* Effect.sleep(every);
     const at = yield* recorder.now;
     yield* tell({
-      ...{ rank, at, merged: merged(), doing: recorder.doing },
+      ...{ rank, at, ...standing(), doing: recorder.doing },
       late: Math.max(0, at - before - every),
       rssBytes: Deno.memoryUsage().rss,
     });
@@ -57,9 +59,13 @@ const [unknown, least] = [600_000, 60_000];
 /** And for so many times as long as the longest one took. */
 const times = 5;
 
-/** For how many milliseconds a rank's device has been busy with a block beyond what one may take; 0 if it has not. */
-export const overdue = ({ at, doing }: Beat, longest: number | undefined): number => {
-  const allowed = longest === undefined ? unknown : Math.max(least, times * longest);
+/** Blocks that a rank may have queued on its device. */
+const queued = 2;
+
+/** For how many milliseconds a rank has waited for its device, if that is more than any block may take; else 0. */
+export const overdue = ({ at, ranks, doing }: Beat, longest: number | undefined): number => {
+  const one = longest === undefined ? unknown : Math.max(least, times * longest);
   const since = doing.filter(({ activity }) => activity === "compute").map(({ since }) => since);
-  return since.length === 0 ? 0 : Math.max(0, at - Math.min(...since) - allowed);
+  const waited = since.length === 0 ? 0 : at - Math.min(...since);
+  return waited > queued * ranks * one ? waited : 0;
 };

@@ -7,7 +7,7 @@
 import { Context, Effect, Layer } from "effect";
 import type { Beat } from "./beat.ts";
 import { Device } from "./device.ts";
-import { type LinkError, RankFailed } from "./errors.ts";
+import { type LinkError, RankFailed, type ServerUnavailable } from "./errors.ts";
 import type { Job } from "./job.ts";
 import { Links } from "./link.ts";
 import { attendRank, type RankError, type RankSummary } from "./rank.ts";
@@ -46,7 +46,9 @@ export class Crew extends Context.Service<Crew, {
     run: string,
     epoch: number,
     failure: RankFailed | LinkError,
-  ) => Effect.Effect<Regrouped, RankFailed>;
+  ) => Effect.Effect<Regrouped, RankFailed | ServerUnavailable>;
+  /** The run is over, however it ended: returns when its members are free for another one. */
+  readonly ended?: (run: string) => Effect.Effect<void>;
 }>()("annulus/runtime/Crew") {
   /** All ranks in this process, on one device. A function: one layer would be built once for all devices and links. */
   static readonly local = (): Layer.Layer<Crew, never, Device | Links> =>

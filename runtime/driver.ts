@@ -287,9 +287,9 @@ const runEpoch = Effect.fnUntraced(function* (
     beat: (beat: Beat) => {
       const milliseconds = overdue(beat, longest);
       if (milliseconds === 0) return heard.beat(beat);
-      const reason = `its device has been busy with one block for ${
+      const reason = `its device has been busy with a block for ${
         (milliseconds / 1000).toFixed(0)
-      } s longer than any should take`;
+      } s`;
       const { rank } = beat;
       return Effect.asVoid(blame(new RankFailed({ rank, node: "its node", tag: "Stuck", reason })));
     },
@@ -298,7 +298,20 @@ const runEpoch = Effect.fnUntraced(function* (
   };
   const members = yield* Effect.forEach(
     plan.ranks,
-    ({ rank }) => Effect.forkScoped(Effect.catch(crew.run(job, rank, observer), blame)),
+    ({ rank }) =>
+      crew.run(job, rank, observer).pipe(
+        Effect.catch(blame),
+        // Without a word of it the run would wait for ever.
+        Effect.catchDefect((defect) =>
+          blame(
+            new RankFailed({
+              ...{ rank, node: "the driver's side of it", tag: "DriverDefect" },
+              reason: String(defect),
+            }),
+          )
+        ),
+        Effect.forkScoped,
+      ),
   );
   const exchange = Effect.forEach(plan.ranks, (mine) =>
     Effect.gen(function* () {
@@ -336,8 +349,10 @@ const survivable = (error: Failure): error is LinkError | RankFailed =>
   error._tag === "RankFailed" && lostTags.includes(error.tag);
 const lostTags = ["LinkFailed", "LinkClosed", "DeviceFailed", "Defect", "NodeLost", "Stuck"];
 
-/** So many epochs without anything new are enough. */
+/** So many epochs for each rank without anything new are enough. */
 const patience = 3;
+/** What may be the rank's work as well as its node. */
+const ownTags = ["DeviceFailed", "Defect"];
 
 /**
  * Runs a job to its end: every rank of the crew gets its shard, and every row of the result reaches the sink. When a rank
@@ -345,7 +360,8 @@ const patience = 3;
  */
 export const drive = Effect.fn("drive")(function* (job: Job, observer: RunObserver) {
   yield* outsideOfThreads;
-  const { regroup } = yield* Crew;
+  const { regroup, ended = () => Effect.void } = yield* Crew;
+  yield* Effect.addFinalizer(() => ended(job.run));
   const read = reader(yield* Source, job);
   const plan = yield* planOfJob(job);
   const timeline: Array<Interval> = [];
@@ -362,6 +378,7 @@ export const drive = Effect.fn("drive")(function* (job: Job, observer: RunObserv
   const collected = (rank: number) => void (job.gradients || home.add(rank));
   let current = job;
   let [best, idle] = [0, 0];
+  const failedOnItsOwn = new Set<number>();
   for (;;) {
     const outcome = yield* Effect.result(runEpoch(current, plan, read, heard, collected));
     if (Result.isSuccess(outcome)) {
@@ -369,7 +386,14 @@ export const drive = Effect.fn("drive")(function* (job: Job, observer: RunObserv
       return { plan, timeline, ranks, seconds: yield* sinceThen, recoveries } satisfies RunRecord;
     }
     const error = outcome.failure;
-    if (regroup === undefined || !survivable(error) || idle >= patience) return yield* error;
+    if (regroup === undefined || !survivable(error) || idle >= patience * plan.ring) {
+      return yield* error;
+    }
+    if (error._tag === "RankFailed" && ownTags.includes(error.tag)) {
+      // What fails on two nodes in turn fails on all of them.
+      if (failedOnItsOwn.has(error.rank)) return yield* error;
+      failedOnItsOwn.add(error.rank);
+    }
     const epoch = current.epoch + 1;
     const { standings, moved } = yield* regroup(job.run, epoch, error);
     current = {
@@ -381,10 +405,11 @@ export const drive = Effect.fn("drive")(function* (job: Job, observer: RunObserv
       (sum, { merged, collected, loaded }) => sum + merged + (collected ? 1 : 0) + (loaded ? 1 : 0),
       0,
     );
-    idle = done > best || moved.length > 0 ? 0 : idle + 1;
+    idle = done > best ? 0 : idle + 1;
+    if (done > best) failedOnItsOwn.clear();
     best = Math.max(best, done);
     const recovery = { epoch, cause: error.message, moved, at: yield* sinceThen };
     recoveries.push(recovery);
     yield* observer.recovered(recovery);
   }
-});
+}, Effect.scoped);

@@ -9,6 +9,8 @@ import type { Recovery, RunObserver } from "./driver.ts";
 import type { Plan } from "./plan.ts";
 import { activities, type Interval } from "./timeline.ts";
 
+const milliseconds = Effect.map(Clock.monotonicTimeNanos, (nanos) => Number(nanos) / 1e6);
+
 /** Events that are kept of each rank. */
 const kept = 4096;
 
@@ -60,11 +62,15 @@ export type Flight = typeof Flight.Type;
 export class FlightRecorder implements RunObserver {
   readonly #events: ReadonlyArray<Array<FlightEvent>>;
   readonly #recoveries: Array<Recovery> = [];
-  #began: number | undefined;
 
-  constructor(readonly plan: Plan) {
+  /** @param began When the run did, in milliseconds. */
+  constructor(readonly plan: Plan, readonly began: number) {
     this.#events = plan.ranks.map(() => []);
   }
+
+  /** For a run that begins now. */
+  static readonly start = (plan: Plan): Effect.Effect<FlightRecorder> =>
+    Effect.map(milliseconds, (now) => new FlightRecorder(plan, now));
 
   readonly interval = ({ rank, activity, step, block, begin, end, bytes }: Interval) =>
     this.#keep(rank, { interval: { activity, step, block, milliseconds: end - begin, bytes } });
@@ -88,11 +94,7 @@ export class FlightRecorder implements RunObserver {
     }));
   }
 
-  readonly #now = Effect.map(Clock.monotonicTimeNanos, (nanos) => {
-    const now = Number(nanos) / 1e6;
-    this.#began ??= now;
-    return now - this.#began;
-  });
+  readonly #now = Effect.map(milliseconds, (now) => now - this.began);
 
   #keep(rank: number, event: FlightEvent["event"]): Effect.Effect<void> {
     return Effect.map(this.#now, (at) => {

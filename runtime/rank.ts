@@ -160,7 +160,22 @@ export const attendRank = (
   tenure: Tenure,
   observer: Observer,
 ): Effect.Effect<void, RankError, Device | Links> =>
-  Effect.scoped(Effect.tapError(takePart(job, tenure, observer), observer.failed));
+  takePart(job, tenure, observer).pipe(
+    // As good as a device that failed; its links tell nobody before this is told.
+    Effect.catchDefect((defect) =>
+      Effect.flatMap(
+        Device,
+        ({ info }) =>
+          Effect.fail(
+            new DeviceFailed({
+              ...{ device: info.name, attempted: "compute a rank", found: String(defect) },
+            }),
+          ),
+      )
+    ),
+    Effect.tapError(observer.failed),
+    Effect.scoped,
+  );
 
 const takePart = Effect.fn("takePart")(function* (job: Job, tenure: Tenure, observer: Observer) {
   const device = yield* Device;
@@ -182,7 +197,12 @@ const takePart = Effect.fn("takePart")(function* (job: Job, tenure: Tenure, obse
   const { batch, heads, kvHeads, headDim, scale, latent } = job.problem;
   const recorder = yield* Recorder.start(rank, observer.interval);
   yield* Effect.forkScoped(
-    beating(rank, recorder, () => tenure.standing.merged, observer.beat),
+    beating(
+      rank,
+      recorder,
+      () => ({ merged: tenure.standing.merged, ranks: tenure.ranks() }),
+      observer.beat,
+    ),
   );
 
   const peers = new Set(

@@ -99,13 +99,11 @@ export const subscribed = (
 export const pulses = (line: Line, count: number): Effect.Effect<void> =>
   Effect.callback<void>((resume) => {
     let left = count;
-    const end = line.watch({
-      pulse: () => {
-        if (--left > 0) return;
-        end();
-        resume(Effect.void);
-      },
-    });
+    const done = () => {
+      end();
+      resume(Effect.void);
+    };
+    const end = line.watch({ pulse: () => --left > 0 || done(), gone: done });
     return Effect.sync(end);
   });
 

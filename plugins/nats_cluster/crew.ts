@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { type Duration, Effect, Option, Result } from "effect";
+import { type Duration, Effect, Option, Result, type Scope } from "effect";
 import { Crew, type Regrouped } from "../../runtime/crew.ts";
 import { NodeRefused, RankFailed, VersionMismatch } from "../../runtime/errors.ts";
 import { cardOf, type Job } from "../../runtime/job.ts";
@@ -17,10 +17,16 @@ import { ask, events, gone, largestMessage, nameIn, requests } from "./control.t
 
 /** How often the server may answer before a node does, to an offer, or asked what it holds; else the node is lost. */
 const [offerPatience, patience] = [10, 4] as const;
+/** How long nodes may take to forget a run that is over. */
+const releaseWithin: Duration.Input = "2 seconds";
 /** How long a node may take to stop: its device ends what it has begun. */
 const stopWithin: Duration.Input = "2 minutes";
 
 const nameOf = ({ id, host }: NodeCard): string => `node ${id} on ${host}`;
+
+const distinct = (nodes: ReadonlyArray<NodeCard>): ReadonlyArray<NodeCard> => [
+  ...new Map(nodes.map((node) => [node.id, node])).values(),
+];
 
 /** Failures of a node itself, which gets nothing more to do in the run. */
 const ownFailures = ["DeviceFailed", "Defect", "Stuck"];
@@ -71,24 +77,8 @@ export const crewOf = Effect.fn("natsCrew")(function* (
   const memberOf = [...nodes];
   roster.ranks = memberOf.map(nameIn);
   const failed = new Set<string>();
-  const runs = new Set<string>();
   const request = (node: NodeCard, bytes: Uint8Array, patience: number) =>
     ask(control, cluster, node, bytes, patience);
-  // Nodes wait for a driver that might come back; one that leaves says so.
-  yield* Effect.addFinalizer(() =>
-    Effect.forEach(
-      [...runs],
-      (run) => {
-        const release = requests.encode({ ask: "release", run });
-        return Effect.forEach(
-          new Set(memberOf),
-          (node) => request(node, release, patience),
-          { concurrency: "unbounded" },
-        );
-      },
-      { concurrency: "unbounded", discard: true },
-    )
-  );
 
   /** Gives a rank to a node, in an epoch; fails as something that another node could make up for, or not. */
   const offer = Effect.fnUntraced(function* (job: Job, rank: number, node: NodeCard) {
@@ -121,7 +111,11 @@ export const crewOf = Effect.fn("natsCrew")(function* (
   /** What a node holds once it has stopped; nothing if it does not answer. */
   const stopped = (node: NodeCard, run: string, epoch: number) => {
     const bytes = requests.encode({ ask: "regroup", run, epoch });
-    const asking: Effect.Effect<ReadonlyMap<number, Standing> | undefined> = Effect.flatMap(
+    const asking: Effect.Effect<
+      ReadonlyMap<number, Standing> | undefined,
+      never,
+      Scope.Scope
+    > = Effect.flatMap(
       request(node, bytes, patience),
       (answer) => {
         if (Option.isNone(answer) || Result.isFailure(answer.value)) {
@@ -130,7 +124,10 @@ export const crewOf = Effect.fn("natsCrew")(function* (
         const said = answer.value.success;
         if ("stopping" in said) return Effect.delay(asking, "50 millis");
         if (!("holds" in said)) return Effect.succeed(undefined);
-        return Effect.succeed(new Map(said.holds.map(({ rank, standing }) => [rank, standing])));
+        const holds = new Map(said.holds.map(({ rank, standing }) => [rank, standing]));
+        // It lets go of what nobody asks for, and others may need longer to stop.
+        const again = Effect.forever(Effect.delay(request(node, bytes, patience), "1 second"));
+        return Effect.as(Effect.forkScoped(again), holds);
       },
     );
     return Effect.map(Effect.timeoutOption(asking, stopWithin), Option.getOrUndefined);
@@ -141,7 +138,6 @@ export const crewOf = Effect.fn("natsCrew")(function* (
       const node = memberOf[rank]!;
       const blame = (tag: string, reason: string) =>
         new RankFailed({ rank, node: nameOf(node), tag, reason });
-      runs.add(job.run);
       return Effect.gen(function* () {
         const odd = oddPlugin(job, memberOf);
         if (odd !== undefined) return yield* blame("VersionMismatch", odd);
@@ -157,9 +153,10 @@ export const crewOf = Effect.fn("natsCrew")(function* (
           const heard = events.decode(yield* lane.receive);
           if (Result.isFailure(heard)) return yield* blame("NodeRefused", heard.failure);
           const event = heard.success;
-          if (event.event === "interval") yield* interval(event.interval);
-          if (event.event === "beat") yield* beat(event.beat);
-          if (event.event === "finished") yield* finished(event.summary);
+          // It speaks for its own rank, whatever it says.
+          if (event.event === "interval") yield* interval({ ...event.interval, rank });
+          if (event.event === "beat") yield* beat({ ...event.beat, rank });
+          if (event.event === "finished") yield* finished({ ...event.summary, rank });
           if (event.event === "failed") yield* failed(blame(event.tag, event.reason));
         }
       }).pipe(
@@ -179,7 +176,7 @@ export const crewOf = Effect.fn("natsCrew")(function* (
         if (failure._tag === "RankFailed" && ownFailures.includes(failure.tag)) {
           failed.add(memberOf[failure.rank]!.id);
         }
-        const members = [...new Map(memberOf.map((node) => [node.id, node])).values()];
+        const members = distinct(memberOf).filter(({ id }) => !failed.has(id));
         const [held, waiting] = yield* Effect.all([
           Effect.forEach(members, (node) => stopped(node, run, epoch), {
             concurrency: "unbounded",
@@ -216,6 +213,14 @@ export const crewOf = Effect.fn("natsCrew")(function* (
         }
         roster.ranks = memberOf.map(nameIn);
         return { standings, moved };
-      }),
+      }).pipe(Effect.scoped, Effect.raceFirst(control.lost)),
+    ended: (run) => {
+      const release = requests.encode({ ask: "release", run });
+      return Effect.forEach(
+        distinct(memberOf),
+        (node) => request(node, release, patience),
+        { concurrency: "unbounded", discard: true },
+      ).pipe(Effect.timeoutOption(releaseWithin), Effect.asVoid);
+    },
   });
 });

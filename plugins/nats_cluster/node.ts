@@ -218,7 +218,11 @@ export const serveNode = Effect.fn("serveNode")(function* (
 
   const answer = (request: Request): Effect.Effect<Answer> => {
     if (request.ask === "ping") return Effect.succeed({ accepted: true });
-    if (request.ask === "release") return Effect.as(letGo(request.run), { accepted: true });
+    if (request.ask === "release") {
+      // A device that has begun something ends it first; nobody else is to wait for that.
+      const going = fork(letGo(request.run));
+      return Effect.as(Effect.timeoutOption(Fiber.join(going), accountWithin), { accepted: true });
+    }
     if (request.ask === "regroup") return regroup(request.run, request.epoch);
     const { version: theirs, job, rank, members } = request;
     const refuse = (reason: string) => Effect.succeed<Answer>({ accepted: false, reason });

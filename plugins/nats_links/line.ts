@@ -4,6 +4,8 @@
  *
  * @module
  */
+import type { Effect } from "effect";
+import type { ServerUnavailable } from "../../runtime/errors.ts";
 
 /** Hears of what happens to a line. */
 export interface LineWatcher {
@@ -31,6 +33,8 @@ export interface Line {
     subject: string,
     hear: (bytes: Uint8Array, reply: string | undefined, subject: string) => void,
   ) => () => void;
+  /** Fails when the line stays away for longer than anybody waits. */
+  readonly lost: Effect.Effect<never, ServerUnavailable>;
   /** Returns what ends the watching. */
   readonly watch: (watcher: LineWatcher) => () => void;
   /** Returns when what was published has reached the server, or cannot any more. */

@@ -6,7 +6,7 @@
  * | 0 | the letters `anl2` | | 32 | `beyond`: which of the next 64 arrived, u64 |
  * | 4 | kind | | 40 | `heard`: the latest `dispatch` that arrived |
  * | 8 | `from`: number of the speaker's end, never 0 | | 44 | `taken`: frames that the speaker's consumer took |
- * | 12 | `to`: the same of the one spoken to, or 0 | | 48 | `granted`: KiB that the peer may send in all |
+ * | 12 | `to`: the same of the one spoken to, or 0 | | 48 | `granted`: bytes that the peer may send in all |
  * | 16 | `epoch` of the run | | 52 | bytes of the body |
  * | 20 | `number` of the frame, or of the last one | | 56 | CRC-32 of the body |
  * | 24 | `dispatch`: of messages that may be lost | | 60 | CRC-32 of bytes 0 to 59 |

@@ -20,7 +20,7 @@ const plan = Result.getOrThrow(planOf({
 
 type Doing = Beat["doing"][number];
 const beat = (rank: number, merged: number, ...doing: ReadonlyArray<Partial<Doing>>): Beat => ({
-  ...{ rank, at: 2000, merged, late: 0, rssBytes: 1 },
+  ...{ rank, at: 2000, merged, ranks: 1, late: 0, rssBytes: 1 },
   doing: doing.map((one) => ({
     activity: "wait",
     step: 0,
@@ -33,7 +33,7 @@ const beat = (rank: number, merged: number, ...doing: ReadonlyArray<Partial<Doin
 
 Deno.test("annulus why says who waited for whom, at which block and since when", async () => {
   await using folder = await scratch();
-  const recorder = new FlightRecorder(plan);
+  const recorder = await Effect.runPromise(FlightRecorder.start(plan));
   await Effect.runPromise(Effect.gen(function* () {
     yield* recorder.beat(beat(1, 0, { activity: "compute", block: 1, since: 100 }));
     yield* recorder.beat(beat(3, 2, { block: 1, since: 400 }));
@@ -72,7 +72,7 @@ Deno.test("annulus why refuses what no run left", async () => {
 });
 
 Deno.test("the flight recorder keeps the last of each rank", () => {
-  const recorder = new FlightRecorder(plan);
+  const recorder = Effect.runSync(FlightRecorder.start(plan));
   const flight = Effect.runSync(Effect.gen(function* () {
     for (let i = 0; i < 5000; i++) yield* recorder.beat(beat(0, i));
     yield* recorder.beat(beat(1, 7));
@@ -89,9 +89,10 @@ Deno.test("a rank is stuck when its device is busy with one block for far too lo
     ...beat(0, 1, { activity: "compute", since }),
     at: 1_000_000,
   });
-  assert.equal(overdue(busy(999_000), 100), 0);
-  assert.equal(overdue(busy(930_000), 100), 10_000, "a minute at least");
-  assert.equal(overdue(busy(800_000), 30_000), 50_000, "five times the longest");
-  assert.equal(overdue(busy(500_000), undefined), 0, "nothing is known yet");
+  assert.equal(overdue(busy(890_000), 100), 0, "two are queued");
+  assert.equal(overdue(busy(870_000), 100), 130_000, "a minute at least for each");
+  assert.equal(overdue(busy(690_000), 30_000), 310_000, "five times the longest");
+  assert.equal(overdue({ ...busy(690_000), ranks: 2 }, 30_000), 0, "two ranks share it");
+  assert.equal(overdue(busy(1), undefined), 0, "nothing is known yet");
   assert.equal(overdue({ ...beat(0, 1, { activity: "wait" }), at: 1e9 }, 1), 0, "it waits");
 });

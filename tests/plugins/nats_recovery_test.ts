@@ -3,12 +3,13 @@ import { Context, Effect, Layer, type Scope } from "effect";
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { causal, definitions } from "../../plugins/attention.ts";
-import { connectNats } from "../../plugins/nats.ts";
+import { connectNats, type NatsOptions } from "../../plugins/nats.ts";
 import { rollCall, serveNode } from "../../plugins/nats_cluster.ts";
 import { crewOf } from "../../plugins/nats_cluster/crew.ts";
 import { natsLinks } from "../../plugins/nats_links.ts";
 import type { Line } from "../../plugins/nats_links/line.ts";
 import { reference } from "../../plugins/reference.ts";
+import type { NatsServer } from "../../plugins/nats_server.ts";
 import { bytesOf } from "../../runtime/dtype.ts";
 import { attend, type AttendOptions, type AttendResult } from "../../runtime/attend.ts";
 import { Crew } from "../../runtime/crew.ts";
@@ -20,7 +21,7 @@ import { natsServer, noNatsServer } from "../support/nats.ts";
 import { normals } from "../support/random.ts";
 
 const cluster = "test";
-const hasty = { beat: "50 millis", silence: "2 seconds" } as const;
+const hasty = { beat: "100 millis", silence: "2 seconds" } as const;
 
 /** A line that says and hears nothing more once it is dead. */
 const mortal = <L extends Line>(line: L, isDead: () => boolean): L => ({
@@ -56,9 +57,14 @@ const startNode = Effect.fnUntraced(function* (url: string, id: string) {
 });
 
 /** What a driver needs, and a way to act on what it hears of the ranks. */
-const driver = (url: string, ring: number, hear: (interval: Interval) => void) =>
+const driver = (
+  url: string,
+  ring: number,
+  hear: (interval: Interval) => void,
+  options: NatsOptions = {},
+) =>
   Layer.effectContext(Effect.gen(function* () {
-    const nats = yield* connectNats(url, hasty);
+    const nats = yield* connectNats(url, { ...hasty, ...options });
     const links = yield* Layer.build(natsLinks(nats, { cluster }));
     const idle = Effect.map(
       rollCall(nats, cluster),
@@ -97,19 +103,24 @@ type Node = Effect.Success<ReturnType<typeof startNode>>;
 const withNodes = <E>(
   name: string,
   count: number,
-  test: (url: string, nodes: ReadonlyArray<Node>) => Effect.Effect<void, E, Scope.Scope>,
+  test: (
+    url: string,
+    nodes: ReadonlyArray<Node>,
+    server: NatsServer,
+  ) => Effect.Effect<void, E, Scope.Scope>,
 ) =>
   Deno.test({
     name,
     ignore: noNatsServer,
     fn: () =>
       Effect.gen(function* () {
-        const { url } = yield* natsServer();
+        const server = yield* natsServer();
+        const { url } = server;
         const nodes = yield* Effect.forEach(
           Array.from({ length: count }, (_, i) => `n${i}`),
           (id) => startNode(url, id),
         );
-        yield* test(url, nodes);
+        yield* test(url, nodes, server);
       }).pipe(Effect.scoped, Effect.timeout("60 seconds"), Effect.runPromise),
   });
 
@@ -227,5 +238,21 @@ withNodes(
         attend({ ...problem, ring: 2 }).pipe(Effect.provide(driver(url, 2, atStep(1, 1, kill)))),
       );
       assert.match(failed.message, /no other node is there to take it, after: .*silence$/);
+    }),
+);
+
+withNodes(
+  "a run whose server stays away fails, and says so",
+  2,
+  (url, _, server) =>
+    Effect.gen(function* () {
+      const gone = atStep(1, 1, () => Deno.kill(server.pid, "SIGKILL"));
+      const failed = yield* Effect.flip(
+        attend({ ...problem, ring: 2 }).pipe(
+          Effect.provide(driver(url, 2, gone, { patience: "300 millis" })),
+        ),
+      );
+      assert.equal(failed._tag, "ServerUnavailable");
+      assert.match(failed.message, /away for less than 300ms/);
     }),
 );

@@ -43,6 +43,7 @@ export class Member implements Lines {
     // Both lines share what happens to the member; messages of one do not wait for those of the other.
     this.control = this.bulk = {
       maxPayload: 1 << 16,
+      lost: Effect.never,
       publish: (...message) => this.whenHeard(() => bus.publish(...message)),
       subscribe: (subject, hear) => {
         const subscription = { member: this, subject, hear };

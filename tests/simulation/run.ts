@@ -134,13 +134,16 @@ export const simulateRun = (seed: number): Promise<Outcome> => {
       rollCall(driver, cluster),
       (all) => all.filter(({ state }) => state === "idle"),
     );
-    const run = Effect.scoped(Effect.gen(function* () {
-      const members = yield* Effect.repeat(idle, { until: (nodes) => nodes.length >= ring });
-      const crew = yield* crewOf(driver.control, cluster, members.slice(0, ring), idle);
-      return yield* attend(problem).pipe(Effect.provideService(Crew, crew));
-    })).pipe(Effect.provideContext(links));
-    const clean = yield* run;
-    const running = yield* Effect.forkScoped(run, { startImmediately: true });
+    const run = (before: boolean) =>
+      Effect.scoped(Effect.gen(function* () {
+        const members = yield* Effect.repeat(idle, { until: (nodes) => nodes.length >= ring });
+        const crew = yield* crewOf(driver.control, cluster, members.slice(0, ring), idle);
+        // Nodes are free for a run as soon as the one before is over.
+        if (before) yield* attend(problem).pipe(Effect.provideService(Crew, crew));
+        return yield* attend(problem).pipe(Effect.provideService(Crew, crew));
+      })).pipe(Effect.provideContext(links));
+    const clean = yield* run(true);
+    const running = yield* Effect.forkScoped(run(false), { startImmediately: true });
     // The first roll call is over.
     yield* Effect.sleep("1500 millis");
     misfortune(bus, nodes, count);

@@ -4,7 +4,7 @@ import { assertSeen, campaign } from "./campaign.ts";
 import { simulateRun } from "./run.ts";
 
 Deno.test("a run has the bits of an undisturbed one, whatever becomes of nodes, server and messages", async () => {
-  const seen = await campaign("run", simulateRun, [0, 150]);
+  const seen = await campaign("run", simulateRun, [0, 100]);
   assertSeen(
     seen,
     20,
