@@ -132,19 +132,10 @@ const runFaults: ReadonlyArray<Fault> = [
       ]],
     },
   },
-  {
-    fault: "a node lets go of what was asked for",
-    changes: {
-      "plugins/nats_cluster/node.ts": [[
-        "if (ending.lettingGo !== undefined) return Effect.void;",
-        "",
-      ]],
-    },
-  },
 ];
 
 /** Seeds in which much goes wrong come first; whichever notices will do. */
-const eventful = [10, 40, 157];
+const eventful = [10, 106];
 
 Deno.test("simulations of a run notice every guard that is missing", async (test) => {
   for (const { fault, changes } of runFaults) {
@@ -153,7 +144,7 @@ Deno.test("simulations of a run notice every guard that is missing", async (test
         const { simulateRun } = await load<
           typeof import("../simulation/run.ts")
         >("tests/simulation/run.ts");
-        const cases = [...eventful, ...Array(1000).keys()].map((seed) => ({
+        const cases = [...eventful, ...Array(150).keys()].map((seed) => ({
           name: `seed ${seed}`,
           run: Effect.asVoid(Effect.tryPromise({
             try: () => simulateRun(seed),
