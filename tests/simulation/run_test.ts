@@ -12,7 +12,6 @@ Deno.test("a run has the bits of an undisturbed one, whatever becomes of nodes, 
     "node cut off",
     "server away",
     "recovery",
-    "stale",
     "duplicate",
   );
 });
