@@ -347,12 +347,10 @@ const runEpoch = Effect.fnUntraced(function* (
 const survivable = (error: Failure): error is LinkError | RankFailed =>
   error._tag === "LinkFailed" || error._tag === "LinkClosed" ||
   error._tag === "RankFailed" && lostTags.includes(error.tag);
-const lostTags = ["LinkFailed", "LinkClosed", "DeviceFailed", "Defect", "NodeLost", "Stuck"];
+const lostTags = ["LinkFailed", "LinkClosed", "DeviceFailed", "NodeLost", "Stuck"];
 
 /** So many epochs for each rank without anything new are enough. */
 const patience = 3;
-/** What may be the rank's work as well as its node. */
-const ownTags = ["DeviceFailed", "Defect"];
 
 /**
  * Runs a job to its end: every rank of the crew gets its shard, and every row of the result reaches the sink. When a rank
@@ -389,7 +387,7 @@ export const drive = Effect.fn("drive")(function* (job: Job, observer: RunObserv
     if (regroup === undefined || !survivable(error) || idle >= patience * plan.ring) {
       return yield* error;
     }
-    if (error._tag === "RankFailed" && ownTags.includes(error.tag)) {
+    if (error._tag === "RankFailed" && error.tag === "DeviceFailed") {
       // What fails on two nodes in turn fails on all of them.
       if (failedOnItsOwn.has(error.rank)) return yield* error;
       failedOnItsOwn.add(error.rank);

@@ -29,7 +29,7 @@ const distinct = (nodes: ReadonlyArray<NodeCard>): ReadonlyArray<NodeCard> => [
 ];
 
 /** Failures of a node itself, which gets nothing more to do in the run. */
-const ownFailures = ["DeviceFailed", "Defect", "Stuck"];
+const ownFailures = ["DeviceFailed", "Stuck"];
 
 /** Two members that mean different things by the name of a variant: none of them begins then. */
 const oddPlugin = (job: Job, nodes: ReadonlyArray<NodeCard>): string | undefined => {

@@ -127,10 +127,7 @@ export const serveNode = Effect.fn("serveNode")(function* (
       beat: (beat) => emit({ event: "beat", beat }),
       finished: (summary) => emit({ event: "finished", summary }),
       failed: (error) => failed(error._tag, error.message),
-    }).pipe(
-      // A node outlives whatever a job does to it.
-      Effect.tapDefect((defect) => failed("Defect", String(defect))),
-    );
+    });
   }, Effect.scoped);
 
   /** One epoch of a rank, and what becomes of the rank then. */
