@@ -33,8 +33,6 @@ export interface NatsOptions extends NatsAccess {
 export interface NatsLine extends Line {
   /** `host:port`, for sentences. */
   readonly server: string;
-  /** The connection at hand; undefined while the server is away. */
-  readonly connection: () => NatsConnection | undefined;
 }
 
 /** Two lines to one server. */
@@ -119,6 +117,7 @@ const openLine = Effect.fnUntraced(function* (
     tell(watchers, "back");
     yield* beating(connection);
     current = undefined;
+    tell(watchers, "away");
     yield* Effect.forkIn(Scope.close(scope, Exit.void), connections);
   });
 
@@ -167,7 +166,6 @@ const openLine = Effect.fnUntraced(function* (
   return {
     server,
     maxPayload: first.connection.info?.max_payload ?? 0,
-    connection: () => current,
     publish: (subject, bytes, reply) => {
       if (current === undefined || current.isClosed()) return;
       current.publish(subject, bytes, reply === undefined ? {} : { reply });

@@ -9,6 +9,8 @@ import type { ServerUnavailable } from "../../runtime/errors.ts";
 
 /** Hears of what happens to a line. */
 export interface LineWatcher {
+  /** The line is away: nothing is heard or said. */
+  readonly away?: () => void;
   /** The line was away and is there again; what was on its way may be lost. */
   readonly back?: () => void;
   /** A beat of this process came back over the line. */

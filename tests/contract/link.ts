@@ -493,12 +493,14 @@ export const runLinkCase = (
 export const testLinks = (
   name: string,
   make: MakeLinks,
-  options: { readonly ignore?: boolean } = {},
+  /** Why its tests cannot run here, if they cannot. */
+  { ignore }: { readonly ignore?: string | undefined } = {},
 ): void => {
+  const suffix = ignore === undefined ? "" : ` (not here: ${ignore})`;
   for (const linkCase of linkCases) {
     Deno.test({
-      name: `the ${name} link ${linkCase.name}`,
-      ignore: options.ignore ?? false,
+      name: `the ${name} link ${linkCase.name}${suffix}`,
+      ignore: ignore !== undefined,
       fn: () => runLinkCase(linkCase, make),
     });
   }

@@ -11,11 +11,12 @@ import {
   type Message,
 } from "../../plugins/nats_links/message.ts";
 import { startNatsServer } from "../../plugins/nats_server.ts";
+import { Condition } from "../../runtime/condition.ts";
 import { LinkFailed } from "../../runtime/errors.ts";
 import { type Link, Links } from "../../runtime/link.ts";
 import { type MakeLinks, testLinks } from "../contract/link.ts";
 import { faultyLines } from "../support/faulty_lines.ts";
-import { natsMembers, noNatsServer } from "../support/nats.ts";
+import { away, natsMembers, noNatsServer } from "../support/nats.ts";
 import { uniform } from "../support/random.ts";
 
 const cluster = "test";
@@ -38,7 +39,9 @@ const contract =
       return (self) => typeof self === "number" && self % 2 === 1 ? odd! : even!;
     });
 
-testLinks("nats", contract((member) => member), { ignore: noNatsServer });
+testLinks("nats", contract((member) => member), {
+  ignore: noNatsServer ? "nats-server is not installed" : undefined,
+});
 
 const it = <A, E>(name: string, test: Effect.Effect<A, E, never>) =>
   Deno.test({
@@ -158,11 +161,7 @@ it(
     const [near, far] = yield* openBoth(a!, b!);
     const frames = framesOf(5, 400, 400_000);
     const sending = yield* Effect.forkScoped(Effect.forEach(frames, near.send));
-    const gone = Effect.promise(async () => {
-      while (members.some(({ control }) => control.connection() !== undefined)) {
-        await new Promise((resolve) => setTimeout(resolve, 10));
-      }
-    });
+    const gone = Effect.forEach(members, away, { concurrency: "unbounded" });
     for (const [i, frame] of frames.entries()) {
       if (i === 100) {
         Deno.kill(server.pid, "SIGSTOP");
@@ -226,6 +225,7 @@ const nothing: Message = {
 const fakePeer = ({ control, bulk }: Nats) =>
   Effect.promise(async () => {
     const heard: Array<Message> = [];
+    const change = new Condition();
     let session = 0;
     const say = (message: Partial<Message>) =>
       control.publish(`${toHere}.ctl`, encodeMessage({ ...nothing, to: session, ...message }));
@@ -233,6 +233,7 @@ const fakePeer = ({ control, bulk }: Nats) =>
       const message = decodeMessage(new Uint8Array(bytes));
       assert.ok(typeof message !== "string");
       heard.push(message);
+      change.changed();
       if (message.kind !== "hello" || session !== 0) return;
       session = message.from;
       say({ kind: "hello" });
@@ -240,7 +241,8 @@ const fakePeer = ({ control, bulk }: Nats) =>
     control.subscribe(`${toThere}.ctl`, hear);
     bulk.subscribe(toThere, hear);
     await Promise.all([control.flush(), bulk.flush()]);
-    return { say, heard };
+    const until = (found: () => boolean) => change.until(() => found() ? Effect.void : undefined);
+    return { say, heard, until };
   });
 
 /** One end of a link whose other end is made by hand, and a way to let all that was said arrive. */
@@ -349,11 +351,7 @@ it(
 it(
   "ask a peer that does not answer, and send again only what it says that it lacks",
   Effect.scoped(Effect.gen(function* () {
-    const { link, say, heard, settle } = yield* withFakePeer();
-    const until = (done: () => boolean) =>
-      Effect.promise(async () => {
-        while (!done()) await new Promise((resolve) => setTimeout(resolve, 5));
-      });
+    const { link, say, heard, until, settle } = yield* withFakePeer();
     for (const byte of [1, 2, 3]) yield* link.send(Uint8Array.of(byte));
     yield* until(() => heard.some(({ kind }) => kind === "probe"));
     const frames = () => heard.filter(({ kind }) => kind === "frame").map(({ number }) => number);

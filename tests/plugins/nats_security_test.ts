@@ -31,7 +31,7 @@ import { Links } from "../../runtime/link.ts";
 import { version } from "../../runtime/version.ts";
 import { Annulus, annulus } from "../support/cli.ts";
 import { certificates, noTls, replaceCertificate, secureServer } from "../support/certificates.ts";
-import { natsMembers, natsServer, noNatsServer } from "../support/nats.ts";
+import { away, natsMembers, natsServer, noNatsServer } from "../support/nats.ts";
 import { normals } from "../support/random.ts";
 import { fileOfTensors } from "../support/tensors.ts";
 
@@ -118,13 +118,13 @@ it(
     const server = yield* secureServer(dir);
     const identity = yield* identityOf(dir, "node-1");
     const nats = yield* connectNats(server.url, { identity, patience: "300 millis" });
-    const connection = nats.control.connection()!;
+    const refused = yield* Effect.forkScoped(away(nats), { startImmediately: true });
     yield* Effect.promise(async () => {
       const profile = await Deno.readTextFile(server.config);
       await Deno.writeTextFile(server.config, profile.replace(/^.*CN=node-1"(.*\n){3}/m, ""));
       Deno.kill(server.pid, "SIGHUP");
-      await connection.closed();
     });
+    yield* Fiber.join(refused);
     assert.match(
       (yield* Effect.flip(nats.control.lost)).message,
       /to be away for less than 300ms: found Authorization Violation$/,

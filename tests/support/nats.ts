@@ -1,12 +1,10 @@
 /**
- * Real NATS servers and connections for tests.
+ * Real NATS servers, and members on them, for tests.
  *
  * @module
  */
-import type { NatsConnection } from "@nats-io/transport-node";
 import { Effect, type Scope } from "effect";
 import { findNatsServer } from "../../cli/system.ts";
-import { dialNats } from "../../plugins/nats_connection.ts";
 import { connectNats, type Nats, type NatsOptions } from "../../plugins/nats.ts";
 import { type NatsServer, startNatsServer } from "../../plugins/nats_server.ts";
 import type { ServerUnavailable } from "../../runtime/errors.ts";
@@ -28,24 +26,6 @@ export const natsServer = (
     return yield* startNatsServer({ config: file });
   });
 
-/** A server and `count` connections to it. */
-export const natsConnections = (
-  count: number,
-  config?: string,
-): Effect.Effect<
-  { readonly server: NatsServer; readonly connections: ReadonlyArray<NatsConnection> },
-  ServerUnavailable,
-  Scope.Scope
-> =>
-  Effect.gen(function* () {
-    const server = yield* natsServer(config);
-    const connections = yield* Effect.forEach(
-      Array.from({ length: count }),
-      () => dialNats(server.url),
-    );
-    return { server, connections };
-  });
-
 /** A server and `count` members of clusters on it. */
 export const natsMembers = (
   count: number,
@@ -63,4 +43,11 @@ export const natsMembers = (
       () => connectNats(server.url, options),
     );
     return { server, members };
+  });
+
+/** Returns when a member's line to its server is away. */
+export const away = ({ control }: Nats): Effect.Effect<void> =>
+  Effect.callback<void>((resume) => {
+    const end = control.watch({ away: () => (end(), resume(Effect.void)) });
+    return Effect.sync(end);
   });
