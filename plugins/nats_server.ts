@@ -4,7 +4,7 @@
  * @module
  */
 import { basename, dirname } from "node:path";
-import { Effect, type Scope } from "effect";
+import { Effect, Schedule, type Scope } from "effect";
 import { ServerUnavailable } from "../runtime/errors.ts";
 
 /** Which program to start, and how. */
@@ -159,8 +159,8 @@ export const keepNatsServer = Effect.fn("keepNatsServer")(function* (
     Effect.flatMap(startNatsServer({ ...options, port }), ({ ended }) => ended),
   );
   yield* first.ended.pipe(
-    Effect.andThen(Effect.forever(again)),
-    Effect.ignore,
+    // Its port may be taken for a moment.
+    Effect.andThen(Effect.forever(Effect.retry(again, Schedule.spaced("500 millis")))),
     Effect.forkScoped,
   );
   return first;
