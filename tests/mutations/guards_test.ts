@@ -2,22 +2,17 @@
 import { Effect } from "effect";
 import { assertCaught, type Fault, printTable, withCopy } from "../support/faults.ts";
 
-const inMessage = (fault: string, from: string, to: string): Fault => ({
+/** A fault in one file of a link. */
+const inFile = (name: string) => (fault: string, from: string, to: string): Fault => ({
   fault,
-  changes: { "plugins/nats_links/message.ts": [[from, to]] },
+  changes: { [`plugins/nats_links/${name}.ts`]: [[from, to]] },
 });
-const inConversation = (fault: string, from: string, to: string): Fault => ({
-  fault,
-  changes: { "plugins/nats_links/conversation.ts": [[from, to]] },
-});
-const inIncoming = (fault: string, from: string, to: string): Fault => ({
-  fault,
-  changes: { "plugins/nats_links/incoming.ts": [[from, to]] },
-});
-const inOutgoing = (fault: string, from: string, to: string): Fault => ({
-  fault,
-  changes: { "plugins/nats_links/outgoing.ts": [[from, to]] },
-});
+const [inMessage, inConversation, inIncoming, inOutgoing] = [
+  inFile("message"),
+  inFile("conversation"),
+  inFile("incoming"),
+  inFile("outgoing"),
+] as const;
 
 const faults: ReadonlyArray<Fault> = [
   inMessage("a body may be damaged", 'if (word(52) !== crc32(body)) return "body";', ""),

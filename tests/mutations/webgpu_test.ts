@@ -9,6 +9,7 @@ import {
   type Case,
   casesOf,
   type Changes,
+  type Contract,
   type Fault,
   firstToFail,
   type Load,
@@ -297,24 +298,28 @@ const withKernel = async (load: Load, use: (kernel: AttentionKernel) => Promise<
   }
 };
 
+/** Plants faults in the program of a kernel, and lets cases of a contract judge each. */
+const planter = (test: Deno.TestContext, contract: Contract, judged = (_: Case) => true) =>
+(
+  { fault, changes }: Fault,
+  judge: (cases: ReadonlyArray<Case>) => Promise<void>,
+) =>
+  test.step(
+    fault,
+    () =>
+      withCopy(changes, (load) =>
+        withKernel(load, async (kernel) =>
+          judge((await casesOf(load, contract, kernel)).filter(judged)))),
+  );
+
 Deno.test({
   name: adapter === undefined
     ? "the device contract catches every fault of the GPU program (not here: there is no WebGPU adapter)"
     : "the device contract catches every fault of the GPU program",
   ignore: adapter === undefined,
   fn: async (test) => {
-    const plant = (
-      { fault, changes }: Fault,
-      judge: (cases: ReadonlyArray<Case>) => Promise<void>,
-    ) =>
-      test.step(fault, () =>
-        withCopy(changes, async (load) => {
-          await withKernel(load, async (kernel) => {
-            const cases = await casesOf(load, "device", kernel);
-            // Each head dimension is a program of its own, and no fault here is about one.
-            await judge(cases.filter(({ name }) => !name.startsWith("head dim")));
-          });
-        }));
+    // Each head dimension is a program of its own, and no fault here is about one.
+    const plant = planter(test, "device", ({ name }) => !name.startsWith("head dim"));
     for (const fault of wgslFaults) {
       await plant(fault, (cases) => assertCaught(fault.fault, "device, of WGSL", cases));
     }
@@ -396,14 +401,7 @@ Deno.test({
     : "the contract of latents catches every fault of their GPU program",
   ignore: adapter === undefined,
   fn: async (test) => {
-    const plant = (
-      { fault, changes }: Fault,
-      judge: (cases: ReadonlyArray<Case>) => Promise<void>,
-    ) =>
-      test.step(fault, () =>
-        withCopy(changes, async (load) => {
-          await withKernel(load, async (kernel) => judge(await casesOf(load, "latents", kernel)));
-        }));
+    const plant = planter(test, "latents");
     await test.step("the device refuses a wrong program before it is used", () =>
       withCopy({
         "kernels/expand_latents.wgsl": [["all$t += sum$t;", "all$t = sum$t;"]],
