@@ -18,7 +18,7 @@ export interface Queries {
   readonly heads: number;
   /** Divides `heads`; query head `h` reads K/V head `floor(h · kvHeads / heads)`. */
   readonly kvHeads: number;
-  /** A multiple of 4, at most 256. */
+  /** A multiple of 4, at most 256, or rank + rope where the queries absorb a latent. */
   readonly headDim: number;
   /** Multiplies every score; usually 1/√headDim. */
   readonly scale: number;
