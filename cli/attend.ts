@@ -19,6 +19,8 @@ import { type Job, planOfJob } from "../runtime/job.ts";
 import type { DevicePlugin } from "../runtime/plugin.ts";
 import { refusalFor, valueDimOf } from "../runtime/plan.ts";
 import type { Interval } from "../runtime/timeline.ts";
+import type { Checkpoints } from "../runtime/checkpoint.ts";
+import { requiredOf } from "../runtime/standing.ts";
 import { version } from "../runtime/version.ts";
 import type { AccessFlags } from "./access.ts";
 import { misuse } from "./command_line.ts";
@@ -30,6 +32,7 @@ import { inLayer, type Layer, layerOf, layersOf } from "./layers.ts";
 import { draw, note } from "./output.ts";
 import { Progress } from "./progress.ts";
 import { recoveryInWords, type Report, reportOf, reportOfLayers } from "./report.ts";
+import { type KeepOptions, keepRun } from "./saved_run.ts";
 import { createTrace } from "./trace.ts";
 import { writeFlight } from "./why.ts";
 import { FlightRecorder } from "../runtime/flight.ts";
@@ -57,6 +60,8 @@ export interface AttendFlags extends AccessFlags {
   readonly record: string | undefined;
   /** Rows of every rank that are compared with the float64 reference. */
   readonly verifyRows: number;
+  /** What to keep of the run while it goes on. */
+  readonly keep: KeepOptions | undefined;
   /** Show progress on standard error. */
   readonly progress: boolean;
 }
@@ -130,8 +135,14 @@ const attendLayer = Effect.fnUntraced(function* (
   { flags, crew, writer }: Ready,
   { prefix, input }: InputLayer,
   job: Job,
+  checkpoints: Checkpoints | undefined,
 ) {
   const plan = yield* planOfJob(job);
+  const kept = plan.ranks.reduce((sum, { rank }) => sum + (checkpoints?.of(rank)?.merged ?? 0), 0);
+  if (kept > 0) {
+    const all = plan.ranks.reduce((sum, mine) => sum + requiredOf(mine).length, 0);
+    yield* note(`annulus: ${kept} of ${all} blocks are merged already`);
+  }
   const terminal = Deno.stderr.isTerminal();
   const progress = new Progress(plan, terminal);
   const flight = yield* FlightRecorder.start(plan);
@@ -144,7 +155,7 @@ const attendLayer = Effect.fnUntraced(function* (
     beat: flight.beat,
     recovered: (recovery) =>
       Effect.andThen(flight.recovered(recovery), note(`annulus: ${recoveryInWords(recovery)}`)),
-  }).pipe(
+  }, checkpoints).pipe(
     Effect.tapError(({ message }) =>
       flags.record === undefined ? Effect.void : writeFlight(flags.record, flight, message)
     ),
@@ -209,12 +220,19 @@ export const attendFiles = Effect.fn("attendFiles")(function* (flags: AttendFlag
   const ready = { flags, crew: yield* findCrew(flags), writer };
   // All of them before any, so that the last one does not fail after hours.
   const jobs = yield* Effect.forEach(layers, ({ input }) => jobOf(ready, input));
+  const kept = flags.keep === undefined ? undefined : yield* keepRun(flags.keep, jobs);
   const timeline: Array<Interval> = [];
   const reports: Array<Report> = [];
   let before = 0;
   for (const [i, layer] of layers.entries()) {
-    const { record, report } = yield* attendLayer(ready, layer, jobs[i]!).pipe(
+    const checkpoints = yield* kept?.checkpointsOf(i) ?? Effect.succeed(undefined);
+    const { record, report } = yield* attendLayer(ready, layer, jobs[i]!, checkpoints).pipe(
       Effect.mapError(inLayer(layer)),
+      Effect.tapError(() =>
+        flags.keep === undefined
+          ? Effect.void
+          : note(`annulus: \`annulus resume ${flags.keep.folder}\` goes on from here`)
+      ),
     );
     for (const interval of record.timeline) {
       timeline.push({ ...interval, begin: interval.begin + before, end: interval.end + before });
@@ -224,5 +242,6 @@ export const attendFiles = Effect.fn("attendFiles")(function* (flags: AttendFlag
   }
   if (trace !== undefined) yield* trace.commit(timeline);
   yield* writer.commit;
+  yield* kept?.forget ?? Effect.void;
   return found[0]!.prefix === "" ? reports[0]! : reportOfLayers(reports);
 }, Effect.scoped);

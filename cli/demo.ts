@@ -82,6 +82,7 @@ export const runDemo = Effect.gen(function* () {
     trace,
     record: undefined,
     verifyRows: 256,
+    keep: undefined,
     progress: true,
   });
   for (const line of reportInWords(report)) yield* print(line);

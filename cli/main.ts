@@ -4,14 +4,11 @@
  *
  * @module
  */
-import { resolve } from "node:path";
-import { Effect, Option, Result } from "effect";
+import { Effect, Option } from "effect";
 import { Argument, Command, Flag } from "effect/cli";
-import { causal, window } from "../plugins/attention.ts";
 import { allLayouts } from "../runtime/layout_choice.ts";
 import { dtypes } from "../runtime/dtype.ts";
-import { attendFiles } from "./attend.ts";
-import { parseAttention } from "./attention.ts";
+import { runAttend } from "./attend_command.ts";
 import { runBench, showKept } from "./bench.ts";
 import { runCerts } from "./certs.ts";
 import { misuse, runCommandLine } from "./command_line.ts";
@@ -20,12 +17,11 @@ import { devices } from "./devices.ts";
 import { runDoctor } from "./doctor.ts";
 import { runNode } from "./node.ts";
 import { listNodes } from "./nodes.ts";
-import { print, printJson } from "./output.ts";
+import { print } from "./output.ts";
 import { runPlan } from "./plan.ts";
 import { runPluginCheck, writePlugin } from "./plugin.ts";
-import { knownPlugins } from "./plugins.ts";
 import { runMain } from "./platform.ts";
-import { reportInWords } from "./report.ts";
+import { runResume } from "./resume.ts";
 import { runUp } from "./up.ts";
 import { runVerify } from "./verify.ts";
 import { explain } from "./why.ts";
@@ -152,61 +148,35 @@ const attend = Command.make(
         Flag.withDescription("The same with another number of rows of every rank"),
       ),
     ),
+    checkpoint: optional(
+      Flag.String("checkpoint").pipe(
+        Flag.withDescription(
+          "A folder for what ranks have gathered, from which `annulus resume` goes on",
+        ),
+      ),
+    ),
+    checkpointEvery: optional(
+      Flag.Int("checkpoint-every").pipe(
+        atLeast(1),
+        Flag.withDescription("Blocks of a rank from one to the next; an eighth of them by default"),
+      ),
+    ),
     json,
   },
-  Effect.fn(function* (flags) {
-    const link = flags.link ?? (flags.nats ?? flags.cluster ? "nats" : "memory");
-    if (link === "memory" && (flags.nats ?? flags.cluster) !== undefined) {
-      return yield* misuse("--link memory keeps to this process: leave out --nats and --cluster");
-    }
-    if (flags.cluster !== undefined && flags.nats === undefined) {
-      return yield* misuse("--cluster needs --nats, the server where the cluster is");
-    }
-    if (flags.tls !== undefined && flags.cluster === undefined) {
-      return yield* misuse(
-        "--tls needs --cluster and --nats: nodes that a run starts have no certificates",
-      );
-    }
-    const files = [flags.input, flags.out, ...(flags.trace === undefined ? [] : [flags.trace])];
-    if (files.includes("")) return yield* misuse("a file needs a name: found an empty one");
-    const twice = files.find((file, i) =>
-      files.slice(0, i).map((f) => resolve(f)).includes(resolve(file))
-    );
-    if (twice !== undefined) {
-      return yield* misuse(`IN, --out and --trace must be different files: found "${twice}" twice`);
-    }
-    const weights = flags.weights?.split(",").map((text) =>
-      text.trim() === "" ? NaN : Number(text)
-    );
-    if (weights?.some((weight) => !(weight >= 0 && weight < Infinity)) === true) {
-      return yield* misuse(
-        `--weights needs numbers with commas between them: found "${flags.weights}"`,
-      );
-    }
-    const known = yield* knownPlugins(flags.plugin, flags.device);
-    const named = flags.attention.map((text) => parseAttention(text, known.attentions));
-    const odd = named.find(Result.isFailure);
-    if (odd !== undefined) return yield* misuse(odd.failure);
-    const always = [
-      ...(flags.causal ? [causal()] : []),
-      ...(flags.window === undefined ? [] : [window({ size: flags.window })]),
-    ];
-    const attentions = named.filter(Result.isSuccess).map(({ success }) => [...always, ...success]);
-    const report = yield* attendFiles({
-      ...flags,
-      devices: known.devices,
-      attentions: attentions.length === 0 ? [always] : attentions,
-      layout: flags.layout === "auto" ? undefined : flags.layout,
-      weights,
-      ring: flags.ring ?? weights?.length,
-      verifyRows: flags.verifyRows ?? (flags.verify ? 256 : 0),
-      link,
-      progress: !flags.json,
-    });
-    if (flags.json) return yield* printJson(report);
-    for (const line of reportInWords(report)) yield* print(line);
-  }),
+  (flags) => runAttend(flags),
 ).pipe(Command.withDescription("Exact attention over a ring, from file to file"));
+
+const resume = Command.make(
+  "resume",
+  {
+    folder: Argument.String("DIR"),
+    nats: optional(nats.pipe(Flag.withDescription("The server, where it is another one now"))),
+    json,
+  },
+  runResume,
+).pipe(
+  Command.withDescription("Goes on with a run that was told to --checkpoint DIR"),
+);
 
 const up = Command.make("up", {
   nodes: Flag.Int("nodes").pipe(Flag.withAlias("n"), atLeast(1), Flag.withDefault(4)),
@@ -363,6 +333,7 @@ const annulus = Command.make("annulus").pipe(
   Command.withDescription("Exact attention over sequences that no single device can hold"),
   Command.withSubcommands([
     attend,
+    resume,
     why,
     up,
     node,

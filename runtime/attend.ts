@@ -4,6 +4,7 @@
  * @module
  */
 import { Effect } from "effect";
+import type { Checkpoints } from "./checkpoint.ts";
 import type { Crew } from "./crew.ts";
 import { deaf, drive, type Input, type RunRecord, Sink, Source } from "./driver.ts";
 import { bytesOf, type DType } from "./dtype.ts";
@@ -123,6 +124,8 @@ interface AttendCommon extends Omit<RunOptions, "gradients"> {
   readonly attention?: ReadonlyArray<Variant>;
   /** 1/√headDim by default. */
   readonly scale?: number;
+  /** Where what ranks have gathered is kept, and what was kept before; nowhere by default. */
+  readonly checkpoints?: Checkpoints;
 }
 
 /** What is wrong with options that no type was held against. */
@@ -279,7 +282,7 @@ export const attend = (options: AttendOptions): Effect.Effect<
           }
         }),
     });
-    const record = yield* drive(job, deaf)
+    const record = yield* drive(job, deaf, options.checkpoints)
       .pipe(
         Effect.provideService(Source, source),
         Effect.provideService(Sink, sink),

@@ -7,6 +7,7 @@
 import { Clock, Context, Deferred, Effect, Fiber, Result } from "effect";
 import { outsideOfThreads } from "./attention_files.ts";
 import { type Beat, overdue } from "./beat.ts";
+import { type Checkpoint, type Checkpoints, keepRows, receiveCheckpoints } from "./checkpoint.ts";
 import { Crew, type Regrouped } from "./crew.ts";
 import { decode, type DType, elementBytes, encode, firstNonFinite } from "./dtype.ts";
 import {
@@ -157,6 +158,7 @@ const deliver = Effect.fnUntraced(function* (
   plan: Plan,
   mine: RankPlan,
   { loaded }: Standing,
+  checkpoint: Checkpoint | undefined,
   link: Link,
   read: ReturnType<typeof reader>,
 ) {
@@ -179,6 +181,11 @@ const deliver = Effect.fnUntraced(function* (
       manifest.queries(mine),
       (from, to) => read("q", q, mine.shard, from / qBytes, to / qBytes),
     );
+  }
+  if (checkpoint !== undefined) {
+    const { o, lse } = manifest.restored(mine);
+    yield* send(link, o, (from, to) => checkpoint.read("o", from, to));
+    yield* send(link, lse, (from, to) => checkpoint.read("lse", from, to));
   }
   const blockPart = (block: BlockPlan) => (from: number, to: number) => {
     if (latent !== undefined) {
@@ -215,6 +222,16 @@ const deliver = Effect.fnUntraced(function* (
   );
 });
 
+/** Writes what comes of a tensor of some tokens, in its own order. */
+const writer =
+  (sink: Sink["Service"]) =>
+  (tensor: Output, whole: TokenArray, spans: ReadonlyArray<Span>) =>
+  (from: number, payload: Uint8Array): Effect.Effect<void, FileInvalid> => {
+    if (payload.byteLength === 0) return Effect.void;
+    const where = regions(whole, spans, from / 4, (from + payload.byteLength) / 4);
+    return sink.write(tensor, [...where], payload);
+  };
+
 /** Takes one rank's result. */
 const collect = Effect.fnUntraced(function* (
   job: Job,
@@ -222,20 +239,20 @@ const collect = Effect.fnUntraced(function* (
   mine: RankPlan,
   link: Link,
   sink: Sink["Service"],
+  checkpoints: Checkpoints | undefined,
 ) {
   const manifest = manifestOf(job);
   const { q, k, o, lse } = shapes(job);
-  const into =
-    (tensor: Output, whole: TokenArray, spans = mine.shard) =>
-    (from: number, payload: Uint8Array) => {
-      if (payload.byteLength === 0) return Effect.void;
-      const where = regions(whole, spans, from / 4, (from + payload.byteLength) / 4);
-      return sink.write(tensor, [...where], payload);
-    };
-  yield* receive(link, manifest.o(mine), into("o", o));
-  yield* receive(link, manifest.lse(mine), into("lse", lse));
+  const into = writer(sink);
+  // For gradients a rank needs more than these rows.
+  const keeping = job.gradients ? undefined : yield* keepRows(checkpoints, mine);
+  const both = (write: ReturnType<typeof into>) => (from: number, payload: Uint8Array) =>
+    Effect.andThen(write(from, payload), keeping?.write(payload) ?? Effect.void);
+  yield* receive(link, manifest.o(mine), both(into("o", o, mine.shard)));
+  yield* receive(link, manifest.lse(mine), both(into("lse", lse, mine.shard)));
+  yield* keeping?.commit ?? Effect.void;
   if (!job.gradients) return;
-  yield* receive(link, manifest.dq(mine), into("dq", q));
+  yield* receive(link, manifest.dq(mine), into("dq", q, mine.shard));
   for (const block of plan.blocks.filter(({ home }) => home === mine.rank)) {
     const [dk, dv] = [into("dk", k, [block.span]), into("dv", k, [block.span])];
     const half = block.gradientBytes / 2;
@@ -246,6 +263,24 @@ const collect = Effect.fnUntraced(function* (
         dv(from + ofK - half, payload.subarray(ofK)),
       );
     });
+  }
+}, Effect.scoped);
+
+/** Takes one rank's result from where it was kept. */
+const collectKept = Effect.fnUntraced(function* (
+  job: Job,
+  mine: RankPlan,
+  { read }: Checkpoint,
+  sink: Sink["Service"],
+) {
+  const { restored } = manifestOf(job);
+  const shape = shapes(job);
+  for (const tensor of ["o", "lse"] as const) {
+    const { bytes, chunkBytes } = restored(mine)[tensor];
+    const write = writer(sink)(tensor, shape[tensor], mine.shard);
+    for (let from = 0; from < bytes; from += chunkBytes) {
+      yield* write(from, yield* read(tensor, from, Math.min(from + chunkBytes, bytes)));
+    }
   }
 });
 
@@ -269,6 +304,7 @@ const runEpoch = Effect.fnUntraced(function* (
   read: ReturnType<typeof reader>,
   heard: Pick<RunObserver, "interval" | "beat">,
   collected: (rank: number) => void,
+  checkpoints: Checkpoints | undefined,
 ) {
   const crew = yield* Crew;
   const links = yield* Links;
@@ -317,9 +353,20 @@ const runEpoch = Effect.fnUntraced(function* (
     Effect.gen(function* () {
       const { run, epoch, standings } = job;
       const standing = standings?.[mine.rank] ?? nothing;
-      const link = yield* links.open({ run, epoch, self: "driver", peer: mine.rank });
-      yield* deliver(job, plan, mine, standing, link, read);
-      if (!standing.collected) yield* collect(job, plan, mine, link, sink);
+      const ends = { run, epoch, self: "driver", peer: mine.rank } as const;
+      if (checkpoints !== undefined) {
+        yield* links.open({ ...ends, lane: "checkpoints" }).pipe(
+          Effect.flatMap((lane) => receiveCheckpoints(lane, manifestOf(job), mine, checkpoints)),
+          // The rank fails with it, and says so.
+          Effect.ignore,
+          Effect.forkScoped,
+        );
+      }
+      const link = yield* links.open(ends);
+      const { loaded, merged, collected: home } = standing;
+      const before = loaded || home || merged === 0 ? undefined : checkpoints?.of(mine.rank);
+      yield* deliver(job, plan, mine, standing, before, link, read);
+      if (!home) yield* collect(job, plan, mine, link, sink, checkpoints);
       collected(mine.rank);
       return yield* Deferred.await(summaries[mine.rank]!);
     }), { concurrency: "unbounded" }).pipe(
@@ -356,8 +403,13 @@ const patience = 3;
  * Runs a job to its end: every rank of the crew gets its shard, and every row of the result reaches the sink. When a rank
  * is lost and another member can take it, the run goes on in a new epoch from what all others have.
  */
-export const drive = Effect.fn("drive")(function* (job: Job, observer: RunObserver) {
+export const drive = Effect.fn("drive")(function* (
+  { checkpoint: _, ...rest }: Job,
+  observer: RunObserver,
+  checkpoints?: Checkpoints,
+) {
   yield* outsideOfThreads;
+  const job = checkpoints === undefined ? rest : { ...rest, checkpoint: checkpoints.every };
   const { regroup, ended = () => Effect.void } = yield* Crew;
   yield* Effect.addFinalizer(() => ended(job.run));
   const read = reader(yield* Source, job);
@@ -374,11 +426,32 @@ export const drive = Effect.fn("drive")(function* (job: Job, observer: RunObserv
   };
   // Gradients travel home from all ranks at once, or not at all.
   const collected = (rank: number) => void (job.gradients || home.add(rank));
-  let current = job;
+  const sink = yield* Sink;
+  /** Rows of the result that were kept by an earlier run, or by this one without a word of it. */
+  const takeKept = Effect.forEach(plan.ranks, (mine) => {
+    const checkpoint = checkpoints?.of(mine.rank);
+    if (checkpoint?.final !== true || home.has(mine.rank)) return Effect.void;
+    return Effect.andThen(
+      collectKept(job, mine, checkpoint, sink),
+      Effect.sync(() => home.add(mine.rank)),
+    );
+  }, { discard: true });
+  /** What a rank has, or whoever takes it next may begin with. */
+  const startOf = (standing: Standing, rank: number): Standing => ({
+    ...standing,
+    merged: standing.loaded ? standing.merged : checkpoints?.of(rank)?.merged ?? 0,
+    collected: home.has(rank),
+  });
+  yield* takeKept;
+  let current: Job = checkpoints === undefined
+    ? job
+    : { ...job, standings: plan.ranks.map(({ rank }) => startOf(nothing, rank)) };
   let [best, idle] = [0, 0];
   const failedOnItsOwn = new Set<number>();
   for (;;) {
-    const outcome = yield* Effect.result(runEpoch(current, plan, read, heard, collected));
+    const outcome = yield* Effect.result(
+      runEpoch(current, plan, read, heard, collected, checkpoints),
+    );
     if (Result.isSuccess(outcome)) {
       const ranks = outcome.success;
       return { plan, timeline, ranks, seconds: yield* sinceThen, recoveries } satisfies RunRecord;
@@ -394,11 +467,8 @@ export const drive = Effect.fn("drive")(function* (job: Job, observer: RunObserv
     }
     const epoch = current.epoch + 1;
     const { standings, moved } = yield* regroup(job.run, epoch, error);
-    current = {
-      ...job,
-      epoch,
-      standings: standings.map((standing, rank) => ({ ...standing, collected: home.has(rank) })),
-    };
+    yield* takeKept;
+    current = { ...job, epoch, standings: standings.map(startOf) };
     const done = current.standings!.reduce(
       (sum, { merged, collected, loaded }) => sum + merged + (collected ? 1 : 0) + (loaded ? 1 : 0),
       0,

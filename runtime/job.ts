@@ -35,6 +35,8 @@ const fields = {
   wire: Schema.Literals([...dtypes]),
   /** Payload bytes of a frame; a multiple of 8. */
   chunkBytes: Schema.Natural,
+  /** Each time that a rank has merged so many blocks, the driver gets what it has gathered; never, where it is absent. */
+  checkpoint: Schema.optionalKey(Schema.Natural.check(Schema.isGreaterThan(0))),
   /** By rank, what it has already; nothing where the run begins. */
   standings: Schema.optionalKey(Schema.Array(Standing)),
 };

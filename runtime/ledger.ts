@@ -9,9 +9,12 @@ import { MergeViolation } from "./errors.ts";
 
 /** Counts merges per block of one (run, layer, query shard), over all epochs. */
 export class Ledger {
-  readonly #merged = new Set<number>();
+  readonly #merged: Set<number>;
 
-  constructor(readonly rank: number, readonly required: ReadonlyArray<number>) {}
+  /** @param before How many of the required ones have been merged, from the first on. */
+  constructor(readonly rank: number, readonly required: ReadonlyArray<number>, before = 0) {
+    this.#merged = new Set(required.slice(0, before));
+  }
 
   /** How many blocks have been merged. */
   get merged(): number {

@@ -9,6 +9,26 @@ import { upSizeOf } from "./latent.ts";
 import { type BlockPlan, type RankPlan, valueDimOf } from "./plan.ts";
 import type { Transfer } from "./transfer.ts";
 
+/** What queries have gathered, as results are. */
+interface Gathered {
+  readonly o: Transfer;
+  readonly lse: Transfer;
+}
+
+/** One number, little-endian. */
+const markBytes = 4;
+
+/** The mark of a checkpoint of so many blocks. */
+export const sealMark = (merged: number): Uint8Array => {
+  const mark = new DataView(new ArrayBuffer(markBytes));
+  mark.setUint32(0, merged, true);
+  return new Uint8Array(mark.buffer);
+};
+
+/** How many blocks a checkpoint is of. */
+export const openMark = ({ buffer, byteOffset }: Uint8Array): number =>
+  new DataView(buffer, byteOffset, markBytes).getUint32(0, true);
+
 /** The transfers of a job. */
 export interface Manifest {
   /** [batch, tokens, heads, headDim] in the job's dtype, from the driver to a rank. */
@@ -29,6 +49,10 @@ export interface Manifest {
   readonly o: (rank: RankPlan) => Transfer;
   /** [batch, heads, tokens] in float32, back to the driver. */
   readonly lse: (rank: RankPlan) => Transfer;
+  /** The n-th checkpoint of a rank, from 1 on: how many blocks it is of, then what the queries gathered of them. */
+  readonly checkpoint: (rank: RankPlan, n: number) => Gathered & { readonly mark: Transfer };
+  /** The same, from the driver to a rank that goes on with it. */
+  readonly restored: (rank: RankPlan) => Gathered;
   /** [batch, tokens, heads, headDim] in float32, back to the driver. */
   readonly dq: (rank: RankPlan) => Transfer;
   /** A home block's gradients in float32, dk then dv, back to the driver. */
@@ -47,6 +71,10 @@ export const manifestOf = (job: Job): Manifest => {
     chunkBytes: job.chunkBytes,
   };
   const rows = (rank: RankPlan) => batch * rank.tokens * heads;
+  const gathered = (rank: RankPlan) => ({
+    o: { kind: "o", bytes: rows(rank) * valueDimOf(job.problem) * 4 },
+    lse: { kind: "lse", bytes: rows(rank) * 4 },
+  } as const);
   const result = (rank: RankPlan) =>
     ({ ...common, block: rank.rank, from: rank.rank, to: "driver" }) as const;
   const hop = ({ id, home, path }: BlockPlan, to: number) => {
@@ -84,8 +112,20 @@ export const manifestOf = (job: Job): Manifest => {
     hop: (block, to) => ({ ...hop(block, to), kind: "kv", bytes: block.bytes }),
     hopAgain: (block, to) => ({ ...hop(block, to), kind: "kv again", bytes: block.bytes }),
     gradientHop: (block, to) => ({ ...hop(block, to), kind: "dkv", bytes: block.gradientBytes }),
-    o: (rank) => ({ ...result(rank), kind: "o", bytes: rows(rank) * valueDimOf(job.problem) * 4 }),
-    lse: (rank) => ({ ...result(rank), kind: "lse", bytes: rows(rank) * 4 }),
+    o: (rank) => ({ ...result(rank), ...gathered(rank).o }),
+    lse: (rank) => ({ ...result(rank), ...gathered(rank).lse }),
+    checkpoint: (rank, n) => {
+      const numbered = { ...result(rank), step: n };
+      return {
+        mark: { ...numbered, kind: "mark", bytes: markBytes },
+        o: { ...numbered, ...gathered(rank).o },
+        lse: { ...numbered, ...gathered(rank).lse },
+      };
+    },
+    restored: (rank) => ({
+      o: { ...toRank(rank), ...gathered(rank).o },
+      lse: { ...toRank(rank), ...gathered(rank).lse },
+    }),
     dq: (rank) => ({ ...result(rank), kind: "dq", bytes: rows(rank) * headDim * 4 }),
     gradients: ({ id, home, gradientBytes }) => ({
       ...common,

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { Effect, Queue, Scope } from "effect";
+import { Effect, Queue } from "effect";
 import type { Block } from "./block.ts";
 import type { Device } from "./device.ts";
 import type { Held } from "./held.ts";
@@ -57,6 +57,7 @@ const pass = (
   { mine, home, ledger, held, recorder, links, sent }: Passing,
   hop: Manifest["hop"],
   absorb: RingParts["absorb"],
+  between?: RingParts["between"],
 ) =>
   ring({
     plan: mine,
@@ -65,6 +66,7 @@ const pass = (
     held,
     absorb,
     recorder,
+    ...(between === undefined ? {} : { between }),
     receiveLeft: (block) => {
       const transfer = hop(block.plan, mine.rank);
       return recorder.since(about("receive", transfer), (mark) =>
@@ -85,24 +87,40 @@ const pass = (
     },
   });
 
-/** Attention of the rank's queries over the whole sequence; goes on from what its tenure has. */
-export const forwardPass = Effect.fn("forwardPass")(function* (passing: Passing, tenure: Tenure) {
-  const { job, plan, device, queries } = passing;
-  tenure.accumulator ??= yield* Scope.provide(device.begin(queries), tenure.scope);
-  const { absorb, finish } = tenure.accumulator;
-  yield* pass(
-    passing,
-    manifestOf(job).hop,
-    (block, tiles) =>
-      Effect.map(
-        absorb(keyValues(job, block), tiles, plan.attention.band),
-        (busy) => ({ busy, deliver: Effect.void }),
-      ),
-  );
+/**
+ * Attention of the rank's queries over the whole sequence; goes on from what its tenure has.
+ *
+ * @param keep Gets all that was gathered, each time that so many blocks were merged as the job says.
+ */
+export const forwardPass = Effect.fn("forwardPass")(function* (
+  passing: Passing,
+  tenure: Tenure,
+  keep?: (attended: Attended, merged: number) => Effect.Effect<void>,
+) {
+  const { job, plan, queries, ledger } = passing;
+  const { gathering } = tenure.loaded!;
+  // Always after the same blocks, whatever happened meanwhile, so that the result has the same bits.
+  const between = () => {
+    const { merged, required } = ledger;
+    const due = merged % (job.checkpoint ?? Infinity) === 0 && merged > gathering.taken() &&
+      merged < required.length;
+    if (keep === undefined || !due) return undefined;
+    return gathering.take(merged).pipe(
+      Effect.flatMap((attended) => keep(attended, merged)),
+      Effect.andThen(gathering.on),
+    );
+  };
+  yield* between() ?? gathering.on;
+  const absorb: RingParts["absorb"] = (block, tiles) =>
+    gathering.on.pipe(
+      Effect.flatMap(({ absorb }) => absorb(keyValues(job, block), tiles, plan.attention.band)),
+      Effect.map((busy) => ({ busy, deliver: Effect.void })),
+    );
+  yield* pass(passing, manifestOf(job).hop, absorb, between);
   if (tenure.attended !== undefined) return tenure.attended;
-  const finished = Effect.map(finish, (attended) => {
-    const { sink, shape: { heads } } = plan.attention;
-    if (sink !== undefined) addSink(attended, heads, queries.tokens, sink);
+  const finished = Effect.map(gathering.take(ledger.merged), (attended) => {
+    const { sink } = plan.attention;
+    if (sink !== undefined) addSink(attended, queries, sink);
     return tenure.attended = attended;
   });
   return yield* Effect.uninterruptible(finished);

@@ -7,8 +7,9 @@ import { Effect } from "effect";
 import type { Attention } from "./attention.ts";
 import { type Beat, beating } from "./beat.ts";
 import { Block } from "./block.ts";
+import { sendCheckpoints } from "./checkpoint.ts";
 import { Device } from "./device.ts";
-import { bytesOf, firstNonFinite } from "./dtype.ts";
+import { bytesOf, decode, firstNonFinite } from "./dtype.ts";
 import {
   DeviceFailed,
   type FrameRejected,
@@ -19,12 +20,14 @@ import {
   type PlanRefused,
   VariantInvalid,
 } from "./errors.ts";
+import { gatheringOf } from "./gathering.ts";
 import { Held } from "./held.ts";
 import { Ledger } from "./ledger.ts";
 import { type Job, planOfJob } from "./job.ts";
 import { type DeviceInfo, largestHeadDimOf } from "./kernel.ts";
 import { type Ends, type Link, Links, type Slot } from "./link.ts";
 import { widthOf } from "./latent.ts";
+import { asLse } from "./lse.ts";
 import { manifestOf } from "./manifest.ts";
 import { backwardPass, forwardPass, type Passing, passOn } from "./passes.ts";
 import { type BlockPlan, type Plan, type RankPlan, refusalFor } from "./plan.ts";
@@ -71,6 +74,8 @@ export type RankError =
   | NonFinite
   | PlanRefused
   | VariantInvalid;
+
+const floatsOf = (bytes: Uint8Array) => decode("f32", bytes);
 
 const blocksOf = ({ blocks }: Plan, rank: number): ReadonlyArray<BlockPlan> =>
   blocks.filter(({ home }) => home === rank);
@@ -183,7 +188,7 @@ const takePart = Effect.fn("takePart")(function* (job: Job, tenure: Tenure, obse
   const { rank } = tenure;
   const whole = tenure.plan ??= yield* planOfJob(job);
   const plan = job.standings === undefined ? whole : remainingOf(whole, job.standings);
-  const { loaded, collected } = job.standings?.[rank] ?? nothing;
+  const { loaded, merged, collected } = job.standings?.[rank] ?? nothing;
   // Whoever sent the job, this process takes no more than fits it.
   const refusal = refusalFor(whole, device.info.memory / tenure.ranks());
   if (refusal !== undefined) return yield* refusal;
@@ -224,9 +229,10 @@ const takePart = Effect.fn("takePart")(function* (job: Job, tenure: Tenure, obse
       Effect.all(peers.map((peer) => open(peer, lane)), { concurrency: "unbounded" }),
       (opened) => new Map(opened),
     );
-  const [opened, lanes] = yield* Effect.all([
+  const [opened, lanes, checkpoints] = yield* Effect.all([
     openAll(["driver", ...peers]),
     openAll([...homeward], { lane: "gradients" }),
+    openAll(job.checkpoint === undefined ? [] : ["driver"], { lane: "checkpoints" }),
   ], { concurrency: "unbounded" });
   const driver = opened.get("driver")!;
 
@@ -238,6 +244,13 @@ const takePart = Effect.fn("takePart")(function* (job: Job, tenure: Tenure, obse
       { activity: "load", step: 0, block, bytes: transfer.bytes },
       receiveBytes(driver, transfer),
     );
+
+  /** Takes what somebody gathered of the first blocks before. */
+  const restore = Effect.gen(function* () {
+    const { o, lse } = manifest.restored(mine);
+    const attended = { o: floatsOf(yield* load(o)), lse: asLse(floatsOf(yield* load(lse))) };
+    return { attended, merged };
+  });
 
   const receiveInputs = Effect.gen(function* () {
     const { tokens } = mine;
@@ -255,16 +268,24 @@ const takePart = Effect.fn("takePart")(function* (job: Job, tenure: Tenure, obse
         } as const,
       }),
     };
+    const before = merged === 0 || collected ? undefined : yield* restore;
     const home = new Map<number, Block>();
     for (const block of blocksOf(whole, rank)) {
       home.set(block.id, Block.whole(block, yield* load(manifest.home(block), block.id)));
     }
-    return { queries, home };
+    return {
+      ...{ queries, home },
+      gathering: gatheringOf(device, queries, tenure.scope, before),
+      ledger: new Ledger(rank, requiredOf(whole.ranks[rank]!), before?.merged),
+    };
   });
+
+  const lane = checkpoints.get("driver");
+  const keep = lane && (yield* sendCheckpoints(lane, manifest, mine, recorder));
 
   const work = Effect.gen(function* () {
     if (!loaded) tenure.loaded = yield* receiveInputs;
-    const { queries, home } = tenure.loaded!;
+    const { queries, home, ledger } = tenure.loaded!;
     for (const block of blocksOf(whole, rank)) {
       // To be computed on, and to be sent, in each pass.
       const users = block.path.length > 0 ? 2 : 1;
@@ -272,12 +293,12 @@ const takePart = Effect.fn("takePart")(function* (job: Job, tenure: Tenure, obse
     }
     const passing: Passing = {
       ...{ job, plan, mine, device, queries, home, held, recorder, links: opened, lanes, sent },
-      ledger: collected ? new Ledger(rank, []) : tenure.ledgerOf(whole),
+      ledger: collected ? new Ledger(rank, []) : ledger,
     };
     if (collected) return yield* passOn(passing);
     // The driver does not wait for the first pass with what the second one needs.
     const [attended, cotangent] = yield* Effect.all([
-      forwardPass(passing, tenure),
+      forwardPass(passing, tenure, keep),
       job.gradients ? load(manifest.cotangent(mine)) : Effect.succeed(undefined),
     ], { concurrency: "unbounded" });
     // Where nobody asks a mask, each row sees itself, unless the band leaves that out.
@@ -305,7 +326,10 @@ const takePart = Effect.fn("takePart")(function* (job: Job, tenure: Tenure, obse
     return { attended, gradients };
   });
 
-  const result = yield* whileSound([...opened.values(), ...lanes.values()], work);
+  const result = yield* whileSound(
+    [...opened.values(), ...lanes.values(), ...checkpoints.values()],
+    work,
+  );
 
   const sendHome = Effect.gen(function* () {
     if (result === undefined) return;

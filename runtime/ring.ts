@@ -44,11 +44,13 @@ export interface RingParts {
   /** Sends each part of the block once it is there. */
   readonly sendRight: (block: Block, to: number) => Effect.Effect<void, LinkError>;
   readonly recorder: Recorder;
+  /** Asked after every block that went to the device: what is to be done once it has done them all, and before the next. */
+  readonly between?: () => Effect.Effect<void, DeviceFailed> | undefined;
 }
 
 /** Lets every block of the sequence that the rank's queries need pass by its device, each exactly once. */
 export const ring = Effect.fn("ring")(function* (
-  { plan, home, ledger, held, absorb, receiveLeft, sendRight, recorder }: RingParts,
+  { plan, home, ledger, held, absorb, receiveLeft, sendRight, recorder, between }: RingParts,
 ) {
   const arrived = yield* Queue.bounded<Block>(plan.room);
   const onward = yield* Queue.bounded<Block>(plan.room);
@@ -109,6 +111,8 @@ export const ring = Effect.fn("ring")(function* (
         Effect.uninterruptible,
       );
       yield* Queue.offer(working, yield* Effect.forkScoped(work, { startImmediately: true }));
+      const pause = between?.();
+      if (pause !== undefined) yield* Semaphore.withPermits(slots, 2)(pause);
     }), { discard: true });
   const settle = Effect.forEach(computed, () =>
     Effect.gen(function* () {

@@ -5,33 +5,12 @@
  * @module
  */
 import type { Attended } from "./kernel.ts";
+import { addKeys, type Rows } from "./merge.ts";
 
 /**
  * Adds the key to what query rows have gathered, in place.
  *
- * @param heads Of `o`, [batch, tokens, heads, headDim].
  * @param logit Its logit by query head.
  */
-export const addSink = (
-  { o, lse }: Attended,
-  heads: number,
-  tokens: number,
-  logit: (h: number) => number,
-): void => {
-  if (lse.length === 0) return;
-  const headDim = o.length / lse.length;
-  for (let i = 0; i < lse.length; i++) {
-    const [b, h, token] = [
-      Math.floor(i / (heads * tokens)),
-      Math.floor(i / tokens) % heads,
-      i % tokens,
-    ];
-    const [own, extra] = [lse[i]!, logit(h)];
-    const top = Math.max(own, extra);
-    const sum = Math.exp(own - top) + Math.exp(extra - top);
-    lse[i] = top + Math.log(sum);
-    const share = Math.exp(own - top) / sum;
-    const from = ((b * tokens + token) * heads + h) * headDim;
-    for (let c = from; c < from + headDim; c++) o[c]! *= share;
-  }
-};
+export const addSink = (attended: Attended, rows: Rows, logit: (h: number) => number): void =>
+  addKeys(attended, rows, (_, head) => logit(head));

@@ -14,7 +14,7 @@ import type { BlockPlan, Plan, RankPlan } from "./plan.ts";
 export const Standing = Schema.Struct({
   /** Its queries and its own blocks are there. */
   loaded: Schema.Boolean,
-  /** Of the blocks that it computes on, the first so many are merged. */
+  /** Of the blocks that it computes on, the first so many are merged; by a rank before it, where nothing is loaded. */
   merged: Schema.Natural,
   /** The driver has its rows. */
   collected: Schema.Boolean,

@@ -6,17 +6,20 @@
  */
 import type { Scope } from "effect";
 import type { Block } from "./block.ts";
-import type { Accumulator } from "./device.ts";
+import type { Gathering } from "./gathering.ts";
 import type { Attended, Queries } from "./kernel.ts";
-import { Ledger } from "./ledger.ts";
+import type { Ledger } from "./ledger.ts";
 import type { Plan } from "./plan.ts";
-import { nothing, requiredOf, type Standing } from "./standing.ts";
+import { nothing, type Standing } from "./standing.ts";
 
 /** Inputs that a rank was sent. */
 export interface Loaded {
   readonly queries: Queries;
   /** Its own blocks, by id. */
   readonly home: ReadonlyMap<number, Block>;
+  /** What its queries have gathered, and of which blocks. */
+  readonly gathering: Gathering;
+  readonly ledger: Ledger;
 }
 
 /** One rank, held by one member. */
@@ -24,8 +27,6 @@ export class Tenure {
   /** Of the whole run, as if nothing had been done of it. */
   plan: Plan | undefined;
   loaded: Loaded | undefined;
-  accumulator: Accumulator | undefined;
-  ledger: Ledger | undefined;
   attended: Attended | undefined;
   /** Bytes that went to other ranks so far. */
   readonly sent = { keysAndValues: 0, gradients: 0 };
@@ -40,15 +41,9 @@ export class Tenure {
     readonly ranks: () => number = () => 1,
   ) {}
 
-  /** What has been merged so far. */
-  ledgerOf(plan: Plan): Ledger {
-    this.ledger ??= new Ledger(this.rank, requiredOf(plan.ranks[this.rank]!));
-    return this.ledger;
-  }
-
   /** To be read when nothing is in progress. */
   get standing(): Standing {
     if (this.loaded === undefined) return nothing;
-    return { loaded: true, merged: this.ledger?.merged ?? 0, collected: false };
+    return { loaded: true, merged: this.loaded.ledger.merged, collected: false };
   }
 }

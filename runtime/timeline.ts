@@ -7,7 +7,7 @@
 
 /**
  * What a rank did in an interval. `wait` is the device standing still for want of a block, `gradient` the gradients of a
- * block on their way to the next rank.
+ * block on their way to the next rank, `keep` a checkpoint on its way to the driver.
  */
 export const activities = [
   "load",
@@ -16,6 +16,7 @@ export const activities = [
   "wait",
   "forward",
   "gradient",
+  "keep",
   "home",
 ] as const;
 /** One of them. */

@@ -111,7 +111,13 @@ const runFaults: ReadonlyArray<Fault> = [
   {
     fault: "a rank's accumulator is begun again in each epoch",
     changes: {
-      "runtime/passes.ts": [["tenure.accumulator ??= yield*", "tenure.accumulator = yield*"]],
+      "runtime/passes.ts": [[
+        "= tenure.loaded!;",
+        "= { gathering: gatheringOf(passing.device, queries, tenure.scope) };",
+      ], [
+        "import { type Gradients",
+        'import { gatheringOf } from "./gathering.ts";\nimport { type Gradients',
+      ]],
     },
   },
   {

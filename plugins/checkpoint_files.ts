@@ -1,0 +1,229 @@
+/**
+ * Checkpoints as files: two generations of each rank in a folder, the last one and the one before. A file is written
+ * under another name, forced to the disk and renamed, so that whatever happens one of them is whole.
+ *
+ * A file is one line of JSON, o, lse, and the CRC-32 of all that, little-endian.
+ *
+ * @module
+ */
+import { join } from "node:path";
+import { crc32 } from "node:zlib";
+import { Effect, Result, Schema } from "effect";
+import type { Checkpoint, Checkpoints, Mark } from "../runtime/checkpoint.ts";
+import { FileInvalid } from "../runtime/errors.ts";
+
+/** What the first line of a file says. */
+const Head = Schema.fromJsonString(Schema.Struct({
+  annulus: Schema.Literal("checkpoint 1"),
+  /** Of what: a rank of another job is none of ours. */
+  job: Schema.String,
+  rank: Schema.Natural,
+  merged: Schema.Natural,
+  final: Schema.Boolean,
+  bytes: Schema.Struct({ o: Schema.Natural, lse: Schema.Natural }),
+}));
+const [encodeHead, decodeHead] = [Schema.encodeSync(Head), Schema.decodeUnknownResult(Head)];
+
+/** A longer first line is none. */
+const longestHead = 4096;
+const sumBytes = 4;
+/** Read or written at once. */
+const pieceBytes = 4 * 1024 * 1024;
+
+/** What a job's checkpoints have in common. */
+export interface CheckpointFilesOptions {
+  /** It need not be there yet. */
+  readonly folder: string;
+  /** The same for the same job alone. */
+  readonly job: string;
+  /** Bytes of each rank's o and lse. */
+  readonly bytes: ReadonlyArray<{ readonly o: number; readonly lse: number }>;
+  /** Blocks from one checkpoint to the next. */
+  readonly every: number;
+  /** Hears what was not kept or cannot be read, and why. */
+  readonly tell: (words: string) => Effect.Effect<void>;
+}
+
+/** Fills the array; throws where the file has no more. */
+const readFully = async (file: Deno.FsFile, into: Uint8Array): Promise<void> => {
+  for (let at = 0; at < into.length;) {
+    const count = await file.read(into.subarray(at));
+    if (count === null) throw new Error("it ends too early");
+    at += count;
+  }
+};
+
+const writeFully = async (file: Deno.FsFile, bytes: Uint8Array): Promise<void> => {
+  for (let at = 0; at < bytes.length;) at += await file.write(bytes.subarray(at));
+};
+
+/** Throws an error that says what is wrong with a file, if it is not a whole checkpoint of that rank. */
+const check = async (
+  path: string,
+  rank: number,
+  { job, bytes }: Pick<CheckpointFilesOptions, "job" | "bytes">,
+): Promise<Omit<Checkpoint, "read"> & { readonly begin: number }> => {
+  using file = await Deno.open(path);
+  const { size } = await file.stat();
+  const first = new Uint8Array(Math.min(size, longestHead));
+  await readFully(file, first);
+  const end = first.indexOf(10);
+  if (end < 0) throw new Error("it does not begin with a line of JSON");
+  const head = decodeHead(new TextDecoder().decode(first.subarray(0, end)));
+  if (Result.isFailure(head)) throw new Error("it does not begin as a checkpoint does");
+  const { rank: whose, merged, final, bytes: { o, lse }, job: which } = head.success;
+  const needed = bytes[rank]!;
+  if (which !== job || whose !== rank || o !== needed.o || lse !== needed.lse) {
+    throw new Error("it is of another rank or another run");
+  }
+  const begin = end + 1;
+  const whole = begin + o + lse + sumBytes;
+  if (size !== whole) throw new Error(`it must have ${whole} bytes: found ${size}`);
+  await file.seek(0, Deno.SeekMode.Start);
+  const piece = new Uint8Array(pieceBytes);
+  let sum = 0;
+  for (let at = 0; at < size - sumBytes;) {
+    const part = piece.subarray(0, Math.min(pieceBytes, size - sumBytes - at));
+    await readFully(file, part);
+    sum = crc32(part, sum);
+    at += part.length;
+  }
+  const told = new Uint8Array(sumBytes);
+  await readFully(file, told);
+  if (new DataView(told.buffer).getUint32(0, true) !== sum) throw new Error("its CRC-32 differs");
+  return { rank, merged, final, begin };
+};
+
+/** Removes what a driver that was killed had begun to write. */
+const sweep = async (folder: string): Promise<void> => {
+  try {
+    for await (const { name } of Deno.readDir(folder)) {
+      if (/^\.rank-\d+\.[0-9a-f]{8}\.part/.test(name)) await Deno.remove(join(folder, name));
+    }
+  } catch {
+    // There is no folder yet, or whoever may not write to it will be told soon.
+  }
+};
+
+/** Makes renames in a folder last. */
+const settle = async (folder: string): Promise<void> => {
+  using directory = await Deno.open(folder);
+  await directory.sync();
+};
+
+const reasonOf = (cause: unknown): string => cause instanceof Error ? cause.message : String(cause);
+
+/** The checkpoints of a job in a folder, with those that are there. */
+export const checkpointFiles = Effect.fn("checkpointFiles")(function* (
+  options: CheckpointFilesOptions,
+) {
+  const { folder, job, bytes, every, tell } = options;
+  const pathOf = (rank: number) => join(folder, `rank-${rank}.checkpoint`);
+  const formerOf = (rank: number) => join(folder, `rank-${rank}.former`);
+  const there = new Map<number, Checkpoint>();
+  yield* Effect.promise(() => sweep(folder));
+
+  const noted = (path: string, { begin, ...mark }: Effect.Success<ReturnType<typeof open>>) => {
+    const { o } = bytes[mark.rank]!;
+    const read: Checkpoint["read"] = (tensor, from, to) =>
+      Effect.tryPromise({
+        try: async () => {
+          using file = await Deno.open(path);
+          await file.seek(begin + (tensor === "o" ? 0 : o) + from, Deno.SeekMode.Start);
+          const part = new Uint8Array(to - from);
+          await readFully(file, part);
+          return part;
+        },
+        catch: (cause) =>
+          new FileInvalid({
+            attempted: "go on from",
+            file: path,
+            needed: "it must stay where it is",
+            found: reasonOf(cause),
+          }),
+      });
+    there.set(mark.rank, { ...mark, read });
+  };
+  const open = (path: string, rank: number) =>
+    Effect.tryPromise({ try: () => check(path, rank, options), catch: (cause) => cause });
+
+  for (const rank of bytes.keys()) {
+    for (const path of [pathOf(rank), formerOf(rank)]) {
+      const found = yield* Effect.result(open(path, rank));
+      if (Result.isSuccess(found)) {
+        noted(path, found.success);
+        break;
+      }
+      if (found.failure instanceof Deno.errors.NotFound) continue;
+      yield* tell(`cannot go on from "${path}": ${reasonOf(found.failure)}`);
+    }
+  }
+
+  const keep = Effect.fnUntraced(function* ({ rank, merged, final }: Mark) {
+    const temporary = join(folder, `.rank-${rank}.${crypto.randomUUID().slice(0, 8)}.part`);
+    const { o, lse } = bytes[rank]!;
+    let failed: unknown;
+    let sum = 0;
+    let written = 0;
+    let begin = 0;
+    let file: Deno.FsFile | undefined;
+    /** Nothing further is tried after something went wrong. */
+    const unlessFailed = (work: () => Promise<void>) =>
+      Effect.promise(async () => {
+        if (failed !== undefined) return;
+        await work().catch((cause) => void (failed = cause ?? "nothing"));
+      });
+    const write = async (part: Uint8Array) => {
+      await writeFully(file!, part);
+      sum = crc32(part, sum);
+      written += part.length;
+    };
+    yield* Effect.addFinalizer(() =>
+      Effect.promise(async () => {
+        if (file === undefined) return;
+        file.close();
+        await Deno.remove(temporary).catch(() => {}); // it has its name by now
+      })
+    );
+    yield* unlessFailed(async () => {
+      await Deno.mkdir(folder, { recursive: true });
+      file = await Deno.open(temporary, { write: true, createNew: true });
+      const head = encodeHead({
+        ...{ annulus: "checkpoint 1", job, rank, merged, final },
+        bytes: { o, lse },
+      });
+      await write(new TextEncoder().encode(`${head}\n`));
+      begin = written;
+    });
+    const commit = unlessFailed(async () => {
+      if (written !== begin + o + lse) throw new Error(`${written - begin} bytes are not a rank`);
+      const told = new DataView(new ArrayBuffer(sumBytes));
+      told.setUint32(0, sum, true);
+      await writeFully(file!, new Uint8Array(told.buffer));
+      await file!.sync();
+      // The one that is there keeps its name until the other one takes it.
+      const second = `${temporary}.former`;
+      await Deno.link(pathOf(rank), second).then(
+        () => Deno.rename(second, formerOf(rank)),
+        (cause) => {
+          if (!(cause instanceof Deno.errors.NotFound)) throw cause;
+        },
+      );
+      await Deno.rename(temporary, pathOf(rank));
+      noted(pathOf(rank), { rank, merged, final, begin });
+      await settle(folder);
+    }).pipe(
+      Effect.andThen(
+        Effect.suspend(() =>
+          failed === undefined
+            ? Effect.void
+            : tell(`no checkpoint of rank ${rank}, and the run goes on: ${reasonOf(failed)}`)
+        ),
+      ),
+      Effect.uninterruptible,
+    );
+    return { write: (part: Uint8Array) => unlessFailed(() => write(part)), commit };
+  });
+
+  return { every, of: (rank: number) => there.get(rank), keep } satisfies Checkpoints;
+});
