@@ -79,11 +79,9 @@ export const readRun = Effect.fn("readRun")(function* (folder: string) {
 
 const writeRun = async (path: string, run: SavedRun): Promise<void> => {
   const part = `${path}.part`;
-  {
-    using file = await Deno.open(part, { write: true, create: true, truncate: true });
-    await new Blob([encode(run)]).stream().pipeTo(file.writable, { preventClose: true });
-    await file.sync();
-  }
+  await Deno.writeTextFile(part, encode(run));
+  using file = await Deno.open(part, { write: true });
+  await file.sync();
   await Deno.rename(part, path);
 };
 

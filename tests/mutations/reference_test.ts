@@ -301,14 +301,15 @@ const homingFaults: ReadonlyArray<Fault> = [
         "      backward.absorb(keyValues(job, block), tiles,",
         "      backward.absorb({ ...keyValues(job, block), bytes: fresh(block.bytes) }, tiles,",
       ], [
-        "/** Attention of the rank's queries",
+        "/**\n * Attention of the rank's queries",
         `let before: Uint8Array | undefined;
 const fresh = (bytes: Uint8Array) => {
   const stale = before?.length === bytes.length ? before : bytes;
   before = bytes;
   return stale;
 };
-/** Attention of the rank's queries`,
+/**
+ * Attention of the rank's queries`,
       ]],
     },
   },
@@ -372,10 +373,7 @@ const variantFaults: ReadonlyArray<Fault> = [
   {
     fault: "the sink of another head is added",
     changes: {
-      "runtime/sink.ts": [[
-        "const [own, extra] = [lse[i]!, logit(h)];",
-        "const [own, extra] = [lse[i]!, logit(0)];",
-      ]],
+      "runtime/sink.ts": [["logit(head)", "logit(0 * head)"]],
     },
   },
   {

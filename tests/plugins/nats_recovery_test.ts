@@ -17,6 +17,7 @@ import { Device } from "../../runtime/device.ts";
 import { Links } from "../../runtime/link.ts";
 import type { Interval } from "../../runtime/timeline.ts";
 import { version } from "../../runtime/version.ts";
+import { Kept } from "../support/kept.ts";
 import { natsServer, noNatsServer } from "../support/nats.ts";
 import { normals } from "../support/random.ts";
 
@@ -254,5 +255,71 @@ withNodes(
       );
       assert.equal(failed._tag, "ServerUnavailable");
       assert.match(failed.message, /away for less than 300ms/);
+    }),
+);
+
+/** Where what ranks have gathered is kept, in memory. */
+const storeFor = ({ plan }: AttendResult, before?: Kept) =>
+  new Kept(
+    1,
+    (rank) => {
+      const rows = plan.ranks[rank]!.tokens * heads;
+      return { o: rows * headDim * 4, lse: rows * 4 };
+    },
+    plan.ranks.flatMap(({ rank }) => before?.of(rank) ?? []),
+  );
+
+withNodes(
+  "what a run had kept when its server went for good is where another one begins, on other nodes",
+  2,
+  (url, _, server) =>
+    Effect.gen(function* () {
+      const whole = (checkpoints?: Kept) =>
+        ({ ...problem, ring: 2, ...(checkpoints === undefined ? {} : { checkpoints }) }) as const;
+      const clean = yield* attend(whole()).pipe(Effect.provide(driver(url, 2, () => {})));
+      const kept = yield* attend(whole(storeFor(clean))).pipe(
+        Effect.provide(driver(url, 2, () => {})),
+      );
+      const store = storeFor(clean);
+      const gone = atStep(1, 3, () => Deno.kill(server.pid, "SIGKILL"));
+      const failed = yield* Effect.flip(
+        attend(whole(store)).pipe(
+          Effect.provide(driver(url, 2, gone, { patience: "300 millis" })),
+        ),
+      );
+      assert.equal(failed._tag, "ServerUnavailable");
+      const spared = store.all.length;
+      assert.ok(spared > 0);
+
+      const other = yield* natsServer();
+      for (const id of ["n7", "n8"]) yield* startNode(other.url, id);
+      const resumed = yield* attend(whole(storeFor(clean, store))).pipe(
+        Effect.provide(driver(other.url, 2, () => {})),
+      );
+      sameBits(resumed, kept);
+      assert.ok(computedOf(resumed) < clean.plan.pairs);
+    }),
+);
+
+withNodes(
+  "a rank that is lost goes on from its checkpoint, with the bits of a run that lost none",
+  3,
+  (url, nodes) =>
+    Effect.gen(function* () {
+      const attended = (hear: (interval: Interval) => void, checkpoints?: Kept) =>
+        attend({ ...problem, ring: 2, ...(checkpoints === undefined ? {} : { checkpoints }) }).pipe(
+          Effect.provide(driver(url, 2, hear)),
+        );
+      const clean = yield* attended(() => {});
+      const kept = yield* attended(() => {}, storeFor(clean));
+      const store = storeFor(clean);
+      const hurt = yield* attended((interval) => {
+        // Once there is a checkpoint of the rank.
+        if (interval.rank === 1 && store.of(1) !== undefined) nodes[1]!.kill();
+      }, store);
+      sameBits(hurt, kept);
+      assert.deepEqual(movedOf(hurt), [1]);
+      const redone = computedOf(hurt) - clean.plan.pairs;
+      assert.ok(redone < clean.plan.ranks[1]!.pairs, `${redone} pairs again`);
     }),
 );

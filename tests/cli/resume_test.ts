@@ -1,0 +1,117 @@
+/** `attend --checkpoint DIR` and `resume DIR`: a run whose driver died goes on and gives the same bytes. */
+import assert from "node:assert/strict";
+import { Annulus, annulus, eventually, scratch } from "../support/cli.ts";
+import { normals } from "../support/random.ts";
+import { fileOfTensors } from "../support/tensors.ts";
+
+const writeInput = async (folder: string, tokens: number, layers: ReadonlyArray<string> = [""]) => {
+  const count = tokens * 2 * 16;
+  const tensor = (n: number) =>
+    ({ dtype: "f32", shape: [1, tokens, 2, 16], values: normals(n, count) }) as const;
+  const tensors = layers.flatMap((layer, i) =>
+    ["q", "k", "v"].map((name, j) => [`${layer}${name}`, tensor(3 * i + j)] as const)
+  );
+  const path = `${folder}/in.safetensors`;
+  await Deno.writeFile(path, fileOfTensors(Object.fromEntries(tensors)));
+  return path;
+};
+
+const namesIn = (folder: string) => [...Deno.readDirSync(folder)].map(({ name }) => name).sort();
+const isThere = (path: string) => {
+  try {
+    return Deno.statSync(path).isFile;
+  } catch {
+    return false;
+  }
+};
+
+const it = (name: string, test: (folder: string) => Promise<void>) =>
+  Deno.test(name, async () => {
+    await using folder = await scratch();
+    await test(folder.path);
+  });
+
+it("a run of two layers whose driver was killed in the second one goes on there", async (folder) => {
+  // The second layer is as long as the first; both take some seconds.
+  const input = await writeInput(folder, 3500, ["0.", "1."]);
+  const [whole, out, kept] = ["whole", "out", "kept"].map((name) => `${folder}/${name}`) as [
+    string,
+    string,
+    string,
+  ];
+  const common = ["attend", input, "--causal", "--ring", "4", "--device", "reference"]
+    .concat("--checkpoint-every", "1");
+  const clean = await annulus([...common, "--out", whole, "--checkpoint", `${folder}/other`]);
+  assert.equal(clean.code, 0, clean.stderr);
+  {
+    await using run = new Annulus([...common, "--out", out, "--checkpoint", kept]);
+    await eventually("a checkpoint of the second layer", () => {
+      return isThere(`${kept}/layer-1/rank-0.former`);
+    });
+    run.kill("SIGKILL");
+    assert.notEqual((await run.finished()).code, 0);
+  }
+  assert.equal(isThere(out), false);
+
+  const again = await annulus([...common, "--out", out, "--checkpoint", kept]);
+  assert.equal(again.code, 1);
+  assert.match(again.stderr, /Cannot keep checkpoints in ".*": .* of no other run: found one; /);
+
+  const resumed = await annulus(["resume", kept, "--json"]);
+  assert.equal(resumed.code, 0, resumed.stderr);
+  assert.match(resumed.stderr, /^annulus: (\d+) of \1 blocks are merged already$/m);
+  assert.match(resumed.stderr, /^annulus: [1-9]\d* of \d+ blocks are merged already$/m);
+  assert.equal(JSON.parse(resumed.stdout).layers.length, 2);
+  assert.deepEqual(await Deno.readFile(out), await Deno.readFile(whole));
+  assert.equal(namesIn(folder).includes("kept"), false);
+  assert.equal(namesIn(folder).includes("other"), false);
+});
+
+it("what goes on must be what was begun", async (folder) => {
+  const input = await writeInput(folder, 4000);
+  const kept = `${folder}/kept`;
+  {
+    await using run = new Annulus(
+      ["attend", input, "--ring", "2", "--device", "reference", "--out", `${folder}/out`]
+        .concat("--checkpoint", kept, "--checkpoint-every", "1"),
+    );
+    await eventually("a checkpoint", () => isThere(`${kept}/layer-0/rank-0.checkpoint`));
+    run.interrupt();
+    const { code, stderr } = await run.finished();
+    assert.equal(code, 130, stderr);
+  }
+  const text = await Deno.readTextFile(`${kept}/run.json`);
+  const refused = async (sentence: RegExp) => {
+    const { code, stderr, stdout } = await annulus(["resume", kept]);
+    assert.deepEqual([code, stdout], [1, ""]);
+    assert.match(stderr, sentence);
+  };
+  const saved = JSON.parse(text);
+  await Deno.writeTextFile(`${kept}/run.json`, text.slice(0, -9));
+  await refused(/Cannot go on from ".*run.json": it must be what `attend --checkpoint DIR` writes/);
+  await Deno.writeTextFile(`${kept}/run.json`, JSON.stringify({ ...saved, version: "0.0.1" }));
+  await refused(/annulus 0\.0\.1 and the attention and plugins that the run began with: found/);
+  const causal = { ...saved, args: { ...saved.args, causal: true } };
+  await Deno.writeTextFile(`${kept}/run.json`, JSON.stringify(causal));
+  await refused(/found another problem in layer 0/);
+  await Deno.writeTextFile(`${kept}/run.json`, text);
+  await Deno.utime(input, 1, 1);
+  await refused(/"\/.*in\.safetensors" must be as it was, .*: found .* of 1970/);
+  await Deno.remove(`${kept}/run.json`);
+  await refused(/no such file; a run that ended well leaves none/);
+});
+
+it("checkpoints need a folder", async (folder) => {
+  const input = await writeInput(folder, 10);
+  const attend = (...flags: ReadonlyArray<string>) =>
+    annulus(["attend", input, "--out", `${folder}/out`, "--device", "reference", ...flags]);
+  const without = await attend("--checkpoint-every", "2");
+  assert.equal(without.code, 2);
+  assert.match(without.stderr, /--checkpoint-every needs --checkpoint, a folder/);
+  const file = await attend("--checkpoint", input);
+  assert.equal(file.code, 2);
+  await Deno.writeTextFile(`${folder}/file`, "");
+  const taken = await attend("--checkpoint", `${folder}/file`);
+  assert.equal(taken.code, 1);
+  assert.match(taken.stderr, /Cannot keep checkpoints in ".*file": it must be writable/);
+});
