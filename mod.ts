@@ -70,6 +70,7 @@ export {
 } from "./runtime/device.ts";
 export { deviceInWorker, type WorkerSpec } from "./runtime/device_worker.ts";
 export { serveDevice, Unavailable } from "./runtime/device_worker_guest.ts";
+export type { Checkpoint, Checkpoints, Keeping, Mark } from "./runtime/checkpoint.ts";
 export { Crew } from "./runtime/crew.ts";
 export { type RunRecord } from "./runtime/driver.ts";
 export { decode, type DType, encode } from "./runtime/dtype.ts";
