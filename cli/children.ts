@@ -13,6 +13,7 @@ import { prepareDriver } from "../plugins/webgpu/environment.ts";
 import { tuningPath } from "../plugins/webgpu/tuning.ts";
 import { findLibrary } from "../runtime/library.ts";
 import { accessArguments, type AccessFlags } from "./access.ts";
+import { eachLine } from "./lines.ts";
 import { fromFileUrl } from "./paths.ts";
 
 const mainModule = new URL("./main.ts", import.meta.url);
@@ -60,20 +61,6 @@ export interface Child {
   /** Returns when the process ended, with the last line that it wrote to standard error. */
   readonly ended: Effect.Effect<string>;
 }
-
-/** Reads lines until the stream ends; `each` gets every one. */
-const eachLine = async (
-  stream: ReadableStream<Uint8Array<ArrayBuffer>>,
-  each: (line: string) => void,
-): Promise<void> => {
-  let rest = "";
-  for await (const text of stream.pipeThrough(new TextDecoderStream())) {
-    const lines = (rest + text).split("\n");
-    rest = lines.pop()!;
-    lines.forEach(each);
-  }
-  if (rest !== "") each(rest);
-};
 
 /** Starts one of so many nodes on this machine, and returns when it waits for work. It ends with the scope. */
 export const startNode = Effect.fn("startNode")(function* (

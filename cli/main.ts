@@ -306,9 +306,23 @@ const newPlugin = Command.make(
 
 const checkPlugin = Command.make(
   "check",
-  { file: Argument.String("FILE"), device: optional(device), json },
-  Effect.fn(function* ({ file, device, json }) {
-    if (!(yield* runPluginCheck(file, device ?? "auto", json))) Deno.exitCode = 1;
+  {
+    file: Argument.String("FILE"),
+    device,
+    seconds: Flag.Int("seconds").pipe(
+      atLeast(1),
+      Flag.withDefault(300),
+      Flag.withDescription("How long the file may take before it is ended"),
+    ),
+    memory: Flag.Int("memory").pipe(
+      atLeast(1),
+      Flag.withDefault(2048),
+      Flag.withDescription("How many MiB it may need"),
+    ),
+    json,
+  },
+  Effect.fn(function* (flags) {
+    if (!(yield* runPluginCheck(flags))) Deno.exitCode = 1;
   }),
 ).pipe(Command.withDescription("Does an attention keep its contract?"));
 

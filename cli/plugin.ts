@@ -5,11 +5,11 @@
  */
 import { Effect } from "effect";
 import { FileInvalid } from "../runtime/errors.ts";
-import { chooseDevice } from "../runtime/plugin.ts";
 import { contract } from "../runtime/variant.ts";
-import { knownPlugins } from "./plugins.ts";
+import type { Limits } from "./confined.ts";
 import { print, printJson } from "./output.ts";
-import { checkAttention } from "./plugin_check.ts";
+import { checkConfined } from "./plugin_check_confined.ts";
+import { knownPlugins } from "./plugins.ts";
 
 /** A variant that works, to begin from. */
 const template = (name: string): string =>
@@ -45,15 +45,19 @@ export const writePlugin = Effect.fn("writePlugin")(function* (name: string) {
   return file;
 });
 
+/** All that `plugin check` can be told. */
+export interface CheckFlags extends Limits {
+  readonly file: string;
+  readonly device: string;
+  readonly json: boolean;
+}
+
 /** Prints what was looked at and what is wrong; true where nothing is. */
 export const runPluginCheck = Effect.fn("runPluginCheck")(function* (
-  file: string,
-  device: string,
-  json: boolean,
+  { file, device, json, ...limits }: CheckFlags,
 ) {
-  const { devices } = yield* knownPlugins([], device);
-  const wanted = device === "auto" ? devices : [yield* chooseDevice(devices, device)];
-  const { name, checks } = yield* checkAttention(file, wanted);
+  yield* knownPlugins([], device);
+  const { name, checks } = yield* checkConfined(file, device, limits);
   const faults = checks.filter(({ complaint }) => complaint !== undefined);
   const skips = checks.filter(({ skipped }) => skipped !== undefined);
   if (json) {
@@ -70,7 +74,7 @@ export const runPluginCheck = Effect.fn("runPluginCheck")(function* (
       ? `attention "${name}" keeps its contract` +
         (skips.length === 0
           ? ""
-          : `, but for ${skips.length} checks of ${checks.length} that were skipped`)
+          : `, but for ${skips.length} of ${checks.length} checks, which were skipped`)
       : `attention "${name}" does not keep its contract: ${faults.length} of ${checks.length} checks`,
   );
   return faults.length === 0;
