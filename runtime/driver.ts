@@ -287,7 +287,7 @@ const runEpoch = Effect.fnUntraced(function* (
     beat: (beat: Beat) => {
       const milliseconds = overdue(beat, longest);
       if (milliseconds === 0) return heard.beat(beat);
-      const reason = `its device has been busy with a block for ${
+      const reason = `its device has been busy with one thing for ${
         (milliseconds / 1000).toFixed(0)
       } s`;
       const { rank } = beat;

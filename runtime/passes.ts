@@ -43,6 +43,9 @@ export interface Passing {
   readonly sent: { keysAndValues: number; gradients: number };
 }
 
+/** Work of a device that is about no block. */
+const ofDevice = (activity: Activity) => ({ activity, step: 0, block: -1, bytes: 0 }) as const;
+
 const about = (activity: Activity, { step, block, bytes }: Transfer) =>
   ({ activity, step, block, bytes }) as const;
 
@@ -87,8 +90,11 @@ const pass = (
 
 /** Attention of the rank's queries over the whole sequence; goes on from what its tenure has. */
 export const forwardPass = Effect.fn("forwardPass")(function* (passing: Passing, tenure: Tenure) {
-  const { job, plan, device, queries } = passing;
-  tenure.accumulator ??= yield* Scope.provide(device.begin(queries), tenure.scope);
+  const { job, plan, device, queries, recorder } = passing;
+  tenure.accumulator ??= yield* recorder.timed(
+    ofDevice("begin"),
+    Scope.provide(device.begin(queries), tenure.scope),
+  );
   const { absorb, finish } = tenure.accumulator;
   yield* pass(
     passing,
@@ -105,7 +111,7 @@ export const forwardPass = Effect.fn("forwardPass")(function* (passing: Passing,
     if (sink !== undefined) addSink(attended, heads, queries.tokens, sink);
     return tenure.attended = attended;
   });
-  return yield* Effect.uninterruptible(finished);
+  return yield* Effect.uninterruptible(recorder.timed(ofDevice("finish"), finished));
 });
 
 /** Passes on what others still need; the rank's own rows are with the driver. */
@@ -124,7 +130,10 @@ export const backwardPass = Effect.fn("backwardPass")(function* (
 ) {
   const { job, plan, mine, device, queries, lanes, recorder, sent } = passing;
   const manifest = manifestOf(job);
-  const backward = yield* device.beginBackward!(queries, { ...attended, cotangent });
+  const backward = yield* recorder.timed(
+    ofDevice("begin"),
+    device.beginBackward!(queries, { ...attended, cotangent }),
+  );
   const own = yield* Queue.bounded<Gradients>(1);
   const absorb: RingParts["absorb"] = (block, tiles) =>
     Effect.map(
@@ -155,5 +164,5 @@ export const backwardPass = Effect.fn("backwardPass")(function* (
   const [ofBlocks] = yield* Effect.all([gradients, pass(passing, manifest.hopAgain, absorb)], {
     concurrency: "unbounded",
   });
-  return { dq: yield* backward.finish, ofBlocks };
+  return { dq: yield* recorder.timed(ofDevice("finish"), backward.finish), ofBlocks };
 }, Effect.scoped);

@@ -7,7 +7,8 @@
 
 /**
  * What a rank did in an interval. `wait` is the device standing still for want of a block, `gradient` the gradients of a
- * block on their way to the next rank.
+ * block on their way to the next rank; `begin` and `finish` are the device's work on a pass before its first block and
+ * after its last one.
  */
 export const activities = [
   "load",
@@ -17,6 +18,8 @@ export const activities = [
   "forward",
   "gradient",
   "home",
+  "begin",
+  "finish",
 ] as const;
 /** One of them. */
 export type Activity = typeof activities[number];
