@@ -55,11 +55,11 @@ export class Crew extends Context.Service<Crew, {
     observer: CrewObserver,
   ) => Effect.Effect<void, RankFailed>;
   /**
-   * After a failure: stops what goes on, gives ranks that have lost their member to another one, and says how every rank
-   * stands in the epoch that is to begin. Absent where no other member could take a rank.
+   * After a failure: stops what goes on, gives ranks that have lost their member to another one that can take them, and
+   * says how every rank stands in the epoch that is to begin. Absent where no other member could take a rank.
    */
   readonly regroup?: (
-    run: string,
+    job: Job,
     epoch: number,
     failure: RankFailed | LinkError,
   ) => Effect.Effect<Regrouped, RankFailed | ServerUnavailable>;
