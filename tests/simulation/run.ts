@@ -21,7 +21,7 @@ import { layouts } from "../../runtime/layout.ts";
 import { Links } from "../../runtime/link.ts";
 import { cluster, nodeOn } from "../support/bus_cluster.ts";
 import { inProcess } from "../support/in_process.ts";
-import { normals } from "../support/random.ts";
+import { normals, uniform } from "../support/random.ts";
 import { Bus, makeBus, type Member, type Weather } from "./bus.ts";
 import type { Outcome } from "./link.ts";
 
@@ -29,6 +29,8 @@ import type { Outcome } from "./link.ts";
 const storm = 30_000, calm = 300_000;
 /** What goes wrong does so within this, which is about as long as a run takes. */
 const misery = 10_000;
+/** So much later than the driver nodes find a server again. */
+const latest = 3000;
 
 /** A device that takes its time. */
 const slowly = (bus: Bus, device: Device["Service"]): Device["Service"] => ({
@@ -49,6 +51,7 @@ const misfortune = (
   bus: Bus,
   nodes: ReadonlyArray<Member>,
   count: (what: string) => void,
+  late: () => number,
 ): void => {
   const odds = (most: number) => bus.between(0, 1) < 0.4 ? 0 : most * bus.between(0, 1);
   const least = bus.between(0, 20);
@@ -83,7 +86,12 @@ const misfortune = (
     bus.after(bus.between(0, misery), () => {
       count("server away");
       bus.stop();
-      bus.after(bus.between(100, 10_000), () => bus.start());
+      bus.after(bus.between(100, 10_000), () =>
+        bus.start((member) => {
+          if (!nodes.includes(member) || late() < 0.5) return 0;
+          count("node late");
+          return latest * late();
+        }));
     });
   }
 };
@@ -127,7 +135,7 @@ export const simulateRun = (seed: number): Promise<Outcome> => {
     const running = yield* Effect.forkScoped(run(false), { startImmediately: true });
     // The first roll call is over.
     yield* Effect.sleep("1500 millis");
-    misfortune(bus, nodes, count);
+    misfortune(bus, nodes, count, uniform(seed + 1));
     const hurt = yield* Fiber.join(running).pipe(Effect.timeout(storm + calm));
     for (const _ of hurt.recoveries) count("recovery");
     for (const [what, times] of Object.entries(Context.get(links, Links).counts())) {
