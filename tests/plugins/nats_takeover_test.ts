@@ -277,3 +277,24 @@ Deno.test("nodes that come back to a server later than the driver are not lost",
       assert.deepEqual(yield* recoveriesOf(yield* attendOn(bus, problem, lost)), []);
     })
   ));
+
+Deno.test("a server that is away while a run recovers makes nobody late", () =>
+  onBus((bus) =>
+    Effect.gen(function* () {
+      yield* nodeOn(bus, "n0", able);
+      const victim = yield* nodeOn(bus, "n1", able);
+      yield* nodeOn(bus, "n2", able);
+      const publish = bus.publish.bind(bus);
+      let away = false;
+      bus.publish = (subject, bytes, reply) => {
+        publish(subject, bytes, reply);
+        if (away || !new TextDecoder().decode(bytes).includes('"regroup"')) return;
+        away = true;
+        bus.stop();
+        bus.after(20_000, () => bus.start());
+      };
+      const lost = atFirst(() => void (victim.dead = true));
+      const [recovery, ...others] = yield* recoveriesOf(yield* attendOn(bus, problem, lost));
+      assert.deepEqual([recovery!.moved, others], [[{ rank: 1, to: "node n2 on here" }], []]);
+    })
+  ));
