@@ -16,6 +16,7 @@ import {
   type FileInvalid,
   type NodeRefused,
   type NotEnoughNodes,
+  type NotPermitted,
   type ServerUnavailable,
   type VersionMismatch,
 } from "../runtime/errors.ts";
@@ -98,6 +99,7 @@ export const findCrew = (options: CrewOptions): Effect.Effect<
   | FileInvalid
   | NodeRefused
   | NotEnoughNodes
+  | NotPermitted
   | ServerUnavailable
   | VersionMismatch,
   Scope.Scope

@@ -61,6 +61,10 @@ const lastOf = ({ ranks, events }: Flight, rank: number): Last => {
   // A device that works waits for nobody; one that does not is what the others are about.
   const compute = first("compute");
   if (compute !== undefined) return found(`computed on block ${compute.block}`, compute.since);
+  const edge = first("begin", "finish");
+  if (edge !== undefined) {
+    return found(`let its device ${edge.activity} its part`, edge.since);
+  }
   const wait = first("wait");
   if (wait !== undefined) {
     const from = receives.find(({ block }) => block === wait.block)?.from;

@@ -5,13 +5,18 @@
  */
 import { Context, Effect, Layer, Result, Schedule } from "effect";
 import { Crew } from "../runtime/crew.ts";
-import { NotEnoughNodes, type ServerUnavailable, type VersionMismatch } from "../runtime/errors.ts";
+import {
+  NotEnoughNodes,
+  type NotPermitted,
+  type ServerUnavailable,
+  type VersionMismatch,
+} from "../runtime/errors.ts";
 import { Links } from "../runtime/link.ts";
 import type { NodeCard } from "../runtime/membership.ts";
 import { connectNats } from "./nats.ts";
 import type { NatsAccess } from "./nats_connection.ts";
 import { driverName, rosterOf } from "./nats_roster.ts";
-import { cards, nameIn, pulses, subjects, subscribed } from "./nats_cluster/control.ts";
+import { barredFrom, cards, nameIn, pulses, subjects, subscribed } from "./nats_cluster/control.ts";
 import { crewOf, sameVersion } from "./nats_cluster/crew.ts";
 import { natsLinks } from "./nats_links.ts";
 import type { Line } from "./nats_links/line.ts";
@@ -23,15 +28,21 @@ const rollCallPatience = 2;
 /** Between two calls, of which some may be lost. */
 const callAgain = "400 millis";
 
-/** The nodes that answer within about a second, by id. */
+/**
+ * The nodes that answer, by id.
+ *
+ * @param patience How often the server answers before the call is over: twice a second.
+ */
 export const rollCall = (
   { control }: { readonly control: Line },
   cluster: string,
-): Effect.Effect<ReadonlyArray<NodeCard>> =>
+  patience = rollCallPatience,
+): Effect.Effect<ReadonlyArray<NodeCard>, NotPermitted> =>
   Effect.scoped(Effect.gen(function* () {
     const found = new Map<string, NodeCard>();
     const { roll, answers } = subjects(cluster);
     const reply = answers();
+    const barred = barredFrom(control, cluster, "call nodes", [roll, `${reply}.*`]);
     const inbox = yield* subscribed(control, `${reply}.*`);
     const calling = Effect.sync(() => control.publish(roll, new Uint8Array(0), reply)).pipe(
       Effect.repeat(Schedule.spaced(callAgain)),
@@ -43,7 +54,7 @@ export const rollCall = (
       if (Result.isFailure(card) || subject !== `${reply}.${nameIn(card.success)}`) return;
       found.set(card.success.id, card.success);
     });
-    yield* Effect.raceFirst(Effect.forever(hearing), pulses(control, rollCallPatience));
+    yield* Effect.raceAllFirst([Effect.forever(hearing), pulses(control, patience), barred]);
     return [...found.values()].sort((a, b) => a.id < b.id ? -1 : 1);
   }));
 
@@ -63,11 +74,12 @@ export const joinCluster = Effect.fn("joinCluster")(function* (
   { url, cluster, ring, device, ...access }: ClusterOptions,
 ) {
   const nats = yield* connectNats(url, access);
-  const able = Effect.map(
-    rollCall(nats, cluster),
-    (all) => all.filter((node) => device === undefined || node.device.name === device),
-  );
-  const there = yield* able;
+  const able = (patience?: number) =>
+    Effect.map(
+      rollCall(nats, cluster, patience),
+      (all) => all.filter((node) => device === undefined || node.device.name === device),
+    );
+  const there = yield* able();
   const isIdle = ({ state }: NodeCard) => state === "idle";
   const idle = there.filter(isIdle);
   const needed = ring ?? Math.max(1, idle.length);
@@ -85,10 +97,7 @@ export const joinCluster = Effect.fn("joinCluster")(function* (
   yield* sameVersion(nodes);
   const roster = rosterOf(driverName);
   const links = yield* Layer.build(natsLinks(nats, { cluster, roster }));
-  const spare = Effect.map(
-    able,
-    (all) => all.filter((node) => isIdle(node) && node.version === nodes[0]!.version),
-  );
+  const spare = (patience: number) => Effect.map(able(patience), (all) => all.filter(isIdle));
   const crew = yield* crewOf(nats.control, cluster, nodes, spare, roster).pipe(
     Effect.provideService(Links, Context.get(links, Links)),
   );
@@ -98,5 +107,5 @@ export const joinCluster = Effect.fn("joinCluster")(function* (
 /** The idle nodes of a cluster, for `attend`. */
 export const onCluster = (options: ClusterOptions): Layer.Layer<
   Crew | Links,
-  NotEnoughNodes | ServerUnavailable | VersionMismatch
+  NotEnoughNodes | NotPermitted | ServerUnavailable | VersionMismatch
 > => Layer.effectContext(Effect.map(joinCluster(options), ({ services }) => services));

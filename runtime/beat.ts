@@ -1,13 +1,13 @@
 /**
  * What a rank says of itself twice a second while it works: how far it is, what it waits for, and how its process does.
- * Being alive is one thing, getting on another: a rank whose device has been busy with one block for far too long is
+ * Being alive is one thing, getting on another: a rank whose device has been busy with one thing for far too long is
  * stuck, however well it beats.
  *
  * @module
  */
 import { Effect, Schema } from "effect";
 import type { Recorder } from "./recorder.ts";
-import { activities } from "./timeline.ts";
+import { activities, type Activity } from "./timeline.ts";
 
 /** One beat. */
 export const Beat = Schema.Struct({
@@ -54,18 +54,23 @@ export const beating = (
     });
   }).pipe(Effect.forever);
 
-/** A device may be busy with one block for so long until anything is known of it, and at least. */
+/** What devices do. */
+const ofDevices: ReadonlyArray<Activity> = ["begin", "compute", "finish"];
+
+/** A device may be busy with one thing for so long until anything is known of it, and at least. */
 const [unknown, least] = [600_000, 60_000];
-/** And for so many times as long as the longest one took. */
+/** And for so many times as long as the longest block took. */
 const times = 5;
 
 /** Blocks that a rank may have queued on its device. */
 const queued = 2;
 
-/** For how many milliseconds a rank has waited for its device, if that is more than any block may take; else 0. */
+/** For how many milliseconds a rank has waited for its device, if that is more than it may take; else 0. */
 export const overdue = ({ at, ranks, doing }: Beat, longest: number | undefined): number => {
   const one = longest === undefined ? unknown : Math.max(least, times * longest);
-  const since = doing.filter(({ activity }) => activity === "compute").map(({ since }) => since);
+  const since = doing.filter(({ activity }) => ofDevices.includes(activity)).map(({ since }) =>
+    since
+  );
   const waited = since.length === 0 ? 0 : at - Math.min(...since);
   return waited > queued * ranks * one ? waited : 0;
 };

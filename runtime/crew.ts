@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { Context, Effect, Layer } from "effect";
+import { Context, Effect, Fiber, Layer } from "effect";
 import type { Beat } from "./beat.ts";
 import { Device } from "./device.ts";
 import { type LinkError, RankFailed, type ServerUnavailable } from "./errors.ts";
@@ -30,6 +30,22 @@ export interface CrewObserver {
   readonly failed: (error: RankFailed) => Effect.Effect<void>;
 }
 
+/** How long a device may take to end what it has begun when nobody waits for it any more: one that hangs never does. */
+const stopWithin = "10 seconds";
+
+/** The same effect, which is left alone where it does not end within a while of its interruption. */
+const abandoned = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.flatMap(
+      Effect.forkDetach(restore(effect), { startImmediately: true }),
+      (fiber) =>
+        Effect.onInterrupt(
+          restore(Fiber.join(fiber)),
+          () => Effect.timeoutOption(Fiber.interrupt(fiber), stopWithin),
+        ),
+    )
+  );
+
 /** Gives ranks to members. */
 export class Crew extends Context.Service<Crew, {
   /** Runs one rank, through one epoch, until its links are closed; interrupting it frees the member. */
@@ -39,11 +55,11 @@ export class Crew extends Context.Service<Crew, {
     observer: CrewObserver,
   ) => Effect.Effect<void, RankFailed>;
   /**
-   * After a failure: stops what goes on, gives ranks that have lost their member to another one, and says how every rank
-   * stands in the epoch that is to begin. Absent where no other member could take a rank.
+   * After a failure: stops what goes on, gives ranks that have lost their member to another one that can take them, and
+   * says how every rank stands in the epoch that is to begin. Absent where no other member could take a rank.
    */
   readonly regroup?: (
-    run: string,
+    job: Job,
     epoch: number,
     failure: RankFailed | LinkError,
   ) => Effect.Effect<Regrouped, RankFailed | ServerUnavailable>;
@@ -73,7 +89,7 @@ export class Crew extends Context.Service<Crew, {
                 finished,
                 failed: (error) => failed(blame(error)),
               });
-            })).pipe(Effect.mapError(blame), Effect.provideContext(context));
+            })).pipe(abandoned, Effect.mapError(blame), Effect.provideContext(context));
           },
         });
       }),

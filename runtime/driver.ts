@@ -15,8 +15,10 @@ import {
   type FrameRejected,
   type LinkError,
   RankFailed,
+  type ServerUnavailable,
   TensorInvalid,
 } from "./errors.ts";
+import { beganWith } from "./first_cause.ts";
 import { type Job, planOfJob } from "./job.ts";
 import { type Link, Links } from "./link.ts";
 import { upRowsOf, widthOf } from "./latent.ts";
@@ -323,7 +325,7 @@ const runEpoch = Effect.fnUntraced(function* (
     beat: (beat: Beat) => {
       const milliseconds = overdue(beat, longest);
       if (milliseconds === 0) return heard.beat(beat);
-      const reason = `its device has been busy with a block for ${
+      const reason = `its device has been busy with one thing for ${
         (milliseconds / 1000).toFixed(0)
       } s`;
       const { rank } = beat;
@@ -394,7 +396,7 @@ const runEpoch = Effect.fnUntraced(function* (
 const survivable = (error: Failure): error is LinkError | RankFailed =>
   error._tag === "LinkFailed" || error._tag === "LinkClosed" ||
   error._tag === "RankFailed" && lostTags.includes(error.tag);
-const lostTags = ["LinkFailed", "LinkClosed", "DeviceFailed", "NodeLost", "Stuck"];
+const lostTags = ["LinkFailed", "LinkClosed", "DeviceFailed", "NodeLost", "NodeUnfit", "Stuck"];
 
 /** So many epochs for each rank without anything new are enough. */
 const patience = 3;
@@ -448,6 +450,10 @@ export const drive = Effect.fn("drive")(function* (
     : { ...job, standings: plan.ranks.map(({ rank }) => startOf(nothing, rank)) };
   let [best, idle] = [0, 0];
   const failedOnItsOwn = new Set<number>();
+  /** Of the failures, the one before all others, which is the cause of what comes of it. */
+  let first: string | undefined;
+  const withFirst = <E extends Failure | ServerUnavailable>(error: E) =>
+    first === undefined ? error : beganWith(error, first);
   for (;;) {
     const outcome = yield* Effect.result(
       runEpoch(current, plan, read, heard, collected, checkpoints),
@@ -458,22 +464,25 @@ export const drive = Effect.fn("drive")(function* (
     }
     const error = outcome.failure;
     if (regroup === undefined || !survivable(error) || idle >= patience * plan.ring) {
-      return yield* error;
+      return yield* withFirst(error);
     }
+    first ??= error.message;
     if (error._tag === "RankFailed" && error.tag === "DeviceFailed") {
       // What fails on two nodes in turn fails on all of them.
-      if (failedOnItsOwn.has(error.rank)) return yield* error;
+      if (failedOnItsOwn.has(error.rank)) return yield* withFirst(error);
       failedOnItsOwn.add(error.rank);
     }
     const epoch = current.epoch + 1;
-    const { standings, moved } = yield* regroup(job.run, epoch, error);
+    const { standings, moved } = yield* regroup(job, epoch, error).pipe(Effect.mapError(withFirst));
     yield* takeKept;
     current = { ...job, epoch, standings: standings.map(startOf) };
     const done = current.standings!.reduce(
       (sum, { merged, collected, loaded }) => sum + merged + (collected ? 1 : 0) + (loaded ? 1 : 0),
       0,
     );
-    idle = done > best ? 0 : idle + 1;
+    // There are only so many nodes that could turn out to be unfit.
+    const tried = error._tag === "RankFailed" && error.tag === "NodeUnfit";
+    idle = done > best ? 0 : tried ? idle : idle + 1;
     if (done > best) failedOnItsOwn.clear();
     best = Math.max(best, done);
     const recovery = { epoch, cause: error.message, moved, at: yield* sinceThen };

@@ -5,7 +5,7 @@
  * | tag | whose turn it is |
  * | --- | --- |
  * | `InvalidProblem`, `VariantInvalid`, `PlanRefused`, `TensorInvalid`, `FileInvalid` | the caller: change the input or a flag |
- * | `DeviceUnavailable`, `ServerUnavailable`, `NotEnoughNodes`, `VersionMismatch`, `NodeRefused` | the operator: install, start or update something |
+ * | `DeviceUnavailable`, `ServerUnavailable`, `NotEnoughNodes`, `NotPermitted`, `VersionMismatch`, `NodeRefused` | the operator: install, start or update something |
  * | `DeviceFailed`, `LinkFailed`, `LinkClosed`, `FrameRejected`, `RankFailed` | nobody yet: the run is lost, start it again |
  * | `MergeViolation`, `NonFinite`, `NotExact` | us: the answer would have been wrong, so there is none |
  *
@@ -195,6 +195,17 @@ export class NotEnoughNodes extends Schema.TaggedError<NotEnoughNodes>()("NotEno
     const idle = this.device === "auto" ? "idle nodes" : `idle nodes with device "${this.device}"`;
     const busy = this.busy === 0 ? "" : ` (${this.busy} more are busy)`;
     return `Cannot form a ring of ${this.needed} in cluster "${this.cluster}" at ${this.url}: it needs ${this.needed} ${idle}: found ${this.found}${busy}; start some with \`annulus node --nats nats://${this.url} --cluster ${this.cluster}\``;
+  }
+}
+
+/** The server does not let a member speak or listen where its cluster does. */
+export class NotPermitted extends Schema.TaggedError<NotPermitted>()("NotPermitted", {
+  cluster: Schema.String,
+  attempted: Schema.String,
+  found: Schema.String,
+}) {
+  override get message() {
+    return `Cannot ${this.attempted} in cluster "${this.cluster}": the server must let this member speak and listen there: found ${this.found}; --cluster must be the one that its certificates were made for`;
   }
 }
 

@@ -43,6 +43,9 @@ export interface Passing {
   readonly sent: { keysAndValues: number; gradients: number };
 }
 
+/** Work of a device that is about no block. */
+const ofDevice = (activity: Activity) => ({ activity, step: 0, block: -1, bytes: 0 }) as const;
+
 const about = (activity: Activity, { step, block, bytes }: Transfer) =>
   ({ activity, step, block, bytes }) as const;
 
@@ -97,20 +100,22 @@ export const forwardPass = Effect.fn("forwardPass")(function* (
   tenure: Tenure,
   keep?: (attended: Attended, merged: number) => Effect.Effect<void>,
 ) {
-  const { job, plan, queries, ledger } = passing;
+  const { job, plan, queries, ledger, recorder } = passing;
   const { gathering } = tenure.loaded!;
+  const begin = recorder.timed(ofDevice("begin"), gathering.on);
+  const take = (merged: number) => recorder.timed(ofDevice("finish"), gathering.take(merged));
   // Always after the same blocks, whatever happened meanwhile, so that the result has the same bits.
   const between = () => {
     const { merged, required } = ledger;
     const due = merged % (job.checkpoint ?? Infinity) === 0 && merged > gathering.taken() &&
       merged < required.length;
     if (keep === undefined || !due) return undefined;
-    return gathering.take(merged).pipe(
+    return take(merged).pipe(
       Effect.flatMap((attended) => keep(attended, merged)),
-      Effect.andThen(gathering.on),
+      Effect.andThen(begin),
     );
   };
-  yield* between() ?? gathering.on;
+  yield* between() ?? (tenure.attended === undefined ? begin : Effect.void);
   const absorb: RingParts["absorb"] = (block, tiles) =>
     gathering.on.pipe(
       Effect.flatMap(({ absorb }) => absorb(keyValues(job, block), tiles, plan.attention.band)),
@@ -118,7 +123,7 @@ export const forwardPass = Effect.fn("forwardPass")(function* (
     );
   yield* pass(passing, manifestOf(job).hop, absorb, between);
   if (tenure.attended !== undefined) return tenure.attended;
-  const finished = Effect.map(gathering.take(ledger.merged), (attended) => {
+  const finished = Effect.map(take(ledger.merged), (attended) => {
     const { sink } = plan.attention;
     if (sink !== undefined) addSink(attended, queries, sink);
     return tenure.attended = attended;
@@ -142,7 +147,10 @@ export const backwardPass = Effect.fn("backwardPass")(function* (
 ) {
   const { job, plan, mine, device, queries, lanes, recorder, sent } = passing;
   const manifest = manifestOf(job);
-  const backward = yield* device.beginBackward!(queries, { ...attended, cotangent });
+  const backward = yield* recorder.timed(
+    ofDevice("begin"),
+    device.beginBackward!(queries, { ...attended, cotangent }),
+  );
   const own = yield* Queue.bounded<Gradients>(1);
   const absorb: RingParts["absorb"] = (block, tiles) =>
     Effect.map(
@@ -173,5 +181,5 @@ export const backwardPass = Effect.fn("backwardPass")(function* (
   const [ofBlocks] = yield* Effect.all([gradients, pass(passing, manifest.hopAgain, absorb)], {
     concurrency: "unbounded",
   });
-  return { dq: yield* backward.finish, ofBlocks };
+  return { dq: yield* recorder.timed(ofDevice("finish"), backward.finish), ofBlocks };
 }, Effect.scoped);

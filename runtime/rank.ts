@@ -24,13 +24,14 @@ import { gatheringOf } from "./gathering.ts";
 import { Held } from "./held.ts";
 import { Ledger } from "./ledger.ts";
 import { type Job, planOfJob } from "./job.ts";
+import { lackingFor } from "./lacking.ts";
 import { type DeviceInfo, largestHeadDimOf } from "./kernel.ts";
 import { type Ends, type Link, Links, type Slot } from "./link.ts";
 import { widthOf } from "./latent.ts";
 import { asLse } from "./lse.ts";
 import { manifestOf } from "./manifest.ts";
 import { backwardPass, forwardPass, type Passing, passOn } from "./passes.ts";
-import { type BlockPlan, type Plan, type RankPlan, refusalFor } from "./plan.ts";
+import type { BlockPlan, Plan, RankPlan } from "./plan.ts";
 import { positionAt } from "./span.ts";
 import { Recorder } from "./recorder.ts";
 import { nothing, remainingOf, requiredOf } from "./standing.ts";
@@ -79,33 +80,6 @@ const floatsOf = (bytes: Uint8Array) => decode("f32", bytes);
 
 const blocksOf = ({ blocks }: Plan, rank: number): ReadonlyArray<BlockPlan> =>
   blocks.filter(({ home }) => home === rank);
-
-/** What a device lacks for an attention, if anything: none may ignore a mask that it does not know. */
-const missingFor = (
-  attention: Attention,
-  { name, forms }: DeviceInfo,
-  gradients: boolean,
-): VariantInvalid | undefined => {
-  const wanted = gradients ? ["mask", "score", "slope"] as const : ["mask", "score"] as const;
-  for (const form of wanted) {
-    const variant = attention.lacking(form, forms);
-    if (variant === undefined) continue;
-    return new VariantInvalid({
-      variant,
-      needed: forms === undefined
-        ? `a device that asks for the ${form} of pairs`
-        : `its ${form} in ${forms} on device "${name}"${form === "slope" ? " for gradients" : ""}`,
-      found: forms === undefined ? `"${name}"` : "none",
-    });
-  }
-};
-
-const noGradients = ({ info }: Device["Service"]) =>
-  new DeviceFailed({
-    device: info.name,
-    attempted: "compute gradients",
-    found: "it has no backward pass; use another --device",
-  });
 
 /** The pair whose score a variant made no number, if it did that to the first row that is none. */
 const oddScore = (
@@ -190,11 +164,9 @@ const takePart = Effect.fn("takePart")(function* (job: Job, tenure: Tenure, obse
   const plan = job.standings === undefined ? whole : remainingOf(whole, job.standings);
   const { loaded, merged, collected } = job.standings?.[rank] ?? nothing;
   // Whoever sent the job, this process takes no more than fits it.
-  const refusal = refusalFor(whole, device.info.memory / tenure.ranks());
-  if (refusal !== undefined) return yield* refusal;
-  if (job.gradients && device.beginBackward === undefined) return yield* noGradients(device);
-  const missing = missingFor(plan.attention, device.info, job.gradients);
-  if (missing !== undefined) return yield* missing;
+  const able = { ...device.info, gradients: device.beginBackward !== undefined };
+  const lacking = lackingFor(job, whole, able, tenure.ranks());
+  if (lacking !== undefined) return yield* lacking;
   const manifest = manifestOf(job);
   const mine = plan.ranks[rank]!;
   // Gradients are computed anew, whatever an earlier epoch had of them.

@@ -7,7 +7,8 @@
 
 /**
  * What a rank did in an interval. `wait` is the device standing still for want of a block, `gradient` the gradients of a
- * block on their way to the next rank, `keep` a checkpoint on its way to the driver.
+ * block on their way to the next rank, `keep` a checkpoint on its way to the driver; `begin` and `finish` are the device's
+ * work on a pass before its first block and after its last one.
  */
 export const activities = [
   "load",
@@ -18,6 +19,8 @@ export const activities = [
   "gradient",
   "keep",
   "home",
+  "begin",
+  "finish",
 ] as const;
 /** One of them. */
 export type Activity = typeof activities[number];

@@ -12,7 +12,9 @@
  * @module
  */
 import { Effect, Option, Queue, Result, Schedule, Schema, type Scope } from "effect";
+import { NotPermitted } from "../../runtime/errors.ts";
 import { Answer, NodeCard, RankEvent, Request } from "../../runtime/membership.ts";
+import { pulsesOfPatience } from "../nats_links/conversation.ts";
 import type { Line } from "../nats_links/line.ts";
 import { anyone } from "../nats_roster.ts";
 
@@ -107,6 +109,34 @@ export const pulses = (line: Line, count: number): Effect.Effect<void> =>
     return Effect.sync(end);
   });
 
+/** Fails when the server lets nobody speak or listen there. */
+export const barredFrom = (
+  line: Line,
+  cluster: string,
+  attempted: string,
+  subjects: ReadonlyArray<string>,
+): Effect.Effect<never, NotPermitted> =>
+  Effect.callback((resume) => {
+    const refused = (found: string, subject: string | undefined) => {
+      if (subject === undefined || !subjects.includes(subject)) return;
+      end();
+      resume(Effect.fail(new NotPermitted({ cluster, attempted, found })));
+    };
+    const end = line.watch({ refused });
+    return Effect.sync(end);
+  });
+
+/** Whether nodes may still be on their way back, as the server was away: not all of them find it as soon as we do. */
+export const homecoming = (line: Line): Effect.Effect<() => boolean, never, Scope.Scope> =>
+  Effect.suspend(() => {
+    let left = 0;
+    const end = line.watch({
+      back: () => void (left = pulsesOfPatience),
+      pulse: () => void (left = Math.max(0, left - 1)),
+    });
+    return Effect.as(Effect.addFinalizer(() => Effect.sync(end)), () => left > 0);
+  });
+
 /** The server itself answers for a subject that nobody listens to, with nothing; so often in turn, nobody is there. */
 const nobodyIsThere = 3;
 
@@ -116,6 +146,7 @@ const answersOf = Effect.fnUntraced(function* (
   cluster: string,
   node: Addressee,
   request: Uint8Array,
+  awaited: () => boolean,
 ) {
   const names = subjects(cluster);
   const subject = names.node(node);
@@ -129,7 +160,7 @@ const answersOf = Effect.fnUntraced(function* (
   /** The next answer; none where nobody is there. */
   return Effect.repeat(inbox, {
     until: ({ bytes }) => {
-      nothing = bytes.length > 0 ? 0 : nothing + 1;
+      nothing = bytes.length > 0 || awaited() ? 0 : nothing + 1;
       return bytes.length > 0 || nothing >= nobodyIsThere;
     },
   }).pipe(
@@ -139,22 +170,33 @@ const answersOf = Effect.fnUntraced(function* (
   );
 });
 
-/** The first answer to what is asked again and again, if one comes before the server has answered so many times. */
+/**
+ * The first answer to what is asked again and again, if one comes before the server has answered so many times.
+ *
+ * @param awaited Whether it counts for nothing that nobody is there.
+ */
 export const ask = (
   line: Line,
   cluster: string,
   node: Addressee,
   request: Uint8Array,
   patience: number,
+  awaited: () => boolean = () => false,
 ): Effect.Effect<Option.Option<Result.Result<Answer, string>>> =>
   Effect.scoped(Effect.gen(function* () {
-    const answer = yield* answersOf(line, cluster, node, request);
+    const answer = yield* answersOf(line, cluster, node, request, awaited);
     return yield* Effect.raceFirst(answer, Effect.as(pulses(line, patience), Option.none()));
   }));
 
 /** Returns when a node is not there any more: one that is cut off or frozen is. */
-export const gone = (line: Line, cluster: string, node: Addressee): Effect.Effect<void> =>
+export const gone = (
+  line: Line,
+  cluster: string,
+  node: Addressee,
+  awaited: () => boolean,
+): Effect.Effect<void> =>
   Effect.scoped(Effect.gen(function* () {
-    const answer = yield* answersOf(line, cluster, node, requests.encode({ ask: "ping" }));
+    const ping = requests.encode({ ask: "ping" });
+    const answer = yield* answersOf(line, cluster, node, ping, awaited);
     yield* Effect.repeat(answer, { until: Option.isNone });
   }));

@@ -5,24 +5,34 @@
  */
 import { type Duration, Effect, Option, Result, type Scope } from "effect";
 import { Crew, type Regrouped } from "../../runtime/crew.ts";
-import { NodeRefused, RankFailed, VersionMismatch } from "../../runtime/errors.ts";
-import { cardOf, type Job } from "../../runtime/job.ts";
+import {
+  NodeRefused,
+  type NotPermitted,
+  RankFailed,
+  VersionMismatch,
+} from "../../runtime/errors.ts";
+import { cardOf, type Job, planOfJob } from "../../runtime/job.ts";
+import { lackingFor } from "../../runtime/lacking.ts";
 import { Links } from "../../runtime/link.ts";
 import type { NodeCard } from "../../runtime/membership.ts";
+import type { Plan } from "../../runtime/plan.ts";
 import { nothing, type Standing } from "../../runtime/standing.ts";
 import { version } from "../../runtime/version.ts";
 import type { Line } from "../nats_links/line.ts";
 import { type Roster, rosterOf } from "../nats_roster.ts";
-import { ask, events, gone, largestMessage, nameIn, requests } from "./control.ts";
+import { ask, events, gone, homecoming, largestMessage, nameIn, requests } from "./control.ts";
 
 /** How often the server may answer before a node does, to an offer, or asked what it holds; else the node is lost. */
 const [offerPatience, patience] = [10, 4] as const;
+/** How often before those that wait do, and before anybody does where nobody is left otherwise. */
+const [sparePatience, lastPatience] = [2, 10] as const;
 /** How long nodes may take to forget a run that is over. */
 const releaseWithin: Duration.Input = "2 seconds";
 /** How long a node may take to stop: its device ends what it has begun. */
 const stopWithin: Duration.Input = "2 minutes";
 
-const nameOf = ({ id, host }: NodeCard): string => `node ${id} on ${host}`;
+const placeOf = ({ id, host }: NodeCard): string => `${id} on ${host}`;
+const nameOf = (node: NodeCard): string => `node ${placeOf(node)}`;
 
 const distinct = (nodes: ReadonlyArray<NodeCard>): ReadonlyArray<NodeCard> => [
   ...new Map(nodes.map((node) => [node.id, node])).values(),
@@ -30,6 +40,9 @@ const distinct = (nodes: ReadonlyArray<NodeCard>): ReadonlyArray<NodeCard> => [
 
 /** Failures of a node itself, which gets nothing more to do in the run. */
 const ownFailures = ["DeviceFailed", "Stuck"];
+
+/** What a node says that cannot take a rank at all; another one may. */
+const refusals = ["NodeRefused", "PlanRefused", "VariantInvalid"];
 
 /** Two members that mean different things by the name of a variant: none of them begins then. */
 const oddPlugin = (job: Job, nodes: ReadonlyArray<NodeCard>): string | undefined => {
@@ -49,55 +62,118 @@ const oddPlugin = (job: Job, nodes: ReadonlyArray<NodeCard>): string | undefined
   }
 };
 
+const mismatchOf = (node: NodeCard): VersionMismatch | undefined =>
+  node.version === version ? undefined : new VersionMismatch({
+    node: placeOf(node),
+    has: node.version,
+    needed: version,
+  });
+
 /** Refuses nodes of another version. */
 export const sameVersion = (
   nodes: ReadonlyArray<NodeCard>,
 ): Effect.Effect<void, VersionMismatch> => {
-  const odd = nodes.find((node) => node.version !== version);
-  if (odd === undefined) return Effect.void;
-  return Effect.fail(
-    new VersionMismatch({ node: `${odd.id} on ${odd.host}`, has: odd.version, needed: version }),
-  );
+  const [odd] = nodes.flatMap((node) => mismatchOf(node) ?? []);
+  return odd === undefined ? Effect.void : Effect.fail(odd);
+};
+
+/** Why a node cannot have so many ranks of a job, as far as its card tells. */
+const lackOf = (job: Job, plan: Plan, node: NodeCard, ranks: number): string | undefined =>
+  mismatchOf(node)?.message ?? oddPlugin(job, [node]) ??
+    lackingFor(job, plan, node.device, ranks)?.message;
+
+/** Who has which rank from now on. */
+interface Places extends Regrouped {
+  readonly members: ReadonlyArray<NodeCard>;
+}
+
+/**
+ * Leaves ranks with members that are there, and gives the others to nodes that can take them: to one that waits, or else
+ * to the one with the fewest ranks. Or says which rank nobody can take, and what they lack who are there.
+ *
+ * @param holds What members have that are there.
+ */
+const place = (
+  job: Job,
+  plan: Plan,
+  memberOf: ReadonlyArray<NodeCard>,
+  holds: ReadonlyMap<string, ReadonlyMap<number, Standing>>,
+  others: ReadonlyArray<NodeCard>,
+): Places | { readonly rank: number; readonly lacks: ReadonlyArray<string> } => {
+  const members = [...memberOf];
+  const taken = new Set<string>();
+  const moved: Array<Regrouped["moved"][number]> = [];
+  const isThere = ({ id }: NodeCard) => holds.has(id) || taken.has(id);
+  const ranksOf = ({ id }: NodeCard) => members.filter((node) => node.id === id).length;
+  const standings = memberOf.map((node, rank) => holds.get(node.id)?.get(rank) ?? nothing);
+  for (const [rank, node] of memberOf.entries()) {
+    if (isThere(node)) continue;
+    const fresh = others.filter((node) => !taken.has(node.id));
+    const alive = distinct(members.filter(isThere)).toSorted((a, b) => ranksOf(a) - ranksOf(b));
+    const candidates = [...fresh, ...alive];
+    const lacks = candidates.map((node) =>
+      lackOf(job, plan, node, isThere(node) ? ranksOf(node) + 1 : 1)
+    );
+    const next = candidates.find((_, i) => lacks[i] === undefined);
+    if (next === undefined) {
+      return {
+        rank,
+        lacks: candidates.map((node, i) => `${nameOf(node)}: ${lacks[i]}`),
+      };
+    }
+    members[rank] = next;
+    taken.add(next.id);
+    moved.push({ rank, to: nameOf(next) });
+  }
+  return { members, standings, moved };
 };
 
 /**
  * The crew of these nodes.
  *
- * @param spare The nodes that wait now, for ranks that are lost.
+ * @param spare The nodes that wait now, for ranks that are lost; asked until the server has answered so many times.
  * @param roster The same that the driver's links have.
  */
 export const crewOf = Effect.fn("natsCrew")(function* (
   control: Line,
   cluster: string,
   nodes: ReadonlyArray<NodeCard>,
-  spare: Effect.Effect<ReadonlyArray<NodeCard>>,
+  spare: (patience: number) => Effect.Effect<ReadonlyArray<NodeCard>, NotPermitted>,
   roster: Roster = rosterOf(),
 ) {
   const links = yield* Links;
   const memberOf = [...nodes];
   roster.ranks = memberOf.map(nameIn);
   const failed = new Set<string>();
+  /** Nodes that could not take what they were given, and why. */
+  const unfit = new Map<string, string>();
+  const awaited = yield* homecoming(control);
   const request = (node: NodeCard, bytes: Uint8Array, patience: number) =>
-    ask(control, cluster, node, bytes, patience);
+    ask(control, cluster, node, bytes, patience, awaited);
 
-  /** Gives a rank to a node, in an epoch; fails as something that another node could make up for, or not. */
-  const offer = Effect.fnUntraced(function* (job: Job, rank: number, node: NodeCard) {
-    const failed = (tag: string, reason: string) => {
-      const { message } = new NodeRefused({ node: nameOf(node), reason });
-      return new RankFailed({ rank, node: nameOf(node), tag, reason: message });
-    };
-    // Whoever took it before may have let go of it since.
-    const refused = (reason: string) => failed(job.epoch > 0 ? "NodeLost" : "NodeRefused", reason);
+  /** Gives a rank to a node, in an epoch. */
+  const offer = Effect.fnUntraced(function* (
+    job: Job,
+    rank: number,
+    node: NodeCard,
+    blame: (tag: string, reason: string) => RankFailed,
+  ) {
+    const failed = (tag: string, reason: string) =>
+      blame(tag, new NodeRefused({ node: placeOf(node), reason }).message);
     const bytes = requests.encode({
       ...{ ask: "offer", version, job: cardOf(job), rank },
       members: roster.ranks,
     });
     if (bytes.length > largestMessage) {
-      return yield* refused(
+      return yield* failed(
+        "NodeRefused",
         `the tables of its attention make an offer of ${bytes.length} bytes, and a node takes ` +
           `${largestMessage}`,
       );
     }
+    // Whoever took it before may have let go of it since, and can take it anew.
+    const had = job.standings?.[rank]?.loaded === true;
+    const refused = (reason: string) => failed(had ? "NodeLost" : "NodeRefused", reason);
     const answer = yield* request(node, bytes, offerPatience);
     if (Option.isNone(answer)) return yield* failed("NodeLost", "it does not answer");
     if (Result.isFailure(answer.value)) {
@@ -109,7 +185,7 @@ export const crewOf = Effect.fn("natsCrew")(function* (
   });
 
   /** What a node holds once it has stopped; nothing if it does not answer. */
-  const stopped = (node: NodeCard, run: string, epoch: number) => {
+  const stopped = (node: NodeCard, run: string, epoch: number, patience: number) => {
     const bytes = requests.encode({ ask: "regroup", run, epoch });
     const asking: Effect.Effect<
       ReadonlyMap<number, Standing> | undefined,
@@ -136,16 +212,23 @@ export const crewOf = Effect.fn("natsCrew")(function* (
   return Crew.of({
     run: (job, rank, { interval, beat, finished, failed }) => {
       const node = memberOf[rank]!;
-      const blame = (tag: string, reason: string) =>
-        new RankFailed({ rank, node: nameOf(node), tag, reason });
+      // What fails after that is not for want of something.
+      let begun = false;
+      const blame = (tag: string, reason: string) => {
+        const another = job.epoch > 0 && !begun && refusals.includes(tag);
+        if (another) unfit.set(node.id, `${nameOf(node)}: ${reason}`);
+        return new RankFailed({
+          ...{ rank, node: nameOf(node), tag: another ? "NodeUnfit" : tag, reason },
+        });
+      };
       return Effect.gen(function* () {
         const odd = oddPlugin(job, memberOf);
         if (odd !== undefined) return yield* blame("VersionMismatch", odd);
         const { run, epoch } = job;
-        yield* offer(job, rank, node);
+        yield* offer(job, rank, node, blame);
         const lane = yield* links.open({ run, epoch, self: "driver", peer: rank, lane: "events" });
         const left = Effect.flatMap(
-          gone(control, cluster, node),
+          gone(control, cluster, node, awaited),
           () => Effect.fail(blame("NodeLost", "it is not there any more")),
         );
         yield* Effect.forkScoped(Effect.catch(left, failed));
@@ -153,6 +236,7 @@ export const crewOf = Effect.fn("natsCrew")(function* (
           const heard = events.decode(yield* lane.receive);
           if (Result.isFailure(heard)) return yield* blame("NodeRefused", heard.failure);
           const event = heard.success;
+          begun ||= event.event === "interval";
           // It speaks for its own rank, whatever it says.
           if (event.event === "interval") yield* interval({ ...event.interval, rank });
           if (event.event === "beat") yield* beat({ ...event.beat, rank });
@@ -171,48 +255,56 @@ export const crewOf = Effect.fn("natsCrew")(function* (
         ),
       );
     },
-    regroup: (run, epoch, failure) =>
+    regroup: (job, epoch, failure) =>
       Effect.gen(function* () {
         if (failure._tag === "RankFailed" && ownFailures.includes(failure.tag)) {
           failed.add(memberOf[failure.rank]!.id);
         }
-        const members = distinct(memberOf).filter(({ id }) => !failed.has(id));
-        const [held, waiting] = yield* Effect.all([
-          Effect.forEach(members, (node) => stopped(node, run, epoch), {
-            concurrency: "unbounded",
-          }),
-          spare,
-        ], { concurrency: "unbounded" });
-        const holds = new Map(members.map(({ id }, i) => [id, held[i]]));
-        const alive = members.filter(({ id }) => holds.get(id) !== undefined && !failed.has(id));
-        const others = waiting.filter(({ id }) =>
-          !failed.has(id) && !members.some((node) => node.id === id)
-        );
-        const ranksOf = (node: NodeCard) => memberOf.filter(({ id }) => id === node.id).length;
-        const moved: Array<Regrouped["moved"][number]> = [];
-        const standings: Array<Standing> = [];
-        for (const [rank, node] of memberOf.entries()) {
-          if (alive.includes(node)) {
-            standings.push(holds.get(node.id)!.get(rank) ?? nothing);
-            continue;
+        const plan = yield* Effect.orDie(planOfJob(job));
+        const isOut = ({ id }: NodeCard) => failed.has(id) || unfit.has(id);
+        const members = distinct(memberOf).filter((node) => !isOut(node));
+        /** What is held by members that have answered; by those that wait, nothing. */
+        const holds = new Map<string, ReadonlyMap<number, Standing>>();
+        let others: ReadonlyArray<NodeCard> = [];
+        const inquire = Effect.fnUntraced(function* (patience: number, sparePatience: number) {
+          const silent = members.filter(({ id }) => !holds.has(id));
+          const [held, waiting] = yield* Effect.all([
+            Effect.forEach(silent, (node) => stopped(node, job.run, epoch, patience), {
+              concurrency: "unbounded",
+            }),
+            // A server that lets us call nobody any more has nobody.
+            Effect.orElseSucceed(spare(sparePatience), () => []),
+          ], { concurrency: "unbounded" });
+          for (const [i, { id }] of silent.entries()) {
+            if (held[i] !== undefined) holds.set(id, held[i]);
           }
-          const [next] = others.length > 0
-            ? others.splice(0, 1)
-            : alive.toSorted((a, b) => ranksOf(a) - ranksOf(b));
-          if (next === undefined) {
-            const reason = `no other node is there to take it, after: ${failure.message}`;
-            return yield* new RankFailed({ rank, node: nameOf(node), tag: "NodeLost", reason });
-          }
-          memberOf[rank] = next;
-          if (!alive.includes(next)) {
-            alive.push(next);
-            holds.set(next.id, new Map());
-          }
-          standings.push(nothing);
-          moved.push({ rank, to: nameOf(next) });
+          others = waiting.filter((node) =>
+            !isOut(node) && !members.some(({ id }) => id === node.id)
+          );
+        });
+        const placed = () => place(job, plan, memberOf, holds, others);
+
+        yield* inquire(patience, sparePatience);
+        let places = placed();
+        if ("rank" in places) {
+          yield* inquire(lastPatience, lastPatience);
+          places = placed();
         }
+        if ("rank" in places) {
+          const { rank, lacks } = places;
+          const why = [...unfit.values(), ...lacks];
+          const after = failure._tag === "RankFailed" && failure.tag === "NodeUnfit"
+            ? ""
+            : `, after: ${failure.message}`;
+          const reason = `no other node is there to take it${
+            why.length === 0 ? "" : ` (${why.join("; ")})`
+          }${after}`;
+          const node = nameOf(memberOf[rank]!);
+          return yield* new RankFailed({ rank, node, tag: "NodeLost", reason });
+        }
+        memberOf.splice(0, memberOf.length, ...places.members);
         roster.ranks = memberOf.map(nameIn);
-        return { standings, moved };
+        return places;
       }).pipe(Effect.scoped, Effect.raceFirst(control.lost)),
     ended: (run) => {
       const release = requests.encode({ ask: "release", run });

@@ -6,7 +6,7 @@
  */
 import { Effect, Exit, Fiber, FiberSet, Result, Scope } from "effect";
 import type { Device } from "../../runtime/device.ts";
-import type { ServerUnavailable } from "../../runtime/errors.ts";
+import type { NotPermitted, ServerUnavailable } from "../../runtime/errors.ts";
 import { type Job, jobOf } from "../../runtime/job.ts";
 import { Links } from "../../runtime/link.ts";
 import type { Answer, NodeCard, RankEvent, Request } from "../../runtime/membership.ts";
@@ -16,7 +16,16 @@ import type { Definition } from "../../runtime/variant.ts";
 import { version } from "../../runtime/version.ts";
 import type { Nats } from "../nats.ts";
 import { type Roster, rosterOf } from "../nats_roster.ts";
-import { answers, cards, events, nameIn, requests, subjects, subscribed } from "./control.ts";
+import {
+  answers,
+  barredFrom,
+  cards,
+  events,
+  nameIn,
+  requests,
+  subjects,
+  subscribed,
+} from "./control.ts";
 
 /** The state of a node, told to its operator. */
 export type NodeState =
@@ -31,6 +40,9 @@ export type NodeState =
 
 /** How long a driver may take to hear why a rank failed. */
 const accountWithin = "1 second";
+
+/** How long a device may take to end what it has begun when the node ends: one that hangs never does. */
+const stopWithin = "10 seconds";
 
 /** What is computed of a rank is kept for so long while no driver asks for it. */
 const grace = "4 seconds";
@@ -57,7 +69,7 @@ interface Holding {
 }
 
 /**
- * Makes this process a node. Ends only with its server.
+ * Makes this process a node. Ends only with its server, or where that does not let it be one.
  *
  * @param card All but the state, which changes.
  * @param known The attention variants that it computes.
@@ -72,13 +84,22 @@ export const serveNode = Effect.fn("serveNode")(function* (
   roster: Roster = rosterOf(),
 ) {
   const names = subjects(cluster);
+  const listening = [names.roll, names.node(card)];
+  const barred = yield* Effect.forkScoped(
+    barredFrom(control, cluster, "be a node", listening),
+    { startImmediately: true },
+  );
   const roll = yield* subscribed(control, names.roll);
   const asked = yield* subscribed(control, names.node(card));
   yield* Effect.promise(() => control.flush());
   const links = yield* Links;
   const fork = yield* FiberSet.makeRuntime<Device | Links>();
+  const forkAlone = Effect.runForkWith(yield* Effect.context<Device | Links>());
   let holding: Holding | undefined;
-  yield* Effect.addFinalizer(() => Effect.suspend(() => letGo(holding?.run)));
+  yield* Effect.addFinalizer(() => {
+    const going = forkAlone(letGo(holding?.run));
+    return Effect.timeoutOption(Fiber.join(going), stopWithin);
+  });
 
   const drop = ({ scope }: HeldRank) => Scope.close(scope, Exit.void);
   /** Ends everything that is done for a run and forgets it. */
@@ -172,7 +193,8 @@ export const serveNode = Effect.fn("serveNode")(function* (
         if (ours.ranks.size === 0) holding = undefined;
         return refuse(`it has let go of rank ${rank}`);
       }
-      if (!(yield* keep(ours))) return refuse(`it has let go of rank ${rank}`);
+      // It was about to let go, and now it has.
+      if (!(yield* keep(ours))) return yield* take(job, rank, members);
       ours.epoch = job.epoch;
       roster.ranks = members;
       const held = before ?? (yield* Effect.map(
@@ -184,7 +206,7 @@ export const serveNode = Effect.fn("serveNode")(function* (
         }),
       ));
       ours.ranks.set(rank, held);
-      held.work = fork(serve(job, ours, held));
+      held.work = forkAlone(serve(job, ours, held));
       return { accepted: true };
     });
 
@@ -217,7 +239,7 @@ export const serveNode = Effect.fn("serveNode")(function* (
     if (request.ask === "ping") return Effect.succeed({ accepted: true });
     if (request.ask === "release") {
       // A device that has begun something ends it first; nobody else is to wait for that.
-      const going = fork(letGo(request.run));
+      const going = forkAlone(letGo(request.run));
       return Effect.as(Effect.timeoutOption(Fiber.join(going), accountWithin), { accepted: true });
     }
     if (request.ask === "regroup") return regroup(request.run, request.epoch);
@@ -251,10 +273,11 @@ export const serveNode = Effect.fn("serveNode")(function* (
     if (reply !== undefined) control.publish(reply, answers.encode(said));
   }));
   yield* tell({ state: "waiting" });
-  return yield* Effect.raceAllFirst<Effect.Effect<never, ServerUnavailable>>([
+  return yield* Effect.raceAllFirst<Effect.Effect<never, NotPermitted | ServerUnavailable>>([
     introduce,
     listen,
     control.lost,
+    Fiber.join(barred),
   ]);
 }, Effect.scoped);
 

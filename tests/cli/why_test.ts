@@ -36,6 +36,7 @@ Deno.test("annulus why says who waited for whom, at which block and since when",
   const recorder = await Effect.runPromise(FlightRecorder.start(plan));
   await Effect.runPromise(Effect.gen(function* () {
     yield* recorder.beat(beat(1, 0, { activity: "compute", block: 1, since: 100 }));
+    yield* recorder.beat(beat(0, 0, { activity: "begin", block: -1, since: 1500 }));
     yield* recorder.beat(beat(3, 2, { block: 1, since: 400 }));
     yield* recorder.beat(beat(2, 1, { block: 1, since: 1200 }));
     yield* writeFlight(`${folder.path}/a/b`, recorder, "Rank 1 failed: it was struck by lightning");
@@ -43,7 +44,7 @@ Deno.test("annulus why says who waited for whom, at which block and since when",
   const { code, stdout, stderr } = await annulus(["why", `${folder.path}/a/b`]);
   assert.deepEqual([code, stderr], [0, ""]);
   assert.match(stdout, /^at \d\.\d s the run failed: Rank 1 failed: it was struck by lightning$/m);
-  assert.match(stdout, /0 +0 of 1 +never +had not begun/);
+  assert.match(stdout, /0 +0 of 1 +0\.0 s +let its device begin its part +-0\.5 s/);
   // Two seconds of its own clock were over when it was heard at the driver's zero.
   assert.match(
     stdout,
@@ -84,7 +85,7 @@ Deno.test("the flight recorder keeps the last of each rank", () => {
   assert.ok("beat" in first && first.beat.merged === 5000 - 4096);
 });
 
-Deno.test("a rank is stuck when its device is busy with one block for far too long", () => {
+Deno.test("a rank is stuck when its device is busy with one thing for far too long", () => {
   const busy = (since: number) => ({
     ...beat(0, 1, { activity: "compute", since }),
     at: 1_000_000,
@@ -92,6 +93,10 @@ Deno.test("a rank is stuck when its device is busy with one block for far too lo
   assert.equal(overdue(busy(890_000), 100), 0, "two are queued");
   assert.equal(overdue(busy(870_000), 100), 130_000, "a minute at least for each");
   assert.equal(overdue(busy(690_000), 30_000), 310_000, "five times the longest");
+  for (const activity of ["begin", "finish"] as const) {
+    const edge = { ...beat(0, 1, { activity, since: 870_000 }), at: 1_000_000 };
+    assert.equal(overdue(edge, 100), 130_000, activity);
+  }
   assert.equal(overdue({ ...busy(690_000), ranks: 2 }, 30_000), 0, "two ranks share it");
   assert.equal(overdue(busy(1), undefined), 0, "nothing is known yet");
   assert.equal(overdue({ ...beat(0, 1, { activity: "wait" }), at: 1e9 }, 1), 0, "it waits");

@@ -128,15 +128,15 @@ const runFaults: ReadonlyArray<Fault> = [
     fault: "a server that is away makes nodes late",
     changes: {
       "plugins/nats_cluster/control.ts": [[
-        "Effect.as(pulses(line, patience), Option.none())",
-        "Effect.delay(Effect.succeed(Option.none()), 500 * patience)",
+        "=>\n  Effect.callback<void>((resume) => {\n    let left",
+        "=>\n  count > 0 ? Effect.delay(Effect.void, 500 * count) : Effect.callback<void>((resume) => {\n    let left",
       ]],
     },
   },
 ];
 
 /** Seeds in which much goes wrong come first; whichever notices will do. */
-const eventful = [10, 106];
+const eventful = [10, 138];
 
 Deno.test("simulations of a run notice every guard that is missing", async (test) => {
   for (const { fault, changes } of runFaults) {

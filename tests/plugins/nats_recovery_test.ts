@@ -67,11 +67,12 @@ const driver = (
   Layer.effectContext(Effect.gen(function* () {
     const nats = yield* connectNats(url, { ...hasty, ...options });
     const links = yield* Layer.build(natsLinks(nats, { cluster }));
-    const idle = Effect.map(
-      rollCall(nats, cluster),
-      (all) => all.filter(({ state }) => state === "idle"),
-    );
-    const nodes = (yield* idle).slice(0, ring);
+    const idle = (patience?: number) =>
+      Effect.map(
+        rollCall(nats, cluster, patience),
+        (all) => all.filter(({ state }) => state === "idle"),
+      );
+    const nodes = (yield* idle()).slice(0, ring);
     const crew = yield* crewOf(nats.control, cluster, nodes, idle).pipe(
       Effect.provideService(Links, Context.get(links, Links)),
     );

@@ -7,7 +7,7 @@ import { Buffer } from "node:buffer";
 import { makeCertificates } from "../../cli/certs.ts";
 import { causal, definitions } from "../../plugins/attention.ts";
 import { connectNats, type Nats } from "../../plugins/nats.ts";
-import { onCluster, rollCall, serveNode } from "../../plugins/nats_cluster.ts";
+import { joinCluster, onCluster, rollCall, serveNode } from "../../plugins/nats_cluster.ts";
 import {
   ask,
   cards,
@@ -350,6 +350,34 @@ it(
     for (const tensor of ["o", "lse"] as const) {
       assert.ok(Buffer.from(bytesOf(found[tensor])).equals(bytesOf(needed[tensor])), tensor);
     }
+  }),
+);
+
+it(
+  "a member of another cluster is told that the server does not let it be one",
+  Effect.gen(function* () {
+    const dir = yield* certificates(cluster);
+    const { url } = yield* secureServer(dir);
+    const [wrong, identity] = ["other", yield* identityOf(dir, "driver")];
+    const driver = yield* Effect.flip(joinCluster({ url, cluster: wrong, ring: 1, identity }));
+    assert.equal(driver._tag, "NotPermitted");
+    assert.match(
+      driver.message,
+      /^Cannot call nodes in cluster "other": .*: found .*Permissions Violation.*"annulus\.other\.ctl.*--cluster must be the one/,
+    );
+    const nats = yield* connectNats(url, { identity: yield* identityOf(dir, "node-0") });
+    const { info } = Context.get(yield* Layer.build(Layer.fresh(reference.layer)), Device);
+    const card = {
+      ...{ id: "a", name: "node-0", version, host: "here", pid: 1, device: info, plugins: [] },
+      ...{ attentionGflops: 1, linkMegabytes: 1 },
+    };
+    const node = yield* serveNode(nats, wrong, card, definitions, () => Effect.void).pipe(
+      Effect.provide(Layer.mock(Device, { info })),
+      Effect.provide(Layer.fresh(natsLinks(nats, { cluster: wrong }))),
+      Effect.flip,
+    );
+    assert.equal(node._tag, "NotPermitted");
+    assert.match(node.message, /^Cannot be a node in cluster "other": /);
   }),
 );
 

@@ -33,6 +33,8 @@ interface Subscription {
 export class Member implements Lines {
   readonly watchers = new Set<LineWatcher>();
   dead = false;
+  /** It has lost the server, or not found it again: nobody listens in its place. */
+  away = false;
   /** What it says and hears while it is cut off comes afterwards. */
   cut = false;
   readonly late: Array<() => void> = [];
@@ -59,7 +61,7 @@ export class Member implements Lines {
   }
 
   whenHeard(act: () => void): void {
-    if (this.dead) return;
+    if (this.dead || this.away) return;
     if (this.cut) this.late.push(act);
     else act();
   }
@@ -104,7 +106,7 @@ export class Bus {
   publish(subject: string, bytes: Uint8Array, reply?: string): void {
     if (!this.up || this.#random() < this.weather.loss) return;
     const listens = ({ member, subject: theirs }: Subscription) =>
-      matches(theirs, subject) && !member.dead;
+      matches(theirs, subject) && !member.dead && !member.away;
     if (reply !== undefined && ![...this.subscriptions].some(listens)) {
       return this.publish(reply, new Uint8Array(0));
     }
@@ -132,17 +134,25 @@ export class Bus {
   stop(): void {
     this.up = false;
   }
-  start(): void {
+  /** Members find it again after as many milliseconds as `late` says. */
+  start(late: (member: Member) => number = () => 0): void {
     this.up = true;
-    for (const { watchers, dead } of this.members) {
-      if (!dead) { for (const { back } of [...watchers]) back?.(); }
+    for (const member of this.members) {
+      const milliseconds = late(member);
+      member.away = milliseconds > 0;
+      const back = () => {
+        member.away = false;
+        if (!member.dead) { for (const { back } of [...member.watchers]) back?.(); }
+      };
+      if (member.away) this.after(milliseconds, back);
+      else back();
     }
   }
   /** The server answers everybody whom it reaches. */
   pulse(): void {
     if (!this.up) return;
-    for (const { watchers, dead, cut } of this.members) {
-      if (!dead && !cut) { for (const { pulse } of [...watchers]) pulse?.(); }
+    for (const { watchers, dead, away, cut } of this.members) {
+      if (!dead && !away && !cut) { for (const { pulse } of [...watchers]) pulse?.(); }
     }
   }
 }

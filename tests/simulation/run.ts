@@ -9,28 +9,28 @@ import { TestClock } from "effect/testing";
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { referenceKernel } from "../../kernels/reference.ts";
-import { causal, definitions } from "../../plugins/attention.ts";
+import { causal } from "../../plugins/attention.ts";
 import { rollCall } from "../../plugins/nats_cluster.ts";
 import { crewOf } from "../../plugins/nats_cluster/crew.ts";
-import { serveNode } from "../../plugins/nats_cluster/node.ts";
 import { natsLinks } from "../../plugins/nats_links.ts";
 import { attend } from "../../runtime/attend.ts";
 import { Crew } from "../../runtime/crew.ts";
-import { Device } from "../../runtime/device.ts";
+import type { Device } from "../../runtime/device.ts";
 import { bytesOf } from "../../runtime/dtype.ts";
 import { layouts } from "../../runtime/layout.ts";
 import { Links } from "../../runtime/link.ts";
-import { version } from "../../runtime/version.ts";
+import { cluster, nodeOn } from "../support/bus_cluster.ts";
 import { inProcess } from "../support/in_process.ts";
-import { normals } from "../support/random.ts";
+import { normals, uniform } from "../support/random.ts";
 import { Bus, makeBus, type Member, type Weather } from "./bus.ts";
 import type { Outcome } from "./link.ts";
 
-const cluster = "simulation";
 /** Bad weather ends after this many milliseconds; then there is so much time for the run to end. */
 const storm = 30_000, calm = 300_000;
 /** What goes wrong does so within this, which is about as long as a run takes. */
 const misery = 10_000;
+/** So much later than the driver nodes find a server again. */
+const latest = 3000;
 
 /** A device that takes its time. */
 const slowly = (bus: Bus, device: Device["Service"]): Device["Service"] => ({
@@ -43,32 +43,15 @@ const slowly = (bus: Bus, device: Device["Service"]): Device["Service"] => ({
     })),
 });
 
-const startNode = Effect.fnUntraced(function* (bus: Bus, id: string) {
-  const lines = bus.member();
-  const device = slowly(bus, inProcess(referenceKernel()));
-  const links = yield* Layer.build(Layer.fresh(natsLinks(lines, { cluster, tick: "50 millis" })));
-  const card = {
-    ...{ id, version, host: "here", pid: 1, device: device.info, plugins: [] },
-    ...{ attentionGflops: 1, linkMegabytes: 1 },
-  };
-  const control = {
-    ...lines.control,
-    server: "bus",
-    connection: () => undefined,
-    lost: Effect.never,
-  };
-  yield* serveNode({ control }, cluster, card, definitions, () => Effect.void).pipe(
-    Effect.provide(Context.add(links, Device, device)),
-    Effect.forkScoped({ startImmediately: true }),
-  );
-  return lines;
-});
+const startNode = (bus: Bus, id: string) =>
+  nodeOn(bus, id, { device: slowly(bus, inProcess(referenceKernel())) });
 
 /** What goes wrong, and when: from the seed. */
 const misfortune = (
   bus: Bus,
   nodes: ReadonlyArray<Member>,
   count: (what: string) => void,
+  late: () => number,
 ): void => {
   const odds = (most: number) => bus.between(0, 1) < 0.4 ? 0 : most * bus.between(0, 1);
   const least = bus.between(0, 20);
@@ -103,7 +86,12 @@ const misfortune = (
     bus.after(bus.between(0, misery), () => {
       count("server away");
       bus.stop();
-      bus.after(bus.between(100, 10_000), () => bus.start());
+      bus.after(bus.between(100, 10_000), () =>
+        bus.start((member) => {
+          if (!nodes.includes(member) || late() < 0.5) return 0;
+          count("node late");
+          return latest * late();
+        }));
     });
   }
 };
@@ -130,13 +118,14 @@ export const simulateRun = (seed: number): Promise<Outcome> => {
     const links = yield* Layer.build(
       Layer.fresh(natsLinks(driver, { cluster, tick: "50 millis" })),
     );
-    const idle = Effect.map(
-      rollCall(driver, cluster),
-      (all) => all.filter(({ state }) => state === "idle"),
-    );
+    const idle = (patience?: number) =>
+      Effect.map(
+        rollCall(driver, cluster, patience),
+        (all) => all.filter(({ state }) => state === "idle"),
+      );
     const run = (before: boolean) =>
       Effect.scoped(Effect.gen(function* () {
-        const members = yield* Effect.repeat(idle, { until: (nodes) => nodes.length >= ring });
+        const members = yield* Effect.repeat(idle(), { until: (nodes) => nodes.length >= ring });
         const crew = yield* crewOf(driver.control, cluster, members.slice(0, ring), idle);
         // Nodes are free for a run as soon as the one before is over.
         if (before) yield* attend(problem).pipe(Effect.provideService(Crew, crew));
@@ -146,7 +135,7 @@ export const simulateRun = (seed: number): Promise<Outcome> => {
     const running = yield* Effect.forkScoped(run(false), { startImmediately: true });
     // The first roll call is over.
     yield* Effect.sleep("1500 millis");
-    misfortune(bus, nodes, count);
+    misfortune(bus, nodes, count, uniform(seed + 1));
     const hurt = yield* Fiber.join(running).pipe(Effect.timeout(storm + calm));
     for (const _ of hurt.recoveries) count("recovery");
     for (const [what, times] of Object.entries(Context.get(links, Links).counts())) {
