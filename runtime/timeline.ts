@@ -17,10 +17,10 @@ export const activities = [
   "wait",
   "forward",
   "gradient",
-  "keep",
   "home",
   "begin",
   "finish",
+  "keep",
 ] as const;
 /** One of them. */
 export type Activity = typeof activities[number];
