@@ -10,7 +10,8 @@ import {
   type SafetensorsWriter,
 } from "../plugins/safetensors.ts";
 import { jobFor } from "../runtime/attend.ts";
-import { drive, Sink, Source } from "../runtime/driver.ts";
+import { drive } from "../runtime/driver.ts";
+import { Sink, Source } from "../runtime/exchange.ts";
 import type { DType } from "../runtime/dtype.ts";
 import type { Layout } from "../runtime/layout.ts";
 import type { Variant } from "../runtime/variant.ts";

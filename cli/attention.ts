@@ -6,7 +6,7 @@
  */
 import { Effect, Result } from "effect";
 import type { SafetensorsFile } from "../plugins/safetensors.ts";
-import { inputs, outputs } from "../runtime/driver.ts";
+import { inputs, outputs } from "../runtime/exchange.ts";
 import { decode } from "../runtime/dtype.ts";
 import { TensorInvalid } from "../runtime/errors.ts";
 import type { Definition, Variant } from "../runtime/variant.ts";

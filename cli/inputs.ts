@@ -12,7 +12,7 @@ import {
   type SafetensorsTensor,
 } from "../plugins/safetensors.ts";
 import { completeAttention } from "./attention.ts";
-import { type Input as TensorName, Source } from "../runtime/driver.ts";
+import { type Input as TensorName, Source } from "../runtime/exchange.ts";
 import type { DType } from "../runtime/dtype.ts";
 import { type FileInvalid, TensorInvalid } from "../runtime/errors.ts";
 import { documents } from "../plugins/attention.ts";

@@ -6,7 +6,7 @@
  */
 import { Effect } from "effect";
 import type { SafetensorsFile } from "../plugins/safetensors.ts";
-import { inputs } from "../runtime/driver.ts";
+import { inputs } from "../runtime/exchange.ts";
 import { TensorInvalid } from "../runtime/errors.ts";
 
 /** One layer of a file. */

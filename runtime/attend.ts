@@ -6,7 +6,7 @@
 import { Effect } from "effect";
 import type { Checkpoints } from "./checkpoint.ts";
 import type { Crew } from "./crew.ts";
-import { deaf, drive, type Input, type RunRecord, Sink, Source } from "./driver.ts";
+import { deaf, drive, type RunRecord } from "./driver.ts";
 import { bytesOf, type DType } from "./dtype.ts";
 import {
   type FileInvalid,
@@ -18,6 +18,7 @@ import {
   type TensorInvalid,
   type VariantInvalid,
 } from "./errors.ts";
+import { type Input, Sink, Source } from "./exchange.ts";
 import { headerBytes } from "./frame.ts";
 import { type Job, newRun } from "./job.ts";
 import type { Layout } from "./layout.ts";

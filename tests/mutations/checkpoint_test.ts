@@ -35,7 +35,7 @@ const faults: ReadonlyArray<Fault> = [
   {
     fault: "what was kept is given back to front",
     changes: {
-      "runtime/driver.ts": [[
+      "runtime/exchange.ts": [[
         'yield* send(link, o, (from, to) => checkpoint.read("o", from, to));',
         'yield* send(link, o, (from, to) => Effect.map(checkpoint.read("o", from, to), (x) => x.toReversed()));',
       ]],

@@ -88,7 +88,7 @@ const ringFaults: ReadonlyArray<Fault> = [
   {
     fault: "K/V come from another source",
     changes: {
-      "runtime/driver.ts": [[
+      "runtime/exchange.ts": [[
         "read(tensor, k, [block.span], begin, end)",
         `read(tensor, k, [plan.blocks.find(({ id, span }) =>
           id > block.id && span.count === block.span.count)?.span ?? block.span], begin, end)`,
@@ -173,7 +173,7 @@ const slot = (bytes: number) => {
   {
     fault: "the halves of a shard come home in the wrong order",
     changes: {
-      "runtime/driver.ts": [[
+      "runtime/exchange.ts": [[
         "regions(whole, spans, from / 4",
         "regions(whole, spans.toReversed(), from / 4",
       ]],
@@ -182,7 +182,7 @@ const slot = (bytes: number) => {
   {
     fault: "stripes come home as stretches",
     changes: {
-      "runtime/driver.ts": [[
+      "runtime/exchange.ts": [[
         "regions(whole, spans, from / 4",
         "regions(whole, spans.map((span) => ({ ...span, stride: span.run })), from / 4",
       ]],
@@ -325,7 +325,7 @@ const fresh = (bytes: Uint8Array) => {
   {
     fault: "dk and dv come home in each other's place",
     changes: {
-      "runtime/driver.ts": [[
+      "runtime/exchange.ts": [[
         'into("dk", k, [block.span]), into("dv", k',
         'into("dv", k, [block.span]), into("dk", k',
       ]],
@@ -447,7 +447,7 @@ const latentFaults: ReadonlyArray<Fault> = [
   {
     fault: "a block's latents are those of its neighbours",
     changes: {
-      "runtime/driver.ts": [[
+      "runtime/exchange.ts": [[
         'return read("latent", whole, [block.span],',
         'return read("latent", whole, [{ ...block.span, start: Math.max(0, block.span.start - 1) }],',
       ]],

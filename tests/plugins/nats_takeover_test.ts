@@ -42,12 +42,12 @@ const undisturbed = attend(problem).pipe(
 /** What became of a run that was disturbed, and that it has the bits of one that was not. */
 const recoveriesOf = Effect.fnUntraced(function* (found: AttendResult) {
   const needed = yield* undisturbed;
-  for (const  of of["o", "lse"] as const) {
-    assert.ok(Buffer.from(bytesOf(found[of])).equals(bytesOf(needed[of])), of);
+  for (const tensor of ["o", "lse"] as const) {
+    assert.ok(Buffer.from(bytesOf(found[tensor])).equals(bytesOf(needed[tensor])), tensor);
   }
-  for (const  of of["dq", "dk", "dv"] as const) {
-    const [ours, theirs] = [found, needed].map(({ gradients }) => bytesOf(gradients![of]));
-    assert.ok(Buffer.from(ours!).equals(theirs!), of);
+  for (const tensor of ["dq", "dk", "dv"] as const) {
+    const [ours, theirs] = [found, needed].map(({ gradients }) => bytesOf(gradients![tensor]));
+    assert.ok(Buffer.from(ours!).equals(theirs!), tensor);
   }
   return found.recoveries.map(({ cause, moved }) => ({ cause, moved }));
 });
