@@ -4,7 +4,6 @@
  * @module
  */
 import type { Node, Server } from "./cluster.ts";
-import type { Part } from "./bits.ts";
 import type { Way } from "./way.ts";
 
 /** One kind of fault. */
@@ -32,13 +31,6 @@ export const kindsOf = (
 ): ReadonlyArray<Kind> => {
   const pick = <A>(items: ReadonlyArray<A>): A => items[Math.floor(random() * items.length)]!;
   const anyWay = () => pick([driver, ...nodes.map(({ way }) => way)]);
-  const flips = async (part: Part, count: number, every: number) => {
-    const way = anyWay();
-    for (let i = 0; i < count; i++) {
-      way.flipNext(part);
-      await sleep(every);
-    }
-  };
   return [
     {
       name: "a node is killed",
@@ -87,15 +79,20 @@ export const kindsOf = (
       },
     },
     {
-      name: "bits flip in 40 of a member's messages",
+      name: "bits flip in a tenth of a member's messages, for 8 s",
       breaks: false,
-      happen: () => flips("payload", 40, 0.2),
+      happen: async () => {
+        const way = anyWay();
+        way.damage = 0.1;
+        await sleep(8);
+        way.damage = 0;
+      },
     },
     {
       name: "a bit flips between two of a member's messages",
       // The server may answer with an error, which ends links.
       breaks: true,
-      happen: () => flips("line", 1, 0),
+      happen: () => Promise.resolve(anyWay().flipNext("line")),
     },
     {
       name: "the server is killed, and away for 1 s",

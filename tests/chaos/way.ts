@@ -17,7 +17,9 @@ export class Way implements AsyncDisposable {
   readonly #pairs = new Set<readonly [client: Socket, server: Socket]>();
   readonly #clients = new Set<Socket>();
   #open: PromiseWithResolvers<void> | undefined;
-  #flip: Part | undefined;
+  #flipNext: Part | undefined;
+  /** The share of messages in whose payload a bit flips, from 0 to 1. */
+  damage = 0;
   /** Milliseconds that everything takes, each way. */
   delay = 0;
   /** Bits that have flipped. */
@@ -68,7 +70,7 @@ export class Way implements AsyncDisposable {
 
   /** Flips one bit in this part of the next message that passes in either direction. */
   flipNext(part: Part): void {
-    this.#flip = part;
+    this.#flipNext = part;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -98,9 +100,9 @@ export class Way implements AsyncDisposable {
 
   async #carry(from: Socket, to: Socket): Promise<void> {
     const bits = new Bits(
-      () => this.#flip,
+      () => this.#flipNext ?? (this.#random() < this.damage ? "payload" : undefined),
       (part) => {
-        this.#flip = undefined;
+        this.#flipNext = undefined;
         this.flipped[part]++;
       },
       this.#random,
