@@ -14,8 +14,8 @@
  * took a tenth of the throughput away.
  *
  * *Memory.* A step is one block merged into one rank. Every second it looks at how much memory each node has and how many
- * steps it has done; the first steps of each life of a node are its warm-up. The slope is the one of all nodes together,
- * by least squares.
+ * steps it has done; the least of each half-minute counts, and the first steps of each life of a node are its warm-up. The
+ * slope is the one of all nodes together that lived for five minutes more, by least squares.
  *
  * *Leaks.* When all is over and nodes wait, they have no more connections, subscriptions, descriptors and children than
  * when they waited after the first runs; no process has left a child or a temporary file behind, and no driver part of a
@@ -35,7 +35,7 @@ import { runMain } from "../cli/platform.ts";
 import { accountOf, type Fault, median, type Run, tableOf } from "./chaos/account.ts";
 import { type Life, Node, Server } from "./chaos/cluster.ts";
 import { drawn, kindsOf, sleep } from "./chaos/faults.ts";
-import { grown, holdingsOf, Memory, slopeOf } from "./chaos/watch.ts";
+import { floorsOf, grown, holdingsOf, Memory, slopeOf } from "./chaos/watch.ts";
 import { Way } from "./chaos/way.ts";
 import { Annulus, scratch } from "./support/cli.ts";
 import { normals, uniform } from "./support/random.ts";
@@ -50,8 +50,13 @@ const cleanRuns = 3;
 const pause = 3;
 /** Seconds after which what nodes still hold is taken for lost. */
 const settling = 20;
-/** Samples of a node that tell something of its memory. */
-const fewestSamples = 60;
+/** Seconds of which the least memory counts, and so many of them that tell something of a node. */
+const [window, fewestWindows] = [30, 10] as const;
+/**
+ * Of nodes: the C library gives large buffers back at once. Otherwise it keeps more and more of them for some minutes, up
+ * to what was in use at its worst moment, which looks like a leak and hides one.
+ */
+const frugal = { MALLOC_MMAP_THRESHOLD_: "131072" };
 
 interface Options {
   readonly minutes: number;
@@ -116,7 +121,7 @@ const chaos = async (options: Options): Promise<ReadonlyArray<string>> => {
     const member = ["--nats", way.url, "--cluster", cluster, "--device", "reference", "--json"];
     const node = new Node(
       way,
-      (hear) => new Annulus(["node", ...member], { env, hear }),
+      (hear) => new Annulus(["node", ...member], { env: { ...env, ...frugal }, hear }),
       (rank) => holders.set(rank, node.life),
     );
     stack.defer(() => node.end());
@@ -255,10 +260,10 @@ const chaos = async (options: Options): Promise<ReadonlyArray<string>> => {
   }
 
   const lives = [...memory.lives.values()].map((samples) =>
-    samples.filter(({ steps }) => steps >= options.warmUp)
+    floorsOf(samples.filter(({ steps }) => steps >= options.warmUp), window)
   );
   const long = lives.filter((samples) =>
-    samples.length >= fewestSamples && samples.at(-1)!.steps > samples[0]!.steps
+    samples.length >= fewestWindows && samples.at(-1)!.steps > samples[0]!.steps
   );
   for (const samples of long) {
     const tenths = Array.from({ length: 10 }, (_, i) => {

@@ -1,7 +1,7 @@
 /** What faults cost, and what memory grows by, in figures that can be counted by hand. */
 import assert from "node:assert/strict";
 import { accountOf, type Fault, type Run, tableOf } from "./account.ts";
-import { grown, type Holdings, slopeOf } from "./watch.ts";
+import { floorsOf, grown, type Holdings, slopeOf } from "./watch.ts";
 
 const run = (began: number, ended: number, right = true): Run => ({
   began: 1000 * began,
@@ -46,6 +46,11 @@ Deno.test("a slope is that of all processes, whatever their heights are", () => 
   assert.ok(Math.abs(same.slope - 3) < 1e-9 && same.error < 1e-9);
   const apart = slopeOf([process(0, 100, 3), process(5000, 20, 1)]);
   assert.ok(Math.abs(apart.slope - 2) < 1e-9 && apart.error > 0.1);
+});
+
+Deno.test("floors are the lowest samples, each where it was, of whole windows", () => {
+  const samples = [5, 3, 4, 7, 8, 6, 1].map((mebibytes, steps) => ({ steps, mebibytes }));
+  assert.deepEqual(floorsOf(samples, 3), [samples[1], samples[5]]);
 });
 
 Deno.test("what any node has more of than all nodes had has grown", () => {

@@ -32,6 +32,18 @@ export const slopeOf = (
   return { slope, error: Math.sqrt(rest / (points.length - processes.length - 1) / spread) };
 };
 
+/**
+ * The least of each `window` samples: between two collections of garbage memory grows and falls, and what is held is what
+ * is there at the lowest.
+ */
+export const floorsOf = (samples: ReadonlyArray<Sample>, window: number): ReadonlyArray<Sample> =>
+  Array.from(
+    { length: Math.floor(samples.length / window) },
+    (_, i) =>
+      samples.slice(i * window, (i + 1) * window)
+        .reduce((a, b) => b.mebibytes < a.mebibytes ? b : a),
+  );
+
 const residentMiB = (pid: number): number =>
   Number(/VmRSS:\s+(\d+)/.exec(Deno.readTextFileSync(`/proc/${pid}/status`))?.[1] ?? NaN) / 1024;
 const openFiles = (pid: number): number => [...Deno.readDirSync(`/proc/${pid}/fd`)].length;
