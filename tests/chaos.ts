@@ -53,8 +53,8 @@ const settling = 20;
 /** Seconds of which the least memory counts, and so many of them that tell something of a node. */
 const [window, fewestWindows] = [30, 10] as const;
 /**
- * Of nodes: the C library gives large buffers back at once. Otherwise it keeps more and more of them for some minutes, up
- * to what was in use at its worst moment, which looks like a leak and hides one.
+ * Of nodes: glibc gives large buffers back at once. As it comes, it keeps some of what was freed, so that memory grows for
+ * minutes without anything being held; a leak cannot be told from that.
  */
 const frugal = { MALLOC_MMAP_THRESHOLD_: "131072" };
 
@@ -67,6 +67,7 @@ interface Options {
   readonly faults: boolean;
   readonly only: string;
   readonly load: boolean;
+  readonly frugal: boolean;
   readonly warmUp: number;
   readonly effective: number;
   readonly slope: number;
@@ -121,7 +122,11 @@ const chaos = async (options: Options): Promise<ReadonlyArray<string>> => {
     const member = ["--nats", way.url, "--cluster", cluster, "--device", "reference", "--json"];
     const node = new Node(
       way,
-      (hear) => new Annulus(["node", ...member], { env: { ...env, ...frugal }, hear }),
+      (hear) =>
+        new Annulus(["node", ...member], {
+          env: { ...env, ...options.frugal ? frugal : {} },
+          hear,
+        }),
       (rank) => holders.set(rank, node.life),
     );
     stack.defer(() => node.end());
@@ -331,6 +336,10 @@ const command = Command.make(
     load: Flag.Boolean("load").pipe(
       Flag.withDefault(false),
       Flag.withDescription("Keeps all processors busy with something else"),
+    ),
+    frugal: Flag.Boolean("frugal").pipe(
+      Flag.withDefault(true),
+      Flag.withDescription("--no-frugal: glibc keeps what nodes freed, as it does by itself"),
     ),
     warmUp: Flag.Int("warm-up").pipe(
       Flag.withDefault(5000),
