@@ -350,7 +350,7 @@ const command = Command.make(
       Flag.withDescription("Per cent of the time that must be effective"),
     ),
     slope: Flag.Finite("slope").pipe(
-      Flag.withDefault(1e9),
+      Flag.withDefault(Infinity),
       Flag.withDescription("MiB per 1,000 steps by which memory may not grow"),
     ),
   },
