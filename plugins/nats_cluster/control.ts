@@ -1,5 +1,5 @@
 /**
- * How drivers and nodes speak to each other besides tensors: small JSON, asked again until it is answered.
+ * How drivers and nodes speak to each other besides tensors: small JSON behind its CRC-32, asked again until it is answered.
  *
  * | subject | from | to |
  * | --- | --- | --- |
@@ -12,6 +12,7 @@
  * @module
  */
 import { Effect, Option, Queue, Result, Schedule, Schema, type Scope } from "effect";
+import { crc32 } from "node:zlib";
 import { NotPermitted } from "../../runtime/errors.ts";
 import { Answer, NodeCard, RankEvent, Request } from "../../runtime/membership.ts";
 import { pulsesOfPatience } from "../nats_links/conversation.ts";
@@ -42,6 +43,26 @@ const leastCharge = 512;
 /** Between two times of asking the same. */
 const askAgain = "500 millis";
 
+/** Bytes of a CRC-32, little-endian, in front of what is said. */
+const sealBytes = 4;
+
+/** Text with its seal: one digit of it in another state would be another job. */
+export const sealed = (text: Uint8Array): Uint8Array<ArrayBuffer> => {
+  const bytes = new Uint8Array(sealBytes + text.length);
+  new DataView(bytes.buffer).setUint32(0, crc32(text), true);
+  bytes.set(text, sealBytes);
+  return bytes;
+};
+
+/** What was sealed, copied; undefined if a bit of it has changed. Nothing is nothing: it needs no seal. */
+const unsealed = (bytes: Uint8Array): Uint8Array | undefined => {
+  if (bytes.length === 0) return bytes;
+  if (bytes.length < sealBytes) return undefined;
+  const text = new Uint8Array(bytes.subarray(sealBytes));
+  const seal = new DataView(bytes.buffer, bytes.byteOffset).getUint32(0, true);
+  return crc32(text) === seal ? text : undefined;
+};
+
 const codec = <S extends Schema.Codec<unknown, unknown>>(schema: S) => {
   const json = Schema.fromJsonString(schema);
   const [encode, decode] = [Schema.encodeSync(json), Schema.decodeUnknownResult(json)];
@@ -56,13 +77,18 @@ const codec = <S extends Schema.Codec<unknown, unknown>>(schema: S) => {
         ),
   };
 };
+/** The same for what is published, and heard where it is `subscribed` to. */
+const sealedCodec = <S extends Schema.Codec<unknown, unknown>>(schema: S) => {
+  const { encode, decode } = codec(schema);
+  return { encode: (value: S["Type"]) => sealed(encode(value)), decode };
+};
 /** How a node introduces itself. */
-export const cards = codec(NodeCard);
+export const cards = sealedCodec(NodeCard);
 /** What a driver asks. */
-export const requests = codec(Request);
+export const requests = sealedCodec(Request);
 /** What a node answers. */
-export const answers = codec(Answer);
-/** What a node reports of a rank. */
+export const answers = sealedCodec(Answer);
+/** What a node reports of a rank, on a link. */
 export const events = codec(RankEvent);
 
 /** Something that was heard, and where an answer is waited for. */
@@ -72,7 +98,7 @@ export interface Heard {
   readonly subject: string;
 }
 
-/** What is published on a subject, to be taken one by one by fibers of ours. */
+/** What is published on a subject, without its seal, to be taken one by one by fibers of ours; what is damaged is not. */
 export const subscribed = (
   line: Line,
   subject: string,
@@ -83,10 +109,12 @@ export const subscribed = (
     const chargeOf = (bytes: Uint8Array) => Math.max(bytes.length, leastCharge);
     yield* Effect.acquireRelease(
       Effect.sync(() =>
-        line.subscribe(subject, (bytes, reply, subject) => {
-          if (waiting + chargeOf(bytes) > mostWaiting) return;
+        line.subscribe(subject, (message, reply, subject) => {
+          if (waiting + chargeOf(message) > mostWaiting) return;
+          const bytes = unsealed(message);
+          if (bytes === undefined) return;
           waiting += chargeOf(bytes);
-          Queue.offerUnsafe(inbox, { bytes: new Uint8Array(bytes), reply, subject });
+          Queue.offerUnsafe(inbox, { bytes, reply, subject });
         })
       ),
       (unsubscribe) => Effect.sync(unsubscribe),

@@ -3,11 +3,12 @@
  *
  * @module
  */
-import { Effect, Schema } from "effect";
+import { Effect } from "effect";
 import assert from "node:assert/strict";
+import { cards } from "../../plugins/nats_cluster/control.ts";
 import { dialNats } from "../../plugins/nats_connection.ts";
 import { devices } from "../../cli/devices.ts";
-import { NodeCard } from "../../runtime/membership.ts";
+import type { NodeCard } from "../../runtime/membership.ts";
 import { version } from "../../runtime/version.ts";
 import { annulus, type Finished, scratch, twoAtOnce } from "../support/cli.ts";
 import { natsServer, noNatsServer } from "../support/nats.ts";
@@ -539,11 +540,11 @@ Deno.test({
     Effect.scoped(Effect.gen(function* () {
       const { url } = yield* natsServer();
       const connection = yield* dialNats(url);
-      const answer = (cluster: string, ...cards: ReadonlyArray<NodeCard>) => {
-        for (const card of cards) {
-          const text = Schema.encodeSync(Schema.fromJsonString(NodeCard))(card);
+      const answer = (cluster: string, ...them: ReadonlyArray<NodeCard>) => {
+        for (const card of them) {
+          const said = cards.encode(card);
           connection.subscribe(`annulus.${cluster}.ctl.roll`, {
-            callback: (_, message) => connection.publish(`${message.reply}.any`, text),
+            callback: (_, message) => connection.publish(`${message.reply}.any`, said),
           });
         }
       };

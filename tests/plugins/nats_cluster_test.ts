@@ -1,8 +1,10 @@
 /** A node as its cluster sees it: what it says about itself, and which offers it takes. */
+import type { NatsConnection } from "@nats-io/transport-node";
 import { Context, Effect, Layer, Result, type Scope } from "effect";
 import assert from "node:assert/strict";
 import { causal, definitions } from "../../plugins/attention.ts";
 import { joinCluster, onCluster, rollCall, serveNode } from "../../plugins/nats_cluster.ts";
+import { answers, sealed } from "../../plugins/nats_cluster/control.ts";
 import { connectNats } from "../../plugins/nats.ts";
 import { dialNats } from "../../plugins/nats_connection.ts";
 import { natsLinks } from "../../plugins/nats_links.ts";
@@ -79,6 +81,13 @@ const startNode = (
     yield* Effect.promise(() => waiting.promise);
   });
 
+const nodeA = `annulus.${cluster}.ctl.node.any.a`;
+/** Asks node a something, whatever it is, and gives its answer. */
+const asked = async (connection: NatsConnection, text: string) => {
+  const { data } = await connection.request(nodeA, sealed(new TextEncoder().encode(text)));
+  return JSON.parse(new TextDecoder().decode(data.subarray(4)));
+};
+
 const inCluster = <E>(name: string, test: (url: string) => Effect.Effect<void, E, Scope.Scope>) =>
   Deno.test({
     name: noNatsServer ? `${name} (ignored: nats-server is not installed)` : name,
@@ -108,11 +117,7 @@ inCluster(
     Effect.gen(function* () {
       yield* startNode(url, "a");
       const connection = yield* dialNats(url);
-      const offer = (payload: string) =>
-        Effect.map(
-          Effect.promise(() => connection.request(`annulus.${cluster}.ctl.node.any.a`, payload)),
-          (answer) => answer.json<{ accepted: boolean; reason?: string }>(),
-        );
+      const offer = (payload: string) => Effect.promise(() => asked(connection, payload));
       const cases: ReadonlyArray<readonly [string, RegExp]> = [
         ["", /^it does not understand the offer/],
         ["{", /^it does not understand the offer/],
@@ -163,6 +168,30 @@ inCluster(
 );
 
 inCluster(
+  "a node does not hear an offer of which a bit has changed",
+  (url) =>
+    Effect.gen(function* () {
+      yield* startNode(url, "a");
+      const { control } = yield* connectNats(url);
+      const offer = { ask: "offer", members: ["any"], version, rank: 0, job };
+      const text = JSON.stringify(offer).replace('"scale":1', '"scale":2');
+      const damaged = sealed(new TextEncoder().encode(text));
+      // That of a "2" which makes it a "3".
+      damaged[4 + text.indexOf('"scale":2') + 8]! ^= 1;
+      const first = yield* Effect.callback<Uint8Array>((resume) => {
+        control.subscribe("answer", (bytes) => resume(Effect.succeed(bytes.slice())));
+        control.publish(nodeA, damaged.slice(0, 3), "answer");
+        control.publish(nodeA, damaged, "answer");
+        control.publish(nodeA, sealed(new TextEncoder().encode("{")), "answer");
+      });
+      const { accepted } = Result.getOrThrow(answers.decode(first.subarray(4))) as {
+        readonly accepted: boolean;
+      };
+      assert.equal(accepted, false, "it answered the damaged offer");
+    }),
+);
+
+inCluster(
   "a node takes no job beyond its memory, says so, and is idle again",
   (url) =>
     Effect.gen(function* () {
@@ -176,10 +205,8 @@ inCluster(
         rank: 0,
         job: large,
       });
-      const answer = yield* Effect.promise(() =>
-        connection.request(`annulus.${cluster}.ctl.node.any.a`, offer)
-      );
-      assert.deepEqual(answer.json(), { accepted: true });
+      const answer = yield* Effect.promise(() => asked(connection, offer));
+      assert.deepEqual(answer, { accepted: true });
       const nats = yield* connectNats(url);
       const links = Context.get(yield* Layer.build(natsLinks(nats, { cluster })), Links);
       const lane = yield* links.open({
@@ -221,7 +248,7 @@ inCluster(
           job: both,
           members: ["any", "any"],
         });
-        yield* Effect.promise(() => connection.request(`annulus.${cluster}.ctl.node.any.a`, offer));
+        yield* Effect.promise(() => asked(connection, offer));
       }
       const lane = yield* links.open({
         ...{ run: job.run, epoch: 0, self: "driver", peer: 1, lane: "events" },

@@ -13,6 +13,7 @@ import {
   cards,
   largestMessage,
   requests,
+  sealed,
   subscribed,
 } from "../../plugins/nats_cluster/control.ts";
 import { dialNats, type NatsAccess } from "../../plugins/nats_connection.ts";
@@ -508,7 +509,7 @@ it(
   Effect.gen(function* () {
     const { members: [member, rogue, driver] } = yield* natsMembers(3);
     const subject = `annulus.${cluster}.ctl.node.any.a`;
-    const giant = new Uint8Array(1_000_000);
+    const giant = sealed(new Uint8Array(1_000_000));
     const drown = Effect.promise(async () => {
       for (let i = 0; i < 100; i++) {
         rogue!.control.publish(subject, giant);
@@ -516,7 +517,7 @@ it(
       }
       for (let i = 0; i < flood; i++) {
         // With nobody to answer, and with somebody who is nobody.
-        rogue!.control.publish(subject, Uint8Array.of(i), i % 2 === 0 ? undefined : "a.>");
+        rogue!.control.publish(subject, sealed(Uint8Array.of(i)), i % 2 === 0 ? undefined : "a.>");
       }
       await rogue!.control.flush();
       await member!.control.flush();
@@ -535,7 +536,7 @@ it(
       }
       assert.ok(held > 0 && held <= 8 * largestMessage, `held ${held} bytes`);
       // There is room again.
-      rogue!.control.publish(subject, Uint8Array.of(1, 2, 3));
+      rogue!.control.publish(subject, sealed(Uint8Array.of(1, 2, 3)));
       assert.deepEqual((yield* take).bytes, Uint8Array.of(1, 2, 3));
     }));
 

@@ -25,6 +25,8 @@ export interface AnnulusOptions {
   readonly stdin?: boolean;
   /** Milliseconds for which it is waited for. */
   readonly patience?: number;
+  /** Hears every line of either output when it comes. */
+  readonly hear?: (line: string) => void;
 }
 
 /** One output stream of a process, by lines. */
@@ -33,8 +35,10 @@ class Lines {
   readonly ended: Promise<void>;
   #ended = false;
   readonly #waiting = new Set<() => void>();
+  readonly #hear: (line: string) => void;
 
-  constructor(stream: ReadableStream<Uint8Array<ArrayBuffer>>) {
+  constructor(stream: ReadableStream<Uint8Array<ArrayBuffer>>, hear: (line: string) => void) {
+    this.#hear = hear;
     this.ended = this.#read(stream);
   }
 
@@ -50,7 +54,9 @@ class Lines {
 
   async #read(stream: ReadableStream<Uint8Array<ArrayBuffer>>): Promise<void> {
     for await (const text of stream.pipeThrough(new TextDecoderStream())) {
+      const before = this.text.lastIndexOf("\n") + 1;
       this.text += text;
+      for (const line of this.text.slice(before).split("\n").slice(0, -1)) this.#hear(line);
       this.#wake();
     }
     this.#ended = true;
@@ -63,7 +69,8 @@ class Lines {
   }
 }
 
-const isGone = (pid: number): boolean => {
+/** Whether a process has ended. */
+export const isGone = (pid: number): boolean => {
   try {
     // A zombie is gone; only its parent has not asked yet.
     return /^State:\s+[ZX]/m.test(Deno.readTextFileSync(`/proc/${pid}/status`));
@@ -99,7 +106,8 @@ export class Annulus implements AsyncDisposable {
 
   constructor(
     args: ReadonlyArray<string>,
-    { env = {}, stdin = false, patience = patienceMilliseconds }: AnnulusOptions = {},
+    { env = {}, stdin = false, patience = patienceMilliseconds, hear = () => {} }: AnnulusOptions =
+      {},
   ) {
     this.#stdin = stdin;
     this.#patience = patience;
@@ -113,8 +121,8 @@ export class Annulus implements AsyncDisposable {
       // A process group of its own, as a shell gives it one.
       detached: true,
     }).spawn();
-    this.#stdout = new Lines(this.#child.stdout);
-    this.#stderr = new Lines(this.#child.stderr);
+    this.#stdout = new Lines(this.#child.stdout, hear);
+    this.#stderr = new Lines(this.#child.stderr, hear);
   }
 
   get pid(): number {
