@@ -4,6 +4,8 @@
  *
  * @module
  */
+// Before Effect, or it does nothing.
+import "../runtime/lean_fibers.ts";
 import { Effect, Option } from "effect";
 import { Argument, Command, Flag } from "effect/cli";
 import { allLayouts } from "../runtime/layout_choice.ts";
