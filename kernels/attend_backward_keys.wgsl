@@ -1,4 +1,5 @@
-// What one tile adds to dk and dv, and its dS: the first of two passes, see `attend_backward_task.wgsl`.
+// What one tile adds to dk and dv, and its dS or what it adds to dq: the first of two passes or the only one, see
+// `attend_backward_task.wgsl`.
 //
 // An invocation owns ROWS consecutive keys of one key head and holds their k, v, dk and dv in registers. It takes four of the
 // tile's query rows at a time, of one query head after the other that reads this key head: each q and dO that it
@@ -9,8 +10,16 @@
 // Where subgroups can be relied on, each invocation loads another four components of q and dO and passes them on to
 // all. They are needed twice, before and after P is known; that the second time looks like another number (it is
 // multiplied by task.one) keeps compilers from holding all of them in between, for which there are no registers.
+//
+// The only pass (ONCE) needs them: for dq an invocation takes four components of a row in place of its keys, is passed
+// each dS, and holds those components of all keys of its workgroup. Several workgroups of keys add to the same dq: in a
+// dispatch each of them has a stretch of rows to itself, and in the next turn another one.
 
+//@ if ONCE
+@group(0) @binding(4) var<storage, read_write> rowGradients: array<vec4f>;
+//@ else
 @group(0) @binding(4) var<storage, read_write> scores: array<vec4f>;
+//@ end
 
 // The tile's rows before the first that is beyond position p.
 fn rowsUpTo(p: i32) -> i32 {
@@ -23,10 +32,19 @@ fn backward(
   @builtin(num_workgroups) groups: vec3u,
   @builtin(local_invocation_index) lane: u32,
 ) {
-  let firstKey = i32(stretchOf(group.x, groups.x) * LANES * ROWS);
+  let taken = stretchOf(group.x, groups.x);
+  let firstKey = i32(taken * LANES * ROWS);
   let lastKey = min(firstKey + i32(LANES * ROWS), task.columns) - 1;
-  let begin = rowsUpTo(positionAt(task.keySpan, firstKey) - task.ahead - 1);
-  let end = rowsUpTo(positionAt(task.keySpan, lastKey) + task.back);
+  let firstRow = rowsUpTo(positionAt(task.keySpan, firstKey) - task.ahead - 1);
+  let lastRow = rowsUpTo(positionAt(task.keySpan, lastKey) + task.back) - 1;
+  //@ if ONCE
+  let mine = i32((taken + task.turn) % groups.x * task.rowQuads) * FOUR;
+  let begin = max(firstRow, mine);
+  let end = min(lastRow + 1, mine + i32(task.rowQuads) * FOUR);
+  //@ else
+  let begin = firstRow;
+  let end = lastRow + 1;
+  //@ end
   if (begin >= end) { return; }
 
   let entry = (task.first + group.y) / task.kvHeads;
@@ -67,19 +85,29 @@ fn backward(
   let quad$p = min($pu * LANES + lane, QUADS - 1u);
   //@ end
   //@ end
+  //@ if ONCE
+  //@ for $l < LANES
+  //@ for $r < ROWS
+  let keyOf$l_$r = u32(min(firstKey + i32($lu * ROWS + $r), task.columns - 1));
+  //@ for $p < PARTS
+  let turned$l_$r_$p =
+    blockAt(placeOf((entry * task.keyTokens + task.column + keyOf$l_$r) * task.kvHeads + keyHead), quad$p);
+  //@ end
+  //@ end
+  //@ end
+  //@ end
 
   var n = 0u;
   loop {
     let head = keyHead * sharing + n;
-    let rowBase = (entry * task.queryTokens + task.row) * task.heads + head;
-    let outcomeBase = (entry * task.heads + head) * task.queryTokens + task.row;
+    let rowBase = (entry * task.heads + head) * task.queryTokens + task.row;
     let scoreBase = (group.y * sharing + n) * task.rowQuads;
 
     // Whole quads of rows, as `scores` has them.
     var i = begin / 4 * 4;
     loop {
       //@ if BROADCAST
-      let outcomes = outcomeAt(outcomeBase + u32(min(i + i32(lane % FOUR), task.rows - 1))).xy;
+      let outcomes = outcomeAt(rowBase + u32(min(i + i32(lane % FOUR), task.rows - 1))).xy;
       //@ end
       //@ for $j < FOUR
       // Rows beyond the tile are shadows of its last one, which see nothing.
@@ -87,8 +115,8 @@ fn backward(
       //@ if PLACED
       let rowPlace$j = positionAt(task.querySpan, i32(row$j));
       //@ end
-      let at$j = placeOf(rowBase + row$j * task.heads);
-      let cotangentAt$j = placeOf(task.cotangents + rowBase + row$j * task.heads);
+      let at$j = placeOf(rowBase + row$j);
+      let cotangentAt$j = placeOf(task.cotangents + rowBase + row$j);
       //@ if BROADCAST
       let outcome$j = subgroupBroadcast(outcomes, $ju);
       //@ for $p < PARTS
@@ -96,7 +124,7 @@ fn backward(
       let cotangents$j_$p = rowAt(cotangentAt$j, quad$p);
       //@ end
       //@ else
-      let outcome$j = outcomeAt(outcomeBase + row$j).xy;
+      let outcome$j = outcomeAt(rowBase + row$j).xy;
       //@ end
       //@ for $r < ROWS
       var score$r_$j = 0.0;
@@ -187,10 +215,46 @@ fn backward(
         dS$r_3 * qAgain3_$c;
       //@ end
       //@ end
+      //@ if ONCE
+      //@ for $j < FOUR
+      //@ for $p < PARTS
+      var dq$j_$p = vec4f(0.0);
+      //@ end
+      //@ end
+      //@ for $l < LANES
+      //@ for $j < FOUR
+      //@ for $p < PARTS
+      var sum$l_$j_$p = vec4f(0.0);
+      //@ end
+      //@ for $r < ROWS
+      let passed$l_$r_$j = subgroupBroadcast(dS$r_$j, $lu);
+      //@ for $p < PARTS
+      sum$l_$j_$p += passed$l_$r_$j * turned$l_$r_$p;
+      //@ end
+      //@ end
+      //@ for $p < PARTS
+      dq$j_$p += sum$l_$j_$p; // the keys of a lane first: 250 ms where one sum of all takes 325
+      //@ end
+      //@ end
+      //@ end
+      // A shadow adds nothing to its row.
+      //@ for $p < PARTS
+      //@ if RAGGED
+      if ($pu * LANES + lane < QUADS) {
+      //@ end
+        //@ for $j < FOUR
+        rowGradients[(rowBase + row$j) * QUADS + $pu * LANES + lane] += dq$j_$p;
+        //@ end
+      //@ if RAGGED
+      }
+      //@ end
+      //@ end
+      //@ else
       // Not before: where a compiler writes for one lane after the other, it must put all that is needed later aside.
       //@ for $r < ROWS
       scores[(scoreBase + u32(i / 4)) * task.pitch + u32(myKey + $r)] =
         vec4f(dS$r_0, dS$r_1, dS$r_2, dS$r_3);
+      //@ end
       //@ end
       continuing {
         i += FOUR;

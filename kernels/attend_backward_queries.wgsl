@@ -92,7 +92,7 @@ fn backward(
 
   //@ for $r < ROWS
   if (myRow + $r < task.rows) {
-    let at = ((entry * task.queryTokens + task.row + u32(row$r)) * task.heads + head) * QUADS;
+    let at = ((entry * task.heads + head) * task.queryTokens + task.row + u32(row$r)) * QUADS;
     for (var c = 0u; c < QUADS; c++) {
       var dq = vec4f(0.0);
       //@ for $c < QUADS

@@ -1,17 +1,20 @@
-// What the two passes of the backward pass of attention have in common: the task, and which pairs count.
+// What the passes of the backward pass of attention have in common: the task, and which pairs count.
 //
 // With s = scale · q·k, P = exp(s − lse), D = Σ dO·o and dS = P ∘ (dO·v − D), the gradients are dv = Pᵀ dO,
 // dk = scale · dSᵀ q and dq = scale · dS k: five matrix products. Of a tile, `attend_backward_keys.wgsl` computes P, dS
 // and what the tile adds to dk and dv, and writes dS down; `attend_backward_queries.wgsl` reads it and computes what the
-// tile adds to dq. Computing dS a second time instead would be seven products. Nothing is added up by more than one
-// invocation, so that the same calls give the same bits.
+// tile adds to dq. Computing dS a second time instead would be seven products. Where a workgroup is one subgroup, the
+// former computes what the tile adds to dq as well, and nothing is written down. Nothing is added up by more than one
+// invocation at a time and in another order, so that the same calls give the same bits.
 //
 // | task      | the tile and the shapes, one record per dispatch                                          |
-// | rows      | q times scale, and behind all of it dO: [batch, queryTokens, heads, QUADS] each           |
+// | rows      | q times scale, and behind all of it dO: [batch, heads, queryTokens, QUADS] each           |
 // | outcomes  | (lse, D, 0, 0): [batch, heads, queryTokens]                                               |
 // | blocks    | k, and behind all of it v: [batch, keyTokens, kvHeads, QUADS] each                        |
 // | scores    | dS of four rows of the tile and one key: [heads of the dispatch, rowQuads, pitch]         |
-// | gradients | dk and behind it dv as blocks, or dq over scale as rows: in float32, added to             |
+// | gradients | dk and behind it dv as blocks, or dq over scale as q is stored: in float32, added to      |
+//
+// The only pass has dq in place of scores.
 //
 // A row that saw no key comes with q, dO, lse and D of zero, so that nothing has to know of it. Positions ascend in a
 // span: the rows that see a key are an interval of the tile's rows, and the keys that a row sees one of its keys.
@@ -42,11 +45,14 @@ struct Task {
   // Where dO and v begin, in heads.
   cotangents: u32,
   values: u32,
-  // Quads of rows in each head of `scores`, and what is from one of them to the next.
+  // Quads of rows in each head of `scores`, or in a stretch that a workgroup has to itself, and what is from one of
+  // them to the next.
   rowQuads: u32,
   pitch: u32,
   // 1.0, which no compiler knows.
   one: f32,
+  // Which stretch of rows each workgroup has.
+  turn: u32,
 }
 
 @group(0) @binding(0) var<uniform> task: Task;

@@ -14,7 +14,7 @@ import {
   type BackwardVariant,
   nameOf,
   type Pass,
-  passes,
+  passesOf,
   rowsOf,
 } from "./backward_program.ts";
 import { destroyRows, placeRows, type Prepared, prepared, type Rows } from "./backward_rows.ts";
@@ -32,10 +32,10 @@ import type { KeysIn } from "./ladder.ts";
 import { pairLayout, PairMemory, type PairProgram } from "./pairs.ts";
 import { eachStretch, type Part, partsOf, type Piece, piecesOf } from "./parts.ts";
 import { headsAcross, texelFormat } from "./program.ts";
-import { type Slab, slabsOf } from "./slabs.ts";
+import { type Slab, slabsOf, turnsOf } from "./slabs.ts";
 
 /** Bytes of the programs' `Task`. */
-const taskBytes = 96;
+const taskBytes = 112;
 
 /** What a backward pass on a WebGPU device may use. */
 export interface BackwardOptions {
@@ -59,8 +59,11 @@ interface Compiled {
 }
 
 /** The programs that a choice compiles to: with attention that asks about pairs, one more for tiles that need it. */
-interface Programs extends Readonly<Record<Pass, Compiled>> {
+interface Programs {
   readonly choice: BackwardAdapter;
+  readonly keys: Compiled;
+  /** Where one pass does not do it all. */
+  readonly queries?: Compiled;
   readonly pairwise?: Compiled;
 }
 
@@ -72,10 +75,17 @@ interface Placed {
   readonly keysIn: KeysIn;
   readonly rows: ReadonlyArray<Rows>;
   readonly pairs: PairMemory | undefined;
+  /** Blocks that were issued. */
+  blocks: number;
+  /** dq as it was after so many blocks, mapped, for the case that these are all. */
+  early: { readonly blocks: number; readonly copy: GPUBuffer } | undefined;
 }
 
 /** Bytes of dS between the two passes, at most: so that they stay in the caches of a CPU. */
 const scoreBytes = 2 ** 24;
+
+/** Workgroups of a dispatch that has no more keys than it needs: enough for each thread of a CPU to have some. */
+const workgroupsAtOnce = Math.max(8, 2 * navigator.hardwareConcurrency);
 
 /** The backward pass on one device. Its programs live as long as the device. */
 export class WebgpuBackward {
@@ -163,7 +173,11 @@ export class WebgpuBackward {
   #compile(choice: BackwardAdapter, dtype: DType, headDim: number): Promise<Programs> {
     const compile = (pass: Pass) => this.#compileOne({ ...choice, pass, dtype, headDim });
     return this.#gpu.run(
-      () => ({ choice, keys: compile("keys"), queries: compile("queries") }),
+      () => ({
+        choice,
+        keys: compile("keys"),
+        ...(choice.once ? {} : { queries: compile("queries") }),
+      }),
       () => Promise.resolve(),
     );
   }
@@ -232,7 +246,8 @@ export class WebgpuBackward {
     const place = async (keysIn: KeysIn): Promise<Placed> => {
       if (given !== undefined) {
         const most = this.#tokensAtOnce(keysIn, queries.batch * queries.heads, queries.headDim);
-        placed = { keysIn, rows: await placeRows(this.#gpu, keysIn, most, queries, given), pairs };
+        const rows = await placeRows(this.#gpu, keysIn, most, queries, given);
+        placed = { keysIn, rows, pairs, blocks: 0, early: undefined };
         given = undefined;
       }
       if (placed?.keysIn === keysIn) return placed;
@@ -256,9 +271,13 @@ export class WebgpuBackward {
         over.catch(() => {}); // whoever waits for this block hears of it
         return await done;
       },
-      finish: () => over.then(() => this.#finish(queries, placed?.rows ?? [])),
+      finish: () => over.then(() => this.#finish(queries, placed)),
       close: () => {
-        destroyRows(placed?.rows ?? []);
+        if (placed !== undefined) {
+          placed.blocks++; // no copy of dq that is on its way is wanted any more
+          placed.early?.copy.destroy();
+          destroyRows(placed.rows);
+        }
         pairs?.destroy();
       },
     };
@@ -268,7 +287,7 @@ export class WebgpuBackward {
   #issue(
     programs: Programs,
     queries: Queries,
-    { rows, pairs }: Placed,
+    placed: Placed,
     block: KeyValues,
     tiles: ReadonlyArray<Tile>,
     band: Band,
@@ -276,6 +295,7 @@ export class WebgpuBackward {
     const { batch, kvHeads, headDim } = queries;
     const { dtype, tokens } = block;
     const { choice } = programs;
+    const { rows, pairs } = placed;
     const most = this.#tokensAtOnce(choice.keysIn, batch * kvHeads, headDim);
     const result = new Float32Array(2 * batch * tokens * kvHeads * headDim);
     const work = piecesOf(tokens, most).map((piece) => ({
@@ -285,7 +305,9 @@ export class WebgpuBackward {
       ),
     })).filter(({ slabs }) => slabs.length > 0);
     if (work.length === 0) return { done: Promise.resolve(result) };
+    const mine = ++placed.blocks;
     const copies: Array<GPUBuffer> = [];
+    let early: GPUBuffer | undefined;
     const done = this.#gpu.run(() => {
       for (const { piece, slabs } of work) {
         const heads = batch * piece.count * kvHeads;
@@ -303,7 +325,16 @@ export class WebgpuBackward {
     }, async () => {
       // Deno holds this thread until the device is idle: a block that is there already is queued before.
       await new Promise((resolve) => setTimeout(resolve));
-      await Promise.all(copies.map((copy) => copy.mapAsync(GPUMapMode.READ)));
+      // Where none is there, this may be the last one: dq comes along, and needs no wait of its own.
+      const [piece, ...others] = rows;
+      if (mine === placed.blocks && others.length === 0) early = await this.#copyOf(piece!);
+      const over = Promise.all(
+        [...copies, ...(early === undefined ? [] : [early])]
+          .map((copy) => copy.mapAsync(GPUMapMode.READ)),
+      );
+      // The device has done it all, but Deno lets the promise wait: time for the pages of new memory.
+      result.fill(0);
+      await over;
     }).then(() => {
       copies.forEach((copy, i) => {
         const mapped = copy.getMappedRange();
@@ -315,9 +346,14 @@ export class WebgpuBackward {
           (b, bytes) => bytes.set(new Uint8Array(mapped, b * bytes.length, bytes.length)),
         );
       });
+      if (early !== undefined && mine === placed.blocks) {
+        placed.early?.copy.destroy();
+        placed.early = { blocks: mine, copy: early };
+      }
       return result;
     }).finally(() => {
       for (const copy of copies) copy.destroy();
+      if (placed.early?.copy !== early) early?.destroy();
     });
     return { done };
   }
@@ -334,16 +370,21 @@ export class WebgpuBackward {
   }
 
   #slabsOf(
-    { keysIn, lanes }: BackwardAdapter,
+    { keysIn, lanes, once }: BackwardAdapter,
     { batch, heads, kvHeads, headDim }: Queries,
     part: Part<Rows>,
   ) {
-    return slabsOf(part, {
+    const shape = {
       pairs: batch * kvHeads,
       sharing: heads / kvHeads,
       group: lanes * rowsOf({ pass: "keys", keysIn, headDim }),
+    };
+    const mostPairs = this.#device.limits.maxComputeWorkgroupsPerDimension;
+    if (once) return turnsOf(part, { ...shape, mostPairs, workgroups: workgroupsAtOnce });
+    return slabsOf(part, {
+      ...shape,
       room: Math.min(scoreBytes, this.#options.largestBuffer) / 16,
-      mostHeads: this.#device.limits.maxComputeWorkgroupsPerDimension,
+      mostHeads: mostPairs,
     });
   }
 
@@ -356,12 +397,12 @@ export class WebgpuBackward {
     blocks: Room,
     pairs: PairMemory | undefined,
   ): GPUBuffer {
-    const { keysIn, lanes } = programs.choice;
+    const { keysIn, lanes, once } = programs.choice;
     const sharing = heads / kvHeads;
     const groupOf = (pass: Pass) => lanes * rowsOf({ pass, keysIn, headDim });
     const stride = this.#taskStride;
     const data = new ArrayBuffer(slabs.length * stride);
-    slabs.forEach(({ part, first, rowQuads, pitch }, i) => {
+    slabs.forEach(({ part, first, rowQuads, pitch, turn }, i) => {
       const { rows, row, querySpan, column, keySpan, band } = part;
       const spans = [querySpan, keySpan].flatMap((s) => [s.start, s.run, s.stride, s.first]);
       const tile = [row, querySpan.count, column, keySpan.count, band.back, band.ahead];
@@ -370,6 +411,7 @@ export class WebgpuBackward {
       const fields = [...spans, ...tile, ...tokens, ...halves, rowQuads, pitch];
       new Int32Array(data, i * stride).set(fields);
       new Float32Array(data, i * stride)[fields.length] = 1;
+      new Int32Array(data, i * stride)[fields.length + 1] = turn;
     });
     const { UNIFORM, STORAGE, COPY_SRC, COPY_DST, MAP_READ } = GPUBufferUsage;
     const size = 2 * batch * piece.count * kvHeads * headDim * 4;
@@ -385,11 +427,13 @@ export class WebgpuBackward {
       size,
       STORAGE | COPY_SRC | COPY_DST,
     );
-    const scores = this.#scores = this.#grown(
+    const room = Math.max(
+      ...slabs.map(({ count, rowQuads, pitch }) => count * sharing * rowQuads * pitch),
+    );
+    const scores = once ? undefined : this.#scores = this.#grown(
       this.#scores,
       "scores",
-      16 *
-        Math.max(...slabs.map(({ count, rowQuads, pitch }) => count * sharing * rowQuads * pitch)),
+      16 * room,
       STORAGE,
     );
     this.#device.queue.writeBuffer(tasks, 0, data);
@@ -406,7 +450,7 @@ export class WebgpuBackward {
               ? [[1, rows.outcomes.resource], [2, rows.rows.resource]] as const
               : []),
             [3, blocks.resource],
-            [4, { buffer: scores }],
+            [4, { buffer: scores ?? rows.gradients }],
             [5, { buffer: pass === "keys" ? gradients : rows.gradients }],
           ] as const).map(([binding, resource]) => ({ binding, resource })),
           ...(program.asks ? pairs!.entries : []),
@@ -415,8 +459,8 @@ export class WebgpuBackward {
     const bound = new Map<Compiled, Map<Rows, GPUBindGroup>>();
     const compute = encoder.beginComputePass();
     slabs.forEach(({ part: { rows, querySpan, pairwise }, count, width }, i) => {
-      for (const pass of passes) {
-        const program = pass === "keys" && pairwise ? programs.pairwise! : programs[pass];
+      for (const pass of passesOf(programs.choice)) {
+        const program = pass === "keys" && pairwise ? programs.pairwise! : programs[pass]!;
         const groups = bound.get(program) ?? new Map<Rows, GPUBindGroup>();
         bound.set(program, groups);
         const group = groups.get(rows) ?? bind(pass, program, rows);
@@ -443,37 +487,39 @@ export class WebgpuBackward {
     return copy;
   }
 
-  async #finish(
-    { batch, heads, headDim, tokens, scale }: Queries,
-    pieces: ReadonlyArray<Rows>,
-  ): Promise<Float32Array> {
-    const dq = new Float32Array(batch * tokens * heads * headDim);
-    // One piece at a time, because dq twice may be more than the device has.
-    for (const piece of pieces) {
+  /** Queues a copy of a piece's dq. Gives the memory into which it comes. */
+  #copyOf({ gradients: { size }, gradients }: Rows): Promise<GPUBuffer> {
+    return this.#gpu.run(() => {
       const { MAP_READ, COPY_DST } = GPUBufferUsage;
-      let copy: GPUBuffer | undefined;
+      const copy = this.#device.createBuffer({ label: "result", size, usage: MAP_READ | COPY_DST });
+      const encoder = this.#device.createCommandEncoder();
+      encoder.copyBufferToBuffer(gradients, 0, copy, 0, size);
+      this.#device.queue.submit([encoder.finish()]);
+      return copy;
+    }, () => Promise.resolve());
+  }
+
+  async #finish(queries: Queries, placed: Placed | undefined): Promise<Float32Array> {
+    const { batch, heads, headDim, tokens } = queries;
+    const dq = new Float32Array(batch * tokens * heads * headDim);
+    if (placed === undefined) return dq;
+    const { rows, early, blocks } = placed;
+    if (early?.blocks === blocks) {
+      spread(queries, rows[0]!, new Float32Array(early.copy.getMappedRange()), dq);
+      placed.early = undefined;
+      early.copy.destroy();
+      return dq;
+    }
+    // One piece at a time, because dq twice may be more than the device has.
+    for (const piece of rows) {
+      const copy = await this.#copyOf(piece);
       try {
-        copy = await this.#gpu.run(() => {
-          const { size } = piece.gradients;
-          copy = this.#device.createBuffer({ label: "result", size, usage: MAP_READ | COPY_DST });
-          const encoder = this.#device.createCommandEncoder();
-          encoder.copyBufferToBuffer(piece.gradients, 0, copy, 0, size);
-          this.#device.queue.submit([encoder.finish()]);
-          return copy;
-        }, (copy) => copy.mapAsync(GPUMapMode.READ));
-        const mapped = copy.getMappedRange();
-        eachStretch(
-          new Uint8Array(dq.buffer),
-          batch,
-          tokens,
-          piece,
-          (b, bytes) => bytes.set(new Uint8Array(mapped, b * bytes.length, bytes.length)),
-        );
+        await this.#gpu.run(() => copy.mapAsync(GPUMapMode.READ), (mapped) => mapped);
+        spread(queries, piece, new Float32Array(copy.getMappedRange()), dq);
       } finally {
-        copy?.destroy();
+        copy.destroy();
       }
     }
-    for (let i = 0; i < dq.length; i++) dq[i]! *= scale;
     return dq;
   }
 
@@ -488,3 +534,21 @@ export class WebgpuBackward {
     return this.#device.createBuffer({ label, size, usage });
   }
 }
+
+/** Writes the dq of a piece to where its rows are, times scale. A function of its own, which engines optimise at once. */
+const spread = (
+  { batch, heads, headDim, tokens, scale }: Queries,
+  { from, count }: Piece,
+  gradients: Float32Array,
+  dq: Float32Array,
+): void => {
+  for (let b = 0; b < batch; b++) {
+    for (let h = 0; h < heads; h++) {
+      for (let i = 0; i < count; i++) {
+        const source = ((b * heads + h) * count + i) * headDim;
+        const target = ((b * tokens + from + i) * heads + h) * headDim;
+        for (let c = 0; c < headDim; c++) dq[target + c] = gradients[source + c]! * scale;
+      }
+    }
+  }
+};

@@ -1,5 +1,5 @@
 /**
- * The texts of the two passes of the backward pass: their WGSL, completed for a number format, a head dimension and a
+ * The texts of the passes of the backward pass: their WGSL, completed for a number format, a head dimension and a
  * kind of adapter.
  *
  * @module
@@ -15,9 +15,7 @@ import { formats, headsAcross } from "./program.ts";
 import type { PairProgram } from "./pairs.ts";
 import { unroll } from "./unroll.ts";
 
-/** The passes, in the order in which a tile goes through them. */
-export const passes = ["keys", "queries"] as const;
-export type Pass = typeof passes[number];
+export type Pass = "keys" | "queries";
 
 /** What the programs of a device depend on. */
 export interface BackwardAdapter {
@@ -26,11 +24,17 @@ export interface BackwardAdapter {
   readonly lanes: number;
   /** A workgroup is one subgroup, which can be relied on. */
   readonly subgroups: boolean;
+  /** The pass of keys computes dq as well; only with subgroups. */
+  readonly once: boolean;
 }
 
+/** The passes that a tile goes through, in that order. */
+export const passesOf = ({ once }: Pick<BackwardAdapter, "once">): ReadonlyArray<Pass> =>
+  once ? ["keys"] : ["keys", "queries"];
+
 /** In words. */
-export const nameOf = ({ keysIn, subgroups }: BackwardAdapter): string =>
-  `the backward pass with ${keysIn}s${subgroups ? " and subgroups" : ""}`;
+export const nameOf = ({ keysIn, subgroups, once }: BackwardAdapter): string =>
+  `the backward pass with ${keysIn}s${subgroups ? " and subgroups" : ""}${once ? ", at once" : ""}`;
 
 /** What one program is made for. */
 export interface BackwardVariant extends BackwardAdapter {
@@ -91,7 +95,7 @@ const access = ({ pass, dtype, headDim, keysIn }: BackwardVariant): ReadonlyArra
 
 /** The whole WGSL text, but for the directive that adapters with subgroups may ask for. */
 export const backwardProgram = (variant: BackwardVariant): string => {
-  const { pass, headDim, lanes, subgroups, pairwise = false, pairs } = variant;
+  const { pass, headDim, lanes, subgroups, once, pairwise = false, pairs } = variant;
   const scored = pairs?.scored === true;
   const rows = rowsOf(variant);
   const quads = headDim / 4;
@@ -107,12 +111,14 @@ export const backwardProgram = (variant: BackwardVariant): string => {
     task,
     unroll(pass === "keys" ? keysPass : queriesPass, {
       ROWS: rows,
-      LANES: lanes,
       QUADS: quads,
       PARTS: Math.ceil(quads / lanes),
       FOUR: fourRows,
       FOURS: rows / fourRows,
+      LANES: lanes,
       BROADCAST: Number(subgroups),
+      ONCE: Number(once),
+      RAGGED: Number(quads % lanes > 0),
       PAIRWISE: Number(pairwise),
       SCORED: Number(scored),
       PLACED: Number(pairwise || scored),

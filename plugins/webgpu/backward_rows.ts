@@ -14,32 +14,36 @@ import type { KeysIn } from "./ladder.ts";
 export interface Rows extends Piece {
   readonly outcomes: Room;
   readonly rows: Room;
+  /** [batch, heads, count, headDim]. */
   readonly gradients: GPUBuffer;
 }
 
 /** What `prepared` gives. */
 export type Prepared = ReturnType<typeof prepared>;
 
-/** q times scale, dO, and (lse, D, 0, 0) of each row; all of them 0 for a row that saw no key. */
+/**
+ * q times scale and dO of each head, token by token, as the programs read them, and (lse, D, 0, 0) of each row; all of
+ * them 0 for a row that saw no key.
+ */
 export const prepared = (queries: Queries, { o, lse, cotangent }: Outcome) => {
   const { batch, heads, headDim, tokens, scale } = queries;
-  const q = decode(queries.dtype, queries.bytes);
-  const dO = cotangent.slice(); // the caller may overwrite it before the first block comes
+  const given = decode(queries.dtype, queries.bytes);
+  const [q, dO] = [new Float32Array(given.length), new Float32Array(given.length)];
   const outcomes = new Float32Array(batch * heads * tokens * 4);
-  for (let i = 0; i < q.length; i++) q[i]! *= scale;
   for (let b = 0; b < batch; b++) {
     for (let h = 0; h < heads; h++) {
       for (let i = 0; i < tokens; i++) {
         const at = (b * heads + h) * tokens + i;
         const from = ((b * tokens + i) * heads + h) * headDim;
         const top = lse[at]!;
-        if (top === -Infinity) {
-          q.fill(0, from, from + headDim);
-          dO.fill(0, from, from + headDim);
-          continue;
-        }
+        if (top === -Infinity) continue;
         let d = 0;
-        for (let c = from; c < from + headDim; c++) d += cotangent[c]! * o[c]!;
+        for (let c = 0; c < headDim; c++) {
+          const x = cotangent[from + c]!;
+          q[at * headDim + c] = given[from + c]! * scale;
+          dO[at * headDim + c] = x;
+          d += x * o[from + c]!;
+        }
         outcomes[4 * at] = top;
         outcomes[4 * at + 1] = d;
       }
@@ -85,10 +89,10 @@ export const placeRows = async (
         [q, dO].forEach((tensor, i) =>
           eachStretch(
             bytesOf(tensor),
-            batch,
+            batch * heads,
             tokens,
             piece,
-            (b, bytes) => piece.rows.write((i * batch + b) * count * heads, bytes),
+            (head, bytes) => piece.rows.write((i * batch * heads + head) * count, bytes),
           )
         );
         eachStretch(

@@ -171,9 +171,14 @@ export const openWebgpu = async (options: WebgpuOptions = {}): Promise<Attention
   });
   const lanes = options.blocking?.lanes ?? (software ? vector : gpuLanes);
   const backward = new WebgpuBackward(gpu, {
-    choices: versions.map(({ keysIn, subgroups }) => ({ keysIn, subgroups, lanes })).filter(
-      ({ keysIn, subgroups }, i, all) =>
-        i === all.findIndex((other) => other.keysIn === keysIn && other.subgroups === subgroups),
+    // A workgroup that is one subgroup needs a single pass; the next best has two.
+    choices: versions.flatMap(({ keysIn, subgroups }) =>
+      (subgroups ? [true, false] : [false]).map((once) => ({ keysIn, subgroups, lanes, once }))
+    ).filter(({ keysIn, subgroups, once }, i, all) =>
+      i ===
+        all.findIndex((other) =>
+          other.keysIn === keysIn && other.subgroups === subgroups && other.once === once
+        )
     ),
     warn,
     directive: subgroups.directive,

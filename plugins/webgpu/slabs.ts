@@ -1,6 +1,6 @@
 /**
- * What of a part of a tile the backward pass computes at once: the dS of a slab is written down between its two passes,
- * and there is only so much room.
+ * What of a part of a tile the backward pass computes in one dispatch. Between two passes the dS of a slab is written
+ * down, and there is only so much room; in a single pass no two workgroups may add to the same rows of dq.
  *
  * @module
  */
@@ -18,6 +18,16 @@ export interface Slab<R extends Piece> {
   readonly width: number;
   /** From one quad of rows to the next. */
   readonly pitch: number;
+  /** Which stretch of `rowQuads` each workgroup of a single pass has; 0 where there are two passes. */
+  readonly turn: number;
+}
+
+/** What the slabs of a single pass must fit. */
+export interface TurnSetting extends Pick<SlabSetting, "pairs" | "sharing" | "group"> {
+  /** (Batch entry, key head) pairs of a slab, at most. */
+  readonly mostPairs: number;
+  /** Workgroups that a dispatch should have. */
+  readonly workgroups: number;
 }
 
 /** What slabs must fit. */
@@ -69,13 +79,7 @@ export const slabsOf = <R extends Piece>(
   const together = atLeastOne(mine / ((keys + gap) * quads), mostHeads / sharing);
   return piecesOf(querySpan.count, 4 * quads).flatMap((rows) =>
     piecesOf(keySpan.count, keys).flatMap((columns) => {
-      const cut: Part<R> = {
-        ...part,
-        row: part.row + rows.from,
-        querySpan: slice(querySpan, rows.from, rows.count),
-        column: part.column + columns.from,
-        keySpan: slice(keySpan, columns.from, columns.count),
-      };
+      const cut = cutOf(part, rows, columns);
       if (pairsBetween(cut.band, cut.querySpan, cut.keySpan) === 0) return [];
       const width = Math.ceil(columns.count / group) * group;
       return piecesOf(pairs, together).map(({ from, count }) => ({
@@ -85,7 +89,58 @@ export const slabsOf = <R extends Piece>(
         rowQuads: Math.ceil(rows.count / 4),
         width,
         pitch: width + gap,
+        turn: 0,
       }));
     })
   );
 };
+
+/**
+ * Cuts a part into slabs of a single pass, and leaves out those of which no pair counts. A slab has as few workgroups of
+ * keys as make enough of them with all heads; while one of them adds to a stretch of rows, the others are at other ones,
+ * and in as many turns as there are stretches each has been at all of them. So nothing is added up by two at a time, and
+ * always in the same order.
+ */
+export const turnsOf = <R extends Piece>(
+  part: Part<R>,
+  { pairs, sharing, group, mostPairs, workgroups }: TurnSetting,
+): ReadonlyArray<Slab<R>> => {
+  const together = Math.min(pairs, mostPairs);
+  const mostGroups = Math.ceil(workgroups / together);
+  const mostRows = Math.min(most.rows, 4 * Math.max(1, Math.floor(mostTurns / sharing)));
+  return piecesOf(part.querySpan.count, mostRows).flatMap((rows) =>
+    wholeGroups(part.keySpan.count, mostGroups * group).flatMap((columns) => {
+      const cut = cutOf(part, rows, columns);
+      if (pairsBetween(cut.band, cut.querySpan, cut.keySpan) === 0) return [];
+      const groups = Math.ceil(columns.count / group);
+      const turns = Array.from({ length: groups }, (_, turn) => turn);
+      return piecesOf(pairs, together).flatMap(({ from, count }) =>
+        turns.map((turn) => ({
+          part: cut,
+          first: from,
+          count,
+          rowQuads: Math.ceil(rows.count / 4 / groups),
+          width: groups * group,
+          pitch: 0,
+          turn,
+        }))
+      );
+    })
+  );
+};
+
+/** Pieces of `size` and a rest. */
+const wholeGroups = (tokens: number, size: number): ReadonlyArray<Piece> =>
+  Array.from({ length: Math.ceil(tokens / size) }, (_, i) => ({
+    from: i * size,
+    count: Math.min(size, tokens - i * size),
+  }));
+
+/** Some rows and keys of a part. */
+const cutOf = <R extends Piece>(part: Part<R>, rows: Piece, columns: Piece): Part<R> => ({
+  ...part,
+  row: part.row + rows.from,
+  querySpan: slice(part.querySpan, rows.from, rows.count),
+  column: part.column + columns.from,
+  keySpan: slice(part.keySpan, columns.from, columns.count),
+});

@@ -111,6 +111,15 @@ const manyBlocks: DeviceCase = {
   ),
 };
 
+const besideKeys: DeviceCase = {
+  name: "rows that begin one after the keys, of a small head",
+  run: checkGradients(
+    whole(problem({ tokens: 203, heads: 1, kvHeads: 1, headDim: 8, attention: window(30) }), {
+      queries: [stretch(1, 203)],
+    }),
+  ),
+};
+
 const longBlock: DeviceCase = {
   name: "a long block with a window, sizes that are multiples of nothing",
   run: Effect.suspend(() => {
@@ -292,6 +301,7 @@ export const gradientCases: ReadonlyArray<DeviceCase> = [
   partOfRows,
   ...formats,
   manyBlocks,
+  besideKeys,
   longBlock,
   twoStretches,
   emptyShard,

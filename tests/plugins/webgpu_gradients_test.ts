@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { webgpu, webgpuWith } from "../../plugins/webgpu.ts";
 import { findAdapter, isSoftware } from "../../plugins/webgpu/adapter.ts";
 import { type BackwardOptions, WebgpuBackward } from "../../plugins/webgpu/backward.ts";
-import { backwardProgram } from "../../plugins/webgpu/backward_program.ts";
+import { type BackwardAdapter, backwardProgram } from "../../plugins/webgpu/backward_program.ts";
 import { Gpu } from "../../plugins/webgpu/gpu.ts";
 import { decode, encode } from "../../runtime/dtype.ts";
 import type { KeyValues, Outcome, Queries, Tile } from "../../runtime/kernel.ts";
@@ -147,6 +147,7 @@ const withBackward = async (
       keysIn: software ? "texture" : "buffer",
       lanes: software ? adapter!.info.subgroupMaxSize : 64,
       subgroups: software,
+      once: software,
     }],
     warn: assert.fail,
     directive: "",
@@ -189,6 +190,46 @@ onAdapter(
     }, { largestBuffer: 22 * 1024, tallestTexture: 3 }),
 );
 
+const inTwo: BackwardAdapter = {
+  keysIn: software ? "texture" : "buffer",
+  lanes: software ? adapter!.info.subgroupMaxSize : 64,
+  subgroups: software,
+  once: false,
+};
+/** Passes whose program may be wrong, with what they belong to. */
+const faulty = [
+  ["keys", [inTwo]],
+  ["queries", [inTwo]],
+  ...(software ? [["keys", [{ ...inTwo, once: true }]] as const] : []),
+] as const;
+
+onAdapter(
+  "dq comes along with a block that no other one follows, and only then",
+  () =>
+    withBackward(async (backward, device) => {
+      await backward.prepare("f32", headDim);
+      let copies = 0;
+      const createBuffer = device.createBuffer.bind(device);
+      device.createBuffer = (descriptor) => {
+        if (descriptor.label === "result") copies++;
+        return createBuffer(descriptor);
+      };
+      const pass = backward.begin(queries, outcome);
+      // Both blocks' gradients, and dq with the later one alone.
+      await Promise.all([0, 1].map(() => pass.absorb(block, [tile], before)));
+      assert.equal(copies, 3);
+      const twice = await pass.finish();
+      assert.equal(copies, 3);
+      assert.ok(sameNumbers(await pass.finish(), twice), "asked again, it is another");
+      assert.equal(copies, 4);
+      // What came along with the block before is not the answer.
+      await pass.absorb(block, [tile], before);
+      const thrice = await pass.finish();
+      pass.close();
+      assert.ok(relativeL2(thrice, twice.map((x) => 1.5 * x)) <= 1e-6);
+    }),
+);
+
 onAdapter("a backward program that does not compile is refused", () =>
   withBackward(
     (backward) => assert.rejects(backward.prepare("f32", 8), /nonsense/),
@@ -196,7 +237,7 @@ onAdapter("a backward program that does not compile is refused", () =>
   ));
 
 onAdapter("a backward program that computes wrong results is refused, at every use", async () => {
-  for (const pass of ["keys", "queries"]) {
+  for (const [pass, choices] of faulty) {
     await withBackward(
       async (backward) => {
         for (const dtype of ["f32", "f32", "bf16"] as const) {
@@ -204,6 +245,7 @@ onAdapter("a backward program that computes wrong results is refused, at every u
         }
       },
       {
+        choices,
         // What one tile gave is lost when the next comes.
         text: (of) =>
           of.pass === pass
@@ -215,10 +257,11 @@ onAdapter("a backward program that computes wrong results is refused, at every u
 });
 
 onAdapter("a wrong backward program for any but the first workgroup is refused", async () => {
-  for (const pass of ["keys", "queries"]) {
+  for (const [pass, choices] of faulty) {
     await withBackward(
       (backward) => assert.rejects(backward.prepare("f32", 8), /computes wrong results/),
       {
+        choices,
         text: (of) =>
           of.pass === pass
             ? backwardProgram(of).replace("stretchOf(group.x, groups.x)", "0u")
@@ -251,6 +294,7 @@ onAdapter(
           keysIn,
           lanes,
           subgroups: false,
+          once: false,
         })),
         warn: (sentence) => warnings.push(sentence),
         text: (of) =>
@@ -285,6 +329,7 @@ onAdapter(
         keysIn,
         lanes: software ? adapter!.info.subgroupMaxSize : 64,
         subgroups: false,
+        once: false,
       })),
       warn: () => {},
       text: (of) =>
