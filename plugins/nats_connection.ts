@@ -4,7 +4,7 @@
  * @module
  */
 import { connect, errors, type NatsConnection } from "@nats-io/transport-node";
-import { Duration, Effect, type Scope } from "effect";
+import { Duration, Effect, Schedule, type Scope } from "effect";
 import { ServerUnavailable } from "../runtime/errors.ts";
 import { credentialsIn, hostOf, refusalOf } from "./nats_greeting.ts";
 import type { Identity } from "./nats_identity.ts";
@@ -62,7 +62,7 @@ export const dialNats = Effect.fn("dialNats")(
     }
 
     const listening = "a NATS server to listen there";
-    const refusal = yield* Effect.tryPromise({
+    const greeted = Effect.tryPromise({
       try: (signal) => refusalOf(parts, identity, signal),
       catch: (cause) => unavailable(listening, cause),
     }).pipe(
@@ -72,6 +72,11 @@ export const dialNats = Effect.fn("dialNats")(
           Effect.fail(unavailable(`${listening} and greet within ${deadline}`, "silence")),
       }),
     );
+    const refusal = yield* Effect.repeat(greeted, {
+      while: (refusal) => refusal?.mute === true,
+      times: 3,
+      schedule: Schedule.spaced("1 second"),
+    });
     if (refusal !== undefined) return yield* unavailable(refusal.needed, refusal.found);
 
     return yield* Effect.acquireRelease(

@@ -13,6 +13,8 @@ import type { Identity } from "./nats_identity.ts";
 export interface Refusal {
   readonly needed: string;
   readonly found: string;
+  /** It hung up without a word: what stands before a server does so while that one is started again. */
+  readonly mute?: boolean;
 }
 
 /** User and password, or a token, of an address. */
@@ -143,8 +145,10 @@ export const refusalOf = async (
 ): Promise<Refusal | undefined> => {
   const { said, tls, certificate } = await inTheOpen(parts, identity, signal);
   if (!said.startsWith("INFO ")) {
-    const found = `a greeting of another protocol, ${JSON.stringify(said.slice(0, 80))}`;
-    return { needed: listening, found };
+    const found = said === ""
+      ? "somebody who hangs up without a word"
+      : `a greeting of another protocol, ${JSON.stringify(said.slice(0, 80))}`;
+    return { needed: listening, found, mute: said === "" };
   }
   if (identity !== undefined && !tls) return { needed: "TLS", found: "a server without it" };
   if (!tls) return refusalIn(said, identity);

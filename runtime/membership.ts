@@ -69,7 +69,12 @@ export type Request = typeof Request.Type;
 /** The node's answer. */
 export const Answer = Schema.Union([
   Schema.Struct({ accepted: Schema.Literal(true) }),
-  Schema.Struct({ accepted: Schema.Literal(false), reason: Schema.String }),
+  Schema.Struct({
+    accepted: Schema.Literal(false),
+    reason: Schema.String,
+    /** With another run, which may be over without its knowing yet. */
+    busy: Schema.optionalKey(Schema.Boolean),
+  }),
   /** It is about to stop: ask again. */
   Schema.Struct({ stopping: Schema.Literal(true) }),
   /** The ranks that it holds of a run. */

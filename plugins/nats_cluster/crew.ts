@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { type Duration, Effect, Option, Result, type Scope } from "effect";
+import { type Duration, Effect, Fiber, Option, Result, Schedule, type Scope } from "effect";
 import { Crew, type Regrouped } from "../../runtime/crew.ts";
 import {
   NodeRefused,
@@ -26,8 +26,12 @@ import { ask, events, gone, homecoming, largestMessage, nameIn, requests } from 
 const [offerPatience, patience] = [10, 4] as const;
 /** How often before those that wait do, and before anybody does where nobody is left otherwise. */
 const [sparePatience, lastPatience] = [2, 10] as const;
-/** How long nodes may take to forget a run that is over. */
+/** How long nodes may take to forget a run that is over, until somebody waits for it no more. */
 const releaseWithin: Duration.Input = "2 seconds";
+/** How often the server may answer before a node that is cut off has heard that a run is over. */
+const releasePatience = 60;
+/** How often a node is asked that does not know yet that its run is over, and in between. */
+const [busyAttempts, askAgain] = [20, "500 millis"] as const;
 /** How long a node may take to stop: its device ends what it has begun. */
 const stopWithin: Duration.Input = "2 minutes";
 
@@ -81,6 +85,10 @@ export const sameVersion = (
 const lackOf = (job: Job, plan: Plan, node: NodeCard, ranks: number): string | undefined =>
   mismatchOf(node)?.message ?? oddPlugin(job, [node]) ??
     lackingFor(job, plan, node.device, ranks)?.message;
+
+const isBusy = (answer: Effect.Success<ReturnType<typeof ask>>): boolean =>
+  Option.isSome(answer) && Result.isSuccess(answer.value) && "busy" in answer.value.success &&
+  answer.value.success.busy === true;
 
 /** Who has which rank from now on. */
 interface Places extends Regrouped {
@@ -147,6 +155,7 @@ export const crewOf = Effect.fn("natsCrew")(function* (
   const failed = new Set<string>();
   /** Nodes that could not take what they were given, and why. */
   const unfit = new Map<string, string>();
+  const scope = yield* Effect.scope;
   const awaited = yield* homecoming(control);
   const request = (node: NodeCard, bytes: Uint8Array, patience: number) =>
     ask(control, cluster, node, bytes, patience, awaited);
@@ -174,7 +183,11 @@ export const crewOf = Effect.fn("natsCrew")(function* (
     // Whoever took it before may have let go of it since, and can take it anew.
     const had = job.standings?.[rank]?.loaded === true;
     const refused = (reason: string) => failed(had ? "NodeLost" : "NodeRefused", reason);
-    const answer = yield* request(node, bytes, offerPatience);
+    const answer = yield* Effect.repeat(request(node, bytes, offerPatience), {
+      while: isBusy,
+      times: busyAttempts,
+      schedule: Schedule.spaced(askAgain),
+    });
     if (Option.isNone(answer)) return yield* failed("NodeLost", "it does not answer");
     if (Result.isFailure(answer.value)) {
       return yield* refused(`its answer is odd: ${answer.value.failure}`);
@@ -310,9 +323,15 @@ export const crewOf = Effect.fn("natsCrew")(function* (
       const release = requests.encode({ ask: "release", run });
       return Effect.forEach(
         distinct(memberOf),
-        (node) => request(node, release, patience),
+        (node) => request(node, release, releasePatience),
         { concurrency: "unbounded", discard: true },
-      ).pipe(Effect.timeoutOption(releaseWithin), Effect.asVoid);
+      ).pipe(
+        // One that is cut off hears of it when it is back.
+        Effect.forkIn(scope),
+        Effect.flatMap(Fiber.join),
+        Effect.timeoutOption(releaseWithin),
+        Effect.asVoid,
+      );
     },
   });
 });

@@ -180,7 +180,7 @@ export const serveNode = Effect.fn("serveNode")(function* (
     Effect.gen(function* () {
       const refuse = (reason: string): Answer => ({ accepted: false, reason });
       if (holding !== undefined && holding.run !== job.run) {
-        return refuse("it is busy with another run");
+        return { accepted: false, reason: "it is busy with another run", busy: true };
       }
       const ours = holding ??= {
         ...{ run: job.run, epoch: job.epoch, ranks: new Map(), stopping: false },

@@ -154,6 +154,25 @@ it(
 );
 
 it(
+  "dialNats() comes again to somebody who hangs up without a word, three times",
+  Effect.scoped(Effect.gen(function* () {
+    const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+    const dialled = yield* Effect.forkScoped(
+      Effect.flip(dialNats(`nats://127.0.0.1:${(listener.addr as Deno.NetAddr).port}`)),
+      { startImmediately: true },
+    );
+    yield* Effect.promise(async () => {
+      for (let i = 0; i < 4; i++) (await listener.accept()).close();
+      listener.close();
+    });
+    assert.match(
+      (yield* Fiber.join(dialled)).message,
+      /found somebody who hangs up without a word/,
+    );
+  })),
+);
+
+it(
   "dialNats() gives credentials to the server and to nobody else",
   Effect.scoped(Effect.gen(function* () {
     const { url } = yield* natsServer('authorization: { user: ann, password: "p@ss" }');

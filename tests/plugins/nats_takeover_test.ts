@@ -1,5 +1,5 @@
 /** Who is lost, who takes what was lost, and what is said where nobody is left. */
-import { Deferred, Effect, Layer, Option, Result } from "effect";
+import { Context, Deferred, Effect, Layer, Option, Result } from "effect";
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { referenceKernel } from "../../kernels/reference.ts";
@@ -13,7 +13,14 @@ import { bytesOf } from "../../runtime/dtype.ts";
 import type { Interval } from "../../runtime/timeline.ts";
 import type { Definition } from "../../runtime/variant.ts";
 import { version } from "../../runtime/version.ts";
-import { attendOn, cluster, nodeOn, type NodeOptions, onBus } from "../support/bus_cluster.ts";
+import {
+  attendOn,
+  cluster,
+  driverOn,
+  nodeOn,
+  type NodeOptions,
+  onBus,
+} from "../support/bus_cluster.ts";
 import { hangingIn, hangs } from "../support/hanging.ts";
 import { inProcess } from "../support/in_process.ts";
 import { normals } from "../support/random.ts";
@@ -303,3 +310,38 @@ Deno.test("a server that is away while a run recovers makes nobody late", () =>
       assert.deepEqual([recovery!.moved, others], [[{ rank: 1, to: "node n2 on here" }], []]);
     })
   ));
+
+for (const hears of [true, false]) {
+  Deno.test(
+    `a node that is cut off when a run is over ${
+      hears ? "hears of it" : "finds out"
+    }, and takes the next one`,
+    () =>
+      onBus((bus) =>
+        Effect.gen(function* () {
+          yield* nodeOn(bus, "n0", able);
+          const services = yield* driverOn(bus, 1);
+          const crew = Context.get(services, Crew);
+          const cutOff = Crew.of({
+            ...crew,
+            run: (job, rank, observer) =>
+              crew.run(job, rank, {
+                ...observer,
+                finished: (summary) =>
+                  Effect.suspend(() => {
+                    const { weather } = bus;
+                    bus.weather = { ...weather, loss: 1 };
+                    bus.after(4000, () => void (bus.weather = weather));
+                    return observer.finished(summary);
+                  }),
+              }),
+            ...(hears ? {} : { ended: () => Effect.void }),
+          });
+          const run = attend({ ...problem, ring: 1 });
+          yield* Effect.provide(run, Context.add(services, Crew, cutOff));
+          const { recoveries } = yield* Effect.provide(run, services);
+          assert.deepEqual(recoveries, []);
+        })
+      ),
+  );
+}

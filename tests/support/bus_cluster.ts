@@ -66,10 +66,10 @@ export const nodeOn = Effect.fnUntraced(function* (
   return lines;
 });
 
-/** Runs attention on the first nodes that answer; `hear` hears of the ranks. */
-export const attendOn = Effect.fnUntraced(function* (
+/** A driver of the first nodes that answer; `hear` hears of the ranks. */
+export const driverOn = Effect.fnUntraced(function* (
   bus: Bus,
-  options: AttendOptions & { readonly ring: number },
+  ring: number,
   hear: (interval: Interval) => void = () => {},
 ) {
   const driver = bus.member();
@@ -80,7 +80,7 @@ export const attendOn = Effect.fnUntraced(function* (
     );
   const links = yield* Layer.build(Layer.fresh(natsLinks(driver, { cluster, tick: "50 millis" })));
   const crew = yield* Effect.provide(
-    crewOf(driver.control, cluster, (yield* idle()).slice(0, options.ring), idle),
+    crewOf(driver.control, cluster, (yield* idle()).slice(0, ring), idle),
     links,
   );
   const heard = Crew.of({
@@ -92,7 +92,16 @@ export const attendOn = Effect.fnUntraced(function* (
           Effect.andThen(Effect.sync(() => hear(interval)), observer.interval(interval)),
       }),
   });
-  return yield* attend(options).pipe(Effect.provide(Context.add(links, Crew, heard)));
+  return Context.add(links, Crew, heard);
+});
+
+/** Runs attention on the first nodes that answer; `hear` hears of the ranks. */
+export const attendOn = Effect.fnUntraced(function* (
+  bus: Bus,
+  options: AttendOptions & { readonly ring: number },
+  hear?: (interval: Interval) => void,
+) {
+  return yield* attend(options).pipe(Effect.provide(yield* driverOn(bus, options.ring, hear)));
 });
 
 /** Runs what happens on a bus to its end, for which it has an hour. */
