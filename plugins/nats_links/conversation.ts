@@ -145,20 +145,24 @@ export class Conversation {
     this.#say("hello");
   }
 
-  /** To be called many times a second: sends again what was lost, and asks where nothing comes back. */
+  /** To be called many times a second: sends again what is late, and asks where nothing comes back. */
   tick(): void {
     if (this.#peerSession === 0 || this.#failure !== undefined) return;
     if (this.#closed?.done === false) return this.#leave();
     const now = this.#terms.now();
+    this.#sendAgain(now);
+    if (!this.#outgoing.wantsProbe(this.#waiting, now)) return;
+    const dispatch = this.#outgoing.dispatched(undefined, now);
+    this.#outgoing.probed(now);
+    this.#say("probe", empty, dispatch);
+  }
+
+  #sendAgain(now: number): void {
     for (const pending of this.#outgoing.lost(now)) {
       this.#terms.count("resent");
       this.#outgoing.dispatched(pending, now);
       this.#send(pending);
     }
-    if (!this.#outgoing.wantsProbe(this.#waiting, now)) return;
-    const dispatch = this.#outgoing.dispatched(undefined, now);
-    this.#outgoing.probed(now);
-    this.#say("probe", empty, dispatch);
   }
 
   /** The way to the peer is new: says what we have and asks for what the peer has. */
@@ -250,7 +254,10 @@ export class Conversation {
   #listen(message: Message): void {
     const { kind, dispatch, body } = message;
     this.#silent = 0;
-    if (!this.#outgoing.acknowledge(message, this.#terms.now())) return this.#terms.count("odd");
+    const now = this.#terms.now();
+    if (!this.#outgoing.acknowledge(message, now)) return this.#terms.count("odd");
+    // At once: until what is missing comes, whoever takes frames in order waits for it.
+    this.#sendAgain(now);
     if (kind === "left") {
       // It repeats that until it hears that we know.
       if (this.#closed === undefined) this.#say("left");
