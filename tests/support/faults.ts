@@ -104,7 +104,7 @@ export const casesOf = async (
 export const firstToFail = async (cases: ReadonlyArray<Case>): Promise<string | undefined> => {
   for (const { name, run } of cases) {
     try {
-      await Effect.runPromise(Effect.timeout(run, "20 seconds"));
+      await Effect.runPromise(Effect.timeout(run, "60 seconds"));
     } catch (error) {
       const noticed = error instanceof assert.AssertionError ||
         error instanceof Error &&
