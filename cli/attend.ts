@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { Effect } from "effect";
+import { Effect, Schedule } from "effect";
 import {
   createSafetensors,
   openSafetensors,
@@ -76,6 +76,18 @@ const storedAs = ({ dtypes: { k, v, latent }, problem }: Input): DType =>
 
 /** The wider of two formats, or float32 where neither holds the other. */
 const common = (a: DType, b: DType): DType => a === b ? a : "f32";
+
+/** Failures after which the same run may succeed, from what was kept of it. */
+const passing: ReadonlyArray<string> = [
+  "RankFailed",
+  "LinkFailed",
+  "LinkClosed",
+  "FrameRejected",
+  "ServerUnavailable",
+];
+
+/** For so long nodes may not know yet that the driver before is gone. */
+const waitForNodes = { times: 8, schedule: Schedule.spaced("2 seconds") } as const;
 
 /** What `attend` has ready for all layers. */
 interface Ready {
@@ -218,10 +230,20 @@ export const attendFiles = Effect.fn("attendFiles")(function* (flags: AttendFlag
   });
   const trace = flags.trace === undefined ? undefined : yield* createTrace(flags.trace);
 
-  const ready = { flags, crew: yield* findCrew(flags), writer };
+  const crew = findCrew(flags);
+  const ready = {
+    flags,
+    crew: yield* flags.keep?.went === undefined ? crew : Effect.retry(crew, {
+      ...waitForNodes,
+      while: (error) => error._tag === "NotEnoughNodes" && error.found + error.busy >= error.needed,
+    }),
+    writer,
+  };
   // All of them before any, so that the last one does not fail after hours.
   const jobs = yield* Effect.forEach(layers, ({ input }) => jobOf(ready, input));
-  const kept = flags.keep === undefined ? undefined : yield* keepRun(flags.keep, jobs);
+  const kept = flags.keep === undefined
+    ? undefined
+    : yield* keepRun(flags.keep, file, writer.part, jobs);
   const timeline: Array<Interval> = [];
   const reports: Array<Report> = [];
   let before = 0;
@@ -229,10 +251,12 @@ export const attendFiles = Effect.fn("attendFiles")(function* (flags: AttendFlag
     const checkpoints = yield* kept?.checkpointsOf(i) ?? Effect.succeed(undefined);
     const { record, report } = yield* attendLayer(ready, layer, jobs[i]!, checkpoints).pipe(
       Effect.mapError(inLayer(layer)),
-      Effect.tapError(() =>
-        flags.keep === undefined
-          ? Effect.void
-          : note(`annulus: \`annulus resume ${flags.keep.folder}\` goes on from here`)
+      Effect.tapError(({ _tag }) =>
+        flags.keep === undefined ? Effect.void : note(
+          passing.includes(_tag)
+            ? `annulus: \`annulus resume ${flags.keep.folder}\` goes on from here`
+            : `annulus: what was kept is of no use with that: remove "${flags.keep.folder}"`,
+        )
       ),
     );
     for (const interval of record.timeline) {

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { resolve } from "node:path";
 import { Effect } from "effect";
 import { runAttend } from "./attend_command.ts";
 import { readRun } from "./saved_run.ts";
@@ -15,7 +16,8 @@ export const runResume = Effect.fn("runResume")(function* (
     readonly json: boolean;
   },
 ) {
-  const went = yield* readRun(folder);
+  const path = resolve(folder); // which is removed in the end, from wherever
+  const went = yield* readRun(path);
   const { args, ring } = went;
-  yield* runAttend({ ...args, checkpoint: folder, ring, nats: nats ?? args.nats, json }, went);
+  yield* runAttend({ ...args, checkpoint: path, ring, nats: nats ?? args.nats, json }, went);
 });

@@ -112,7 +112,11 @@ export const explain = Effect.fn("explain")(function* (
     new FileInvalid({ attempted: "explain", file: path, needed, found });
   const text = yield* Effect.tryPromise({
     try: () => Deno.readTextFile(path),
-    catch: () => invalid("what `attend --record` writes must be there", "no such file"),
+    catch: (cause) =>
+      invalid(
+        "what `attend --record` writes must be there",
+        cause instanceof Deno.errors.NotFound ? "no such file" : String(cause),
+      ),
   });
   const decoded = Schema.decodeUnknownResult(Schema.fromJsonString(Flight))(text);
   if (Result.isFailure(decoded)) {

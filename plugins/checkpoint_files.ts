@@ -63,6 +63,8 @@ const check = async (
   rank: number,
   { job, bytes }: Pick<CheckpointFilesOptions, "job" | "bytes">,
 ): Promise<Omit<Checkpoint, "read"> & { readonly begin: number }> => {
+  // Opening a pipe would wait for somebody to write into it.
+  if (!(await Deno.stat(path)).isFile) throw new Error("it is not a regular file");
   using file = await Deno.open(path);
   const { size } = await file.stat();
   const first = new Uint8Array(Math.min(size, longestHead));
@@ -106,10 +108,24 @@ const sweep = async (folder: string): Promise<void> => {
 };
 
 /** Makes renames in a folder last. */
-const settle = async (folder: string): Promise<void> => {
+export const settle = async (folder: string): Promise<void> => {
   using directory = await Deno.open(folder);
   await directory.sync();
 };
+
+/** Removes the checkpoints of so many ranks, and their folder if nothing else is in it. */
+export const forgetCheckpoints = async (folder: string, ranks: number): Promise<void> => {
+  await sweep(folder);
+  for (let rank = 0; rank < ranks; rank++) {
+    for (const path of [pathOf(folder, rank), formerOf(folder, rank)]) {
+      await Deno.remove(path).catch(() => {}); // none was kept
+    }
+  }
+  await Deno.remove(folder).catch(() => {}); // what is in it is not ours
+};
+
+const pathOf = (folder: string, rank: number) => join(folder, `rank-${rank}.checkpoint`);
+const formerOf = (folder: string, rank: number) => join(folder, `rank-${rank}.former`);
 
 const reasonOf = (cause: unknown): string => cause instanceof Error ? cause.message : String(cause);
 
@@ -118,9 +134,7 @@ export const checkpointFiles = Effect.fn("checkpointFiles")(function* (
   options: CheckpointFilesOptions,
 ) {
   const { folder, job, bytes, every, tell } = options;
-  const pathOf = (rank: number) => join(folder, `rank-${rank}.checkpoint`);
-  const formerOf = (rank: number) => join(folder, `rank-${rank}.former`);
-  const there = new Map<number, Checkpoint>();
+  const there = new Map<number, Checkpoint & { readonly path: string }>();
   yield* Effect.promise(() => sweep(folder));
 
   const noted = (path: string, { begin, ...mark }: Effect.Success<ReturnType<typeof open>>) => {
@@ -142,13 +156,13 @@ export const checkpointFiles = Effect.fn("checkpointFiles")(function* (
             found: reasonOf(cause),
           }),
       });
-    there.set(mark.rank, { ...mark, read });
+    there.set(mark.rank, { ...mark, read, path });
   };
   const open = (path: string, rank: number) =>
     Effect.tryPromise({ try: () => check(path, rank, options), catch: (cause) => cause });
 
   for (const rank of bytes.keys()) {
-    for (const path of [pathOf(rank), formerOf(rank)]) {
+    for (const path of [pathOf(folder, rank), formerOf(folder, rank)]) {
       const found = yield* Effect.result(open(path, rank));
       if (Result.isSuccess(found)) {
         noted(path, found.success);
@@ -186,8 +200,11 @@ export const checkpointFiles = Effect.fn("checkpointFiles")(function* (
       })
     );
     yield* unlessFailed(async () => {
-      await Deno.mkdir(folder, { recursive: true });
-      file = await Deno.open(temporary, { write: true, createNew: true });
+      // Not what it is in: without that, this would be nobody's.
+      await Deno.mkdir(folder, { mode: 0o700 }).catch((cause) => {
+        if (!(cause instanceof Deno.errors.AlreadyExists)) throw cause;
+      });
+      file = await Deno.open(temporary, { write: true, createNew: true, mode: 0o600 });
       const head = encodeHead({
         ...{ annulus: "checkpoint 1", job, rank, merged, final },
         bytes: { o, lse },
@@ -201,16 +218,17 @@ export const checkpointFiles = Effect.fn("checkpointFiles")(function* (
       told.setUint32(0, sum, true);
       await writeFully(file!, new Uint8Array(told.buffer));
       await file!.sync();
-      // The one that is there keeps its name until the other one takes it.
-      const second = `${temporary}.former`;
-      await Deno.link(pathOf(rank), second).then(
-        () => Deno.rename(second, formerOf(rank)),
-        (cause) => {
-          if (!(cause instanceof Deno.errors.NotFound)) throw cause;
-        },
-      );
-      await Deno.rename(temporary, pathOf(rank));
-      noted(pathOf(rank), { rank, merged, final, begin });
+      const [path, former] = [pathOf(folder, rank), formerOf(folder, rank)];
+      // One that is whole becomes the one before, and keeps its name until the other one takes it.
+      if (there.get(rank)?.path === path) {
+        const second = `${temporary}.former`;
+        await Deno.link(path, second).then(
+          () => Deno.rename(second, former),
+          () => Deno.rename(path, former), // there are no links on every disk
+        );
+      }
+      await Deno.rename(temporary, path);
+      noted(path, { rank, merged, final, begin });
       await settle(folder);
     }).pipe(
       Effect.andThen(

@@ -1,6 +1,8 @@
 /** `attend --checkpoint DIR` and `resume DIR`: a run whose driver died goes on and gives the same bytes. */
+import { Effect } from "effect";
 import assert from "node:assert/strict";
 import { Annulus, annulus, eventually, scratch } from "../support/cli.ts";
+import { natsServer, noNatsServer } from "../support/nats.ts";
 import { normals } from "../support/random.ts";
 import { fileOfTensors } from "../support/tensors.ts";
 
@@ -25,10 +27,14 @@ const isThere = (path: string) => {
   }
 };
 
-const it = (name: string, test: (folder: string) => Promise<void>) =>
-  Deno.test(name, async () => {
-    await using folder = await scratch();
-    await test(folder.path);
+const it = (name: string, test: (folder: string) => Promise<void>, ignore = false) =>
+  Deno.test({
+    name: ignore ? `${name} (needs nats-server)` : name,
+    ignore,
+    fn: async () => {
+      await using folder = await scratch();
+      await test(folder.path);
+    },
   });
 
 it("a run of two layers whose driver was killed in the second one goes on there", async (folder) => {
@@ -55,7 +61,8 @@ it("a run of two layers whose driver was killed in the second one goes on there"
 
   const again = await annulus([...common, "--out", out, "--checkpoint", kept]);
   assert.equal(again.code, 1);
-  assert.match(again.stderr, /Cannot keep checkpoints in ".*": .* of no other run: found one; /);
+  assert.match(again.stderr, /Cannot keep checkpoints in ".*": .*: found a run; `annulus resume` /);
+  assert.equal(namesIn(folder).filter((name) => name.endsWith(".part")).length, 1);
 
   const resumed = await annulus(["resume", kept, "--json"]);
   assert.equal(resumed.code, 0, resumed.stderr);
@@ -63,8 +70,8 @@ it("a run of two layers whose driver was killed in the second one goes on there"
   assert.match(resumed.stderr, /^annulus: [1-9]\d* of \d+ blocks are merged already$/m);
   assert.equal(JSON.parse(resumed.stdout).layers.length, 2);
   assert.deepEqual(await Deno.readFile(out), await Deno.readFile(whole));
-  assert.equal(namesIn(folder).includes("kept"), false);
-  assert.equal(namesIn(folder).includes("other"), false);
+  // Nor is there anything left of the one that was killed.
+  assert.deepEqual(namesIn(folder), ["in.safetensors", "out", "whole"]);
 });
 
 it("what goes on must be what was begun", async (folder) => {
@@ -90,16 +97,68 @@ it("what goes on must be what was begun", async (folder) => {
   await Deno.writeTextFile(`${kept}/run.json`, text.slice(0, -9));
   await refused(/Cannot go on from ".*run.json": it must be what `attend --checkpoint DIR` writes/);
   await Deno.writeTextFile(`${kept}/run.json`, JSON.stringify({ ...saved, version: "0.0.1" }));
-  await refused(/annulus 0\.0\.1 and the attention and plugins that the run began with: found/);
+  await refused(/annulus 0\.0\.1 and the attention that the run began with: found/);
   const causal = { ...saved, args: { ...saved.args, causal: true } };
   await Deno.writeTextFile(`${kept}/run.json`, JSON.stringify(causal));
   await refused(/found another problem in layer 0/);
   await Deno.writeTextFile(`${kept}/run.json`, text);
-  await Deno.utime(input, 1, 1);
-  await refused(/"\/.*in\.safetensors" must be as it was, .*: found .* of 1970/);
+
+  // One number of it, and as old as it was.
+  const { mtime } = await Deno.stat(input);
+  using file = await Deno.open(input, { write: true });
+  await file.seek(-4, Deno.SeekMode.End);
+  await file.write(new Uint8Array(4));
+  await Deno.utime(input, mtime!, mtime!);
+  await refused(/"\/.*in\.safetensors" must be as it was: found other tensors or values in it/);
+
+  using lock = await Deno.open(`${kept}/lock`, { write: true });
+  assert.ok(await lock.tryLock(true));
+  await refused(/Cannot go on from ".*kept": .*: found another process at work on it/);
   await Deno.remove(`${kept}/run.json`);
   await refused(/no such file; a run that ended well leaves none/);
 });
+
+it("a folder of checkpoints is nobody else's, and is removed alone", async (folder) => {
+  const input = await writeInput(folder, 100);
+  const attend = (kept: string) =>
+    annulus(
+      ["attend", input, "--out", `${folder}/out`, "--device", "reference", "--checkpoint", kept],
+    );
+  await Deno.mkdir(`${folder}/mine/layer-0`, { recursive: true });
+  await Deno.writeTextFile(`${folder}/mine/layer-0/weights`, "precious");
+  const { code, stderr } = await attend(`${folder}/mine`);
+  assert.equal(code, 1);
+  assert.match(stderr, /Cannot keep checkpoints in ".*": .* of its own, .*: found "layer-0" in it/);
+  assert.equal(await Deno.readTextFile(`${folder}/mine/layer-0/weights`), "precious");
+
+  await Deno.mkdir(`${folder}/empty`);
+  assert.equal((await attend(`${folder}/empty`)).code, 0);
+  assert.deepEqual(namesIn(folder), ["in.safetensors", "mine", "out"]);
+});
+
+it("a run that cannot go on says so, and keeps no password", async (folder) => {
+  const input = await writeInput(folder, 100);
+  // Not a number, which only a rank will see.
+  using file = await Deno.open(input, { write: true });
+  await file.seek(-4, Deno.SeekMode.End);
+  await file.write(new Uint8Array([0, 0, 0xc0, 0x7f]));
+  const kept = `${folder}/kept`;
+  const { code, stderr } = await Effect.runPromise(Effect.scoped(Effect.gen(function* () {
+    const { url } = yield* natsServer('authorization: { user: ann, password: "s3cret" }');
+    const nats = url.replace("//", "//ann:s3cret@");
+    return yield* Effect.promise(() =>
+      annulus(
+        ["attend", input, "--out", `${folder}/out`, "--device", "reference", "--checkpoint", kept]
+          .concat("--nats", nats),
+      )
+    );
+  })));
+  assert.doesNotMatch(await Deno.readTextFile(`${kept}/run.json`), /s3cret/);
+  assert.equal(code, 1);
+  assert.match(stderr, /annulus: what was kept is of no use with that: remove ".*kept"/);
+  assert.equal((await Deno.stat(`${kept}/run.json`)).mode! & 0o777, 0o600);
+  assert.equal((await Deno.stat(kept)).mode! & 0o777, 0o700);
+}, noNatsServer);
 
 it("checkpoints need a folder", async (folder) => {
   const input = await writeInput(folder, 10);
@@ -113,5 +172,5 @@ it("checkpoints need a folder", async (folder) => {
   await Deno.writeTextFile(`${folder}/file`, "");
   const taken = await attend("--checkpoint", `${folder}/file`);
   assert.equal(taken.code, 1);
-  assert.match(taken.stderr, /Cannot keep checkpoints in ".*file": it must be writable/);
+  assert.match(taken.stderr, /Cannot keep checkpoints in ".*file": it must be a folder of its own/);
 });

@@ -103,6 +103,31 @@ it("another job's are not taken, and said so", async (folder) => {
   assert.match(moved.told.join(), /it is of another rank/);
 });
 
+it("what took a checkpoint's name does not stop the next one, nor take the place of the one before", async (folder) => {
+  const before = await opened(folder);
+  await keep(before.checkpoints, first);
+  await keep(before.checkpoints, second);
+  await Deno.writeTextFile(`${folder}/${last}`, "damaged");
+  const { checkpoints } = await opened(folder);
+  assert.deepEqual(await foundIn(checkpoints), first);
+  await keep(checkpoints, second);
+  assert.deepEqual(await foundIn(checkpoints), second);
+  // The damaged one has not become the one before.
+  await Deno.remove(`${folder}/${last}`);
+  assert.deepEqual(await foundIn((await opened(folder)).checkpoints), first);
+  await Deno.remove(`${folder}/${former}`);
+  const args = [`${folder}/${last}`];
+  assert.ok((await new Deno.Command("mkfifo", { args }).output()).success);
+  assert.match((await opened(folder)).told.join(), /it is not a regular file/);
+});
+
+it("where the folder that holds it is gone, nothing is kept", async (folder) => {
+  const { checkpoints, told } = await opened(`${folder}/layer-0`);
+  await keep(checkpoints, first);
+  assert.equal(await foundIn(checkpoints), undefined);
+  assert.match(told.join(), /^no checkpoint of rank 0, and the run goes on: No such file/);
+});
+
 it("what a driver that was killed had begun to write is removed", async (folder) => {
   await Deno.mkdir(folder);
   await Deno.writeTextFile(`${folder}/.rank-0.0123abcd.part`, "half");
