@@ -11,12 +11,21 @@ import { Buffer } from "node:buffer";
 import { referenceKernel } from "../../kernels/reference.ts";
 import { causal, sinks, window } from "../../plugins/attention.ts";
 import { memoryLinks } from "../../plugins/memory.ts";
-import { attend, type AttendOptions, type AttendResult } from "../../runtime/attend.ts";
-import type { Checkpoint } from "../../runtime/checkpoint.ts";
+import { attend, type AttendOptions, type AttendResult, jobFor } from "../../runtime/attend.ts";
+import {
+  type Checkpoint,
+  type Checkpoints,
+  receiveCheckpoints,
+  sendCheckpoints,
+} from "../../runtime/checkpoint.ts";
 import { Crew } from "../../runtime/crew.ts";
 import { Device } from "../../runtime/device.ts";
 import { bytesOf } from "../../runtime/dtype.ts";
 import { layouts } from "../../runtime/layout.ts";
+import { Links } from "../../runtime/link.ts";
+import { asLse } from "../../runtime/lse.ts";
+import { manifestOf } from "../../runtime/manifest.ts";
+import { Recorder } from "../../runtime/recorder.ts";
 import { requiredOf } from "../../runtime/standing.ts";
 import { maxAbs, relativeL2 } from "../support/closeness.ts";
 import { inProcess } from "../support/in_process.ts";
@@ -55,7 +64,11 @@ const problemOf = (tokens: number, ring: number, seed = 1): AttendOptions => {
 };
 
 /** A store for a problem, of whose shards only a run knows the sizes. */
-const storeFor = ({ plan }: AttendResult, every: number, before: Iterable<Checkpoint> = []) =>
+const storeFor = (
+  { plan }: Pick<AttendResult, "plan">,
+  every: number,
+  before: Iterable<Checkpoint> = [],
+) =>
   new Kept(every, (rank) => {
     const rows = plan.ranks[rank]!.tokens * heads;
     return { o: rows * headDim * 4, lse: rows * 4 };
@@ -147,6 +160,44 @@ const gradients = async () => {
   }
 };
 
+/** What a driver keeps of what a rank says that it has merged. */
+const marksThatCount = () =>
+  Effect.gen(function* () {
+    const links = yield* Links;
+    const { plan } = yield* Effect.promise(() => run(problemOf(60, 4)));
+    const [mine] = plan.ranks;
+    const job = yield* jobFor(plan.problem, { q: "f32", kv: "f32" }, { ring: 4 });
+    const manifest = manifestOf(job);
+    const ends = { run: job.run, lane: "checkpoints" } as const;
+    const [near, far] = yield* Effect.all([
+      links.open({ ...ends, self: 0, peer: "driver" }),
+      links.open({ ...ends, self: "driver", peer: 0 }),
+    ], { concurrency: "unbounded" });
+    const store = storeFor({ plan }, 1);
+    let received = 0;
+    const counting: Checkpoints = {
+      ...{ every: 1, of: store.of },
+      keep: (mark) => {
+        received++;
+        return store.keep(mark);
+      },
+    };
+    yield* Effect.forkScoped(receiveCheckpoints(far, manifest, mine!, counting));
+    const recorder = yield* Recorder.start(0, () => Effect.void);
+    const send = yield* sendCheckpoints(near, manifest, mine!, recorder);
+    const rows = mine!.tokens * heads;
+    const attended = {
+      o: new Float32Array(rows * headDim),
+      lse: asLse(new Float32Array(rows)),
+    };
+    // There are four blocks: of all of them there is no checkpoint, nor of more than that.
+    const said = [2, 1, 2, 4, 5, 0, 3];
+    for (const merged of [...said, 0]) yield* send(attended, merged);
+    // When the last one begins, those before are done with.
+    yield* Effect.repeat(Effect.yieldNow, { until: () => received > said.length });
+    assert.deepEqual(store.all.map(({ merged }) => merged), [2, 3]);
+  }).pipe(Effect.scoped, Effect.provide(memoryLinks({ maxFrame: 64 * 1024 })), Effect.runPromise);
+
 const it = (name: string, run: () => Promise<void>) => ({
   name,
   run: Effect.tryPromise({ try: run, catch: (cause) => cause }),
@@ -156,5 +207,9 @@ const it = (name: string, run: () => Promise<void>) => ({
 export const checkpointCases = [
   it("from whatever checkpoints a run goes on, its result has the same bits", anyCheckpoints),
   it("a rank is kept after as many blocks as was asked for, and when it is done", marksOfARank),
+  it(
+    "a checkpoint is later than the one before, and of some blocks but not of all",
+    marksThatCount,
+  ),
   it("the second pass of a gradient begins again, with the bits of the first one", gradients),
 ];
