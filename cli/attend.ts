@@ -84,6 +84,7 @@ const passing: ReadonlyArray<string> = [
   "LinkClosed",
   "FrameRejected",
   "ServerUnavailable",
+  "FileInvalid", // a disk that is full, which can be helped
 ];
 
 /** For so long nodes may not know yet that the driver before is gone. */

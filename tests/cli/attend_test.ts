@@ -11,7 +11,8 @@ import { libraryName } from "../../plugins/cpu/blas.ts";
 import { decode, encode } from "../../runtime/dtype.ts";
 import { findLibrary } from "../../runtime/library.ts";
 import type { Problem } from "../../runtime/plan.ts";
-import { annulus, scratch, twoAtOnce } from "../support/cli.ts";
+import { annulus, twoAtOnce } from "../support/cli.ts";
+import { inFolder } from "../support/in_folder.ts";
 import { maxAbs, relativeL2 } from "../support/closeness.ts";
 import { noNatsServer } from "../support/nats.ts";
 import { tensorsOf } from "../support/tensors.ts";
@@ -95,14 +96,7 @@ const attend = async (
 };
 
 const it = (name: string, test: (folder: string) => Promise<void>) =>
-  Deno.test({
-    name: noPython ? `${name} (needs python3)` : name,
-    ignore: noPython,
-    fn: async () => {
-      await using folder = await scratch();
-      await test(folder.path);
-    },
-  });
+  inFolder(name, test, noPython ? "python3" : undefined);
 
 it("attend is exact for every ring, layout and mask", async (folder) => {
   const input = `${folder}/in.safetensors`;

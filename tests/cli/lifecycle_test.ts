@@ -7,8 +7,9 @@ import { Effect, Schema } from "effect";
 import assert from "node:assert/strict";
 import { NodeCard } from "../../runtime/membership.ts";
 import { version } from "../../runtime/version.ts";
-import { Annulus, annulus, eventually, scratch, twoAtOnce } from "../support/cli.ts";
-import { natsServer, noNatsServer } from "../support/nats.ts";
+import { Annulus, annulus, eventually, twoAtOnce } from "../support/cli.ts";
+import { inFolder } from "../support/in_folder.ts";
+import { missingServer, natsServer } from "../support/nats.ts";
 import { normals } from "../support/random.ts";
 import { fileOfTensors } from "../support/tensors.ts";
 
@@ -44,16 +45,6 @@ const startLong = async (folder: string, ...flags: ReadonlyArray<string>) => {
   return run;
 };
 
-const it = (name: string, test: (folder: string) => Promise<void>, ignore = false) =>
-  Deno.test({
-    name: ignore ? `${name} (needs nats-server)` : name,
-    ignore,
-    fn: async () => {
-      await using folder = await scratch();
-      await test(folder.path);
-    },
-  });
-
 /** Not the shell that guards it. */
 const isServer = (command: string) => command.startsWith("nats-server");
 const isNode = (command: string) => / node --nats /.test(command);
@@ -69,7 +60,7 @@ const assertStopped = async (folder: string, run: Annulus) => {
   assert.deepEqual([...run.descendants()], []);
 };
 
-it("Ctrl-C, SIGTERM and SIGHUP during a run in one process leave nothing", async (folder) => {
+inFolder("Ctrl-C, SIGTERM and SIGHUP during a run in one process leave nothing", async (folder) => {
   const stops = [
     (run: Annulus) => run.interrupt(),
     (run: Annulus) => run.kill("SIGTERM"),
@@ -84,14 +75,14 @@ it("Ctrl-C, SIGTERM and SIGHUP during a run in one process leave nothing", async
   });
 });
 
-it("Ctrl-C during a run over nats leaves no file, no node and no server", async (folder) => {
+inFolder("Ctrl-C during a run over nats leaves no file, no node and no server", async (folder) => {
   await using run = await startLong(folder, "--ring", "2", "--link", "nats");
   assert.deepEqual([count(run, isServer), count(run, isNode)], [1, 2]);
   run.interrupt();
   await assertStopped(folder, run);
-}, noNatsServer);
+}, missingServer);
 
-it("a run whose server dies has another one, and goes on", async (folder) => {
+inFolder("a run whose server dies has another one, and goes on", async (folder) => {
   await using run = await startLong(folder, "--ring", "2", "--link", "nats");
   const [server] = [...run.descendants()].find(([, command]) => isServer(command))!;
   Deno.kill(server, "SIGKILL");
@@ -100,9 +91,9 @@ it("a run whose server dies has another one, and goes on", async (folder) => {
   assert.doesNotMatch(stderr, /^annulus: /m);
   assert.deepEqual(namesIn(folder), ["in.safetensors", "out.safetensors"]);
   assert.deepEqual([...run.descendants()], []);
-}, noNatsServer);
+}, missingServer);
 
-it("up starts a cluster that computes, and Ctrl-C ends it", async (folder) => {
+inFolder("up starts a cluster that computes, and Ctrl-C ends it", async (folder) => {
   const name = "here_and-now";
   const input = await writeInput(folder, 100, 2, 1);
   await using up = new Annulus(
@@ -157,7 +148,7 @@ it("up starts a cluster that computes, and Ctrl-C ends it", async (folder) => {
   const { code, stderr } = await up.finished();
   assert.deepEqual([code, stderr], [130, ""]);
   assert.deepEqual([...up.descendants()], []);
-}, noNatsServer);
+}, missingServer);
 
 /** Starts nodes of a cluster and returns when they wait for work. */
 const startNodes = async (url: string, cluster: string, count: number) => {
@@ -178,16 +169,23 @@ const withServer = (test: (url: string) => Promise<void>) =>
     Effect.flatMap(natsServer(), ({ url }) => Effect.promise(() => test(url))),
   ).pipe(Effect.runPromise);
 
-it("a node ends with its standard input where it is told to", () =>
-  withServer(async (url) => {
-    const flags = ["--nats", url, "--device", "reference"];
-    await using node = new Annulus(["node", ...flags, "--until-stdin-ends"], { stdin: true });
-    const line = await node.line(/waits for a driver/);
-    assert.match(line, /^node \w+ \(reference on JavaScript, software\) .*cluster "local" at 127/);
-    await node.closeStdin();
-    const { code, stderr } = await node.finished();
-    assert.deepEqual([code, stderr], [0, ""]);
-  }), noNatsServer);
+inFolder(
+  "a node ends with its standard input where it is told to",
+  () =>
+    withServer(async (url) => {
+      const flags = ["--nats", url, "--device", "reference"];
+      await using node = new Annulus(["node", ...flags, "--until-stdin-ends"], { stdin: true });
+      const line = await node.line(/waits for a driver/);
+      assert.match(
+        line,
+        /^node \w+ \(reference on JavaScript, software\) .*cluster "local" at 127/,
+      );
+      await node.closeStdin();
+      const { code, stderr } = await node.finished();
+      assert.deepEqual([code, stderr], [0, ""]);
+    }),
+  missingServer,
+);
 
 const killNode = async (url: string, folder: string) => {
   await using cluster = await startNodes(url, "a", 2);
@@ -226,7 +224,7 @@ const killDriver = async (url: string, folder: string) => {
   }
 };
 
-it(
+inFolder(
   "a run outlives nodes that are killed or frozen, but for the last one, and a killed driver frees its nodes",
   (folder) =>
     withServer(async (url) => {
@@ -236,12 +234,16 @@ it(
         await kill(url, own);
       });
     }),
-  noNatsServer,
+  missingServer,
 );
 
-it("a killed driver takes the nodes and the server along that it has started", async (folder) => {
-  await using run = await startLong(folder, "--ring", "2", "--link", "nats");
-  assert.equal(count(run, isNode), 2);
-  run.kill("SIGKILL");
-  await eventually("the nodes and the server to end", () => run.descendants().size === 0);
-}, noNatsServer);
+inFolder(
+  "a killed driver takes the nodes and the server along that it has started",
+  async (folder) => {
+    await using run = await startLong(folder, "--ring", "2", "--link", "nats");
+    assert.equal(count(run, isNode), 2);
+    run.kill("SIGKILL");
+    await eventually("the nodes and the server to end", () => run.descendants().size === 0);
+  },
+  missingServer,
+);

@@ -1,8 +1,10 @@
 /** `attend --checkpoint DIR` and `resume DIR`: a run whose driver died goes on and gives the same bytes. */
 import { Effect } from "effect";
 import assert from "node:assert/strict";
-import { Annulus, annulus, eventually, scratch } from "../support/cli.ts";
-import { natsServer, noNatsServer } from "../support/nats.ts";
+import { Annulus, annulus, eventually } from "../support/cli.ts";
+import { inFolder } from "../support/in_folder.ts";
+import { missingServer, natsServer } from "../support/nats.ts";
+import { noSmallDisk, resize, smallDisk } from "../support/small_disk.ts";
 import { normals } from "../support/random.ts";
 import { fileOfTensors } from "../support/tensors.ts";
 
@@ -27,54 +29,50 @@ const isThere = (path: string) => {
   }
 };
 
-const it = (name: string, test: (folder: string) => Promise<void>, ignore = false) =>
-  Deno.test({
-    name: ignore ? `${name} (needs nats-server)` : name,
-    ignore,
-    fn: async () => {
-      await using folder = await scratch();
-      await test(folder.path);
-    },
-  });
+inFolder(
+  "a run of two layers whose driver was killed in the second one goes on there",
+  async (folder) => {
+    // The second layer is as long as the first; both take some seconds.
+    const input = await writeInput(folder, 3500, ["0.", "1."]);
+    const [whole, out, kept] = ["whole", "out", "kept"].map((name) => `${folder}/${name}`) as [
+      string,
+      string,
+      string,
+    ];
+    const common = ["attend", input, "--causal", "--ring", "4", "--device", "reference"]
+      .concat("--checkpoint-every", "1");
+    const clean = await annulus([...common, "--out", whole, "--checkpoint", `${folder}/other`]);
+    assert.equal(clean.code, 0, clean.stderr);
+    {
+      await using run = new Annulus([...common, "--out", out, "--checkpoint", kept]);
+      await eventually("a checkpoint of the second layer", () => {
+        return isThere(`${kept}/layer-1/rank-0.former`);
+      });
+      run.kill("SIGKILL");
+      assert.notEqual((await run.finished()).code, 0);
+    }
+    assert.equal(isThere(out), false);
 
-it("a run of two layers whose driver was killed in the second one goes on there", async (folder) => {
-  // The second layer is as long as the first; both take some seconds.
-  const input = await writeInput(folder, 3500, ["0.", "1."]);
-  const [whole, out, kept] = ["whole", "out", "kept"].map((name) => `${folder}/${name}`) as [
-    string,
-    string,
-    string,
-  ];
-  const common = ["attend", input, "--causal", "--ring", "4", "--device", "reference"]
-    .concat("--checkpoint-every", "1");
-  const clean = await annulus([...common, "--out", whole, "--checkpoint", `${folder}/other`]);
-  assert.equal(clean.code, 0, clean.stderr);
-  {
-    await using run = new Annulus([...common, "--out", out, "--checkpoint", kept]);
-    await eventually("a checkpoint of the second layer", () => {
-      return isThere(`${kept}/layer-1/rank-0.former`);
-    });
-    run.kill("SIGKILL");
-    assert.notEqual((await run.finished()).code, 0);
-  }
-  assert.equal(isThere(out), false);
+    const again = await annulus([...common, "--out", out, "--checkpoint", kept]);
+    assert.equal(again.code, 1);
+    assert.match(
+      again.stderr,
+      /Cannot keep checkpoints in ".*": .*: found a run; `annulus resume` /,
+    );
+    assert.equal(namesIn(folder).filter((name) => name.endsWith(".part")).length, 1);
 
-  const again = await annulus([...common, "--out", out, "--checkpoint", kept]);
-  assert.equal(again.code, 1);
-  assert.match(again.stderr, /Cannot keep checkpoints in ".*": .*: found a run; `annulus resume` /);
-  assert.equal(namesIn(folder).filter((name) => name.endsWith(".part")).length, 1);
+    const resumed = await annulus(["resume", kept, "--json"]);
+    assert.equal(resumed.code, 0, resumed.stderr);
+    assert.match(resumed.stderr, /^annulus: (\d+) of \1 blocks are merged already$/m);
+    assert.match(resumed.stderr, /^annulus: [1-9]\d* of \d+ blocks are merged already$/m);
+    assert.equal(JSON.parse(resumed.stdout).layers.length, 2);
+    assert.deepEqual(await Deno.readFile(out), await Deno.readFile(whole));
+    // Nor is there anything left of the one that was killed.
+    assert.deepEqual(namesIn(folder), ["in.safetensors", "out", "whole"]);
+  },
+);
 
-  const resumed = await annulus(["resume", kept, "--json"]);
-  assert.equal(resumed.code, 0, resumed.stderr);
-  assert.match(resumed.stderr, /^annulus: (\d+) of \1 blocks are merged already$/m);
-  assert.match(resumed.stderr, /^annulus: [1-9]\d* of \d+ blocks are merged already$/m);
-  assert.equal(JSON.parse(resumed.stdout).layers.length, 2);
-  assert.deepEqual(await Deno.readFile(out), await Deno.readFile(whole));
-  // Nor is there anything left of the one that was killed.
-  assert.deepEqual(namesIn(folder), ["in.safetensors", "out", "whole"]);
-});
-
-it("what goes on must be what was begun", async (folder) => {
+inFolder("what goes on must be what was begun", async (folder) => {
   const input = await writeInput(folder, 4000);
   const kept = `${folder}/kept`;
   {
@@ -118,7 +116,7 @@ it("what goes on must be what was begun", async (folder) => {
   await refused(/no such file; a run that ended well leaves none/);
 });
 
-it("a folder of checkpoints is nobody else's, and is removed alone", async (folder) => {
+inFolder("a folder of checkpoints is nobody else's, and is removed alone", async (folder) => {
   const input = await writeInput(folder, 100);
   const attend = (kept: string) =>
     annulus(
@@ -136,7 +134,7 @@ it("a folder of checkpoints is nobody else's, and is removed alone", async (fold
   assert.deepEqual(namesIn(folder), ["in.safetensors", "mine", "out"]);
 });
 
-it("a run that cannot go on says so, and keeps no password", async (folder) => {
+inFolder("a run that cannot go on says so, and keeps no password", async (folder) => {
   const input = await writeInput(folder, 100);
   // Not a number, which only a rank will see.
   using file = await Deno.open(input, { write: true });
@@ -158,9 +156,25 @@ it("a run that cannot go on says so, and keeps no password", async (folder) => {
   assert.match(stderr, /annulus: what was kept is of no use with that: remove ".*kept"/);
   assert.equal((await Deno.stat(`${kept}/run.json`)).mode! & 0o777, 0o600);
   assert.equal((await Deno.stat(kept)).mode! & 0o777, 0o700);
-}, noNatsServer);
+}, missingServer);
 
-it("checkpoints need a folder", async (folder) => {
+inFolder("a run whose results had no room goes on when there is some", async (folder) => {
+  const input = await writeInput(folder, 1000);
+  await using _ = await smallDisk(`${folder}/small`, 64);
+  const [out, kept] = [`${folder}/small/out`, `${folder}/kept`];
+  const { code, stderr } = await annulus(
+    ["attend", input, "--out", out, "--ring", "2", "--device", "reference", "--checkpoint", kept],
+  );
+  assert.equal(code, 1);
+  assert.match(stderr, /: its disk must take \d+ bytes: found No space left/);
+  assert.match(stderr, /annulus: `annulus resume \/.*kept` goes on from here/);
+  await resize(`${folder}/small`, 1024);
+  const resumed = await annulus(["resume", kept]);
+  assert.equal(resumed.code, 0, resumed.stderr);
+  assert.ok(isThere(out));
+}, noSmallDisk);
+
+inFolder("checkpoints need a folder", async (folder) => {
   const input = await writeInput(folder, 10);
   const attend = (...flags: ReadonlyArray<string>) =>
     annulus(["attend", input, "--out", `${folder}/out`, "--device", "reference", ...flags]);

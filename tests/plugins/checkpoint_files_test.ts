@@ -4,7 +4,8 @@ import fc from "fast-check";
 import assert from "node:assert/strict";
 import { checkpointFiles } from "../../plugins/checkpoint_files.ts";
 import type { Checkpoints, Mark } from "../../runtime/checkpoint.ts";
-import { scratch } from "../support/cli.ts";
+import { inFolder } from "../support/in_folder.ts";
+import { noSmallDisk, smallDisk } from "../support/small_disk.ts";
 
 const bytes = [{ o: 40, lse: 8 }, { o: 0, lse: 0 }];
 const opened = async (folder: string, job = "this one") => {
@@ -47,15 +48,8 @@ const foundIn = async (checkpoints: Checkpoints) => {
   return { rank: 0, merged, final };
 };
 
-const it = (name: string, test: (folder: string) => Promise<void>, ignore = false) =>
-  Deno.test({
-    name,
-    ignore,
-    fn: async () => {
-      await using folder = await scratch();
-      await test(`${folder.path}/of a run`);
-    },
-  });
+const it = (name: string, test: (folder: string) => Promise<void>, needed?: string) =>
+  inFolder(name, (folder) => test(`${folder}/of a run`), needed);
 
 it("what was kept is found again, and the one before beside it", async (folder) => {
   const before = await opened(folder);
@@ -182,38 +176,17 @@ it("whatever becomes of the last file, what is found is the last one or the one 
   );
 });
 
-/** A file system of one folder, of so many KiB. */
-const mount = async (folder: string, size: number) => {
-  await Deno.mkdir(folder, { recursive: true });
-  const args = ["-t", "tmpfs", "-o", `size=${size}k`, "none", folder];
-  const { success } = await new Deno.Command("mount", { args, stderr: "null" }).output();
-  return success;
-};
-const canMount = Deno.uid() === 0 && await (async () => {
-  await using folder = await scratch();
-  if (!await mount(folder.path, 4)) return false;
-  return (await new Deno.Command("umount", { args: [folder.path] }).output()).success;
-})();
-
-it(
-  `a disk that is full costs checkpoints, not the run${canMount ? "" : " (needs to mount one)"}`,
-  async (folder) => {
-    assert.ok(await mount(folder, 64));
-    try {
-      const { checkpoints, told } = await opened(folder);
-      await keep(checkpoints, first);
-      await Deno.writeFile(`${folder}/something else`, new Uint8Array(1024 * 1024))
-        .catch(() => {}); // it is full now
-      await keep(checkpoints, second);
-      assert.deepEqual(await foundIn(checkpoints), first);
-      assert.match(told.join(), /^no checkpoint of rank 0, and the run goes on: No space left/);
-      await Deno.remove(`${folder}/something else`);
-      await keep(checkpoints, second);
-      assert.deepEqual(await foundIn(checkpoints), second);
-      assert.equal(told.length, 1);
-    } finally {
-      await new Deno.Command("umount", { args: [folder] }).output();
-    }
-  },
-  !canMount,
-);
+it("a disk that is full costs checkpoints, not the run", async (folder) => {
+  await using _ = await smallDisk(folder, 64);
+  const { checkpoints, told } = await opened(folder);
+  await keep(checkpoints, first);
+  await Deno.writeFile(`${folder}/something else`, new Uint8Array(1024 * 1024))
+    .catch(() => {}); // it is full now
+  await keep(checkpoints, second);
+  assert.deepEqual(await foundIn(checkpoints), first);
+  assert.match(told.join(), /^no checkpoint of rank 0, and the run goes on: No space left/);
+  await Deno.remove(`${folder}/something else`);
+  await keep(checkpoints, second);
+  assert.deepEqual(await foundIn(checkpoints), second);
+  assert.equal(told.length, 1);
+}, noSmallDisk);

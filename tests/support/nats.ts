@@ -11,6 +11,8 @@ import type { ServerUnavailable } from "../../runtime/errors.ts";
 
 /** True where nats-server is not installed; tests that need one are then ignored. */
 export const noNatsServer = findNatsServer() === undefined;
+/** The same in words. */
+export const missingServer = noNatsServer ? "nats-server" : undefined;
 
 /** A server of the test's own, gone with the scope; `config` is the text of a configuration file. */
 export const natsServer = (
