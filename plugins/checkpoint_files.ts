@@ -8,7 +8,7 @@
  */
 import { join } from "node:path";
 import { crc32 } from "node:zlib";
-import { Effect, Result, Schema } from "effect";
+import { Effect, Result, Schema, Semaphore } from "effect";
 import type { Checkpoint, Checkpoints, Mark } from "../runtime/checkpoint.ts";
 import { FileInvalid } from "../runtime/errors.ts";
 
@@ -135,6 +135,8 @@ export const checkpointFiles = Effect.fn("checkpointFiles")(function* (
 ) {
   const { folder, job, bytes, every, tell } = options;
   const there = new Map<number, Checkpoint & { readonly path: string }>();
+  /** Two of one rank may end at once: its rows of the result, and the last checkpoint on its way to them. */
+  const one = yield* Semaphore.make(1);
   yield* Effect.promise(() => sweep(folder));
 
   const noted = (path: string, { begin, ...mark }: Effect.Success<ReturnType<typeof open>>) => {
@@ -213,6 +215,7 @@ export const checkpointFiles = Effect.fn("checkpointFiles")(function* (
       begin = written;
     });
     const commit = unlessFailed(async () => {
+      if (merged <= (there.get(rank)?.merged ?? 0)) return;
       if (written !== begin + o + lse) throw new Error(`${written - begin} bytes are not a rank`);
       const told = new DataView(new ArrayBuffer(sumBytes));
       told.setUint32(0, sum, true);
@@ -239,6 +242,7 @@ export const checkpointFiles = Effect.fn("checkpointFiles")(function* (
         ),
       ),
       Effect.uninterruptible,
+      Semaphore.withPermits(one, 1),
     );
     return { write: (part: Uint8Array) => unlessFailed(() => write(part)), commit };
   });

@@ -38,7 +38,7 @@ export interface Checkpoint extends Mark {
 /** One that is being written: o, then lse. Where that goes wrong there is none, and the run goes on. */
 export interface Keeping {
   readonly write: (bytes: Uint8Array) => Effect.Effect<void>;
-  /** It takes the place of the one before. */
+  /** It takes the place of the one before, unless that is as late. */
   readonly commit: Effect.Effect<void>;
 }
 
@@ -89,7 +89,7 @@ export const receiveCheckpoints = (
   link: Link,
   { checkpoint }: Manifest,
   mine: RankPlan,
-  { keep, of }: Checkpoints,
+  { keep }: Checkpoints,
 ): Effect.Effect<never, LinkError | FrameRejected> => {
   let n = 0;
   const next = Effect.gen(function* () {
@@ -99,9 +99,8 @@ export const receiveCheckpoints = (
     const keeping = yield* keep({ rank: mine.rank, merged, final: false });
     yield* receive(link, o, (_, bytes) => keeping.write(bytes));
     yield* receive(link, lse, (_, bytes) => keeping.write(bytes));
-    // Whatever a rank says, it has not merged more than there is; and its rows may be here before this.
-    const later = merged > (of(mine.rank)?.merged ?? 0) && merged < requiredOf(mine).length;
-    if (later) yield* keeping.commit;
+    // Whatever a rank says, it has not merged more than there is.
+    if (merged < requiredOf(mine).length) yield* keeping.commit;
   });
   return Effect.forever(Effect.scoped(next));
 };

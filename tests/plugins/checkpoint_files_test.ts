@@ -70,6 +70,15 @@ it("what was kept is found again, and the one before beside it", async (folder) 
   assert.deepEqual([...before.told, ...told], []);
 });
 
+it("one that is late does not take the place of a later one", async (folder) => {
+  const { checkpoints } = await opened(folder);
+  await Promise.all([keep(checkpoints, first), keep(checkpoints, second)]);
+  assert.deepEqual(await foundIn(checkpoints), second);
+  await keep(checkpoints, first);
+  assert.deepEqual(await foundIn(checkpoints), second);
+  assert.deepEqual(await foundIn((await opened(folder)).checkpoints), second);
+});
+
 it("one that is not whole is none", async (folder) => {
   const { checkpoints, told } = await opened(folder);
   await keep(checkpoints, first);

@@ -33,6 +33,7 @@ export class Kept implements Checkpoints {
           const whole = await new Blob(parts as Array<Uint8Array<ArrayBuffer>>).bytes();
           const { o, lse } = this.sizes(mark.rank);
           assert.equal(whole.length, o + lse);
+          if (mark.merged <= (this.of(mark.rank)?.merged ?? 0)) return;
           const checkpoint: Checkpoint = {
             ...mark,
             read: (tensor, from, to) => {
