@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { heapFlag } from "../../cli/children.ts";
 import { fromFileUrl } from "../../cli/paths.ts";
 
 const root = fromFileUrl(new URL("../..", import.meta.url));
@@ -113,7 +114,7 @@ export class Annulus implements AsyncDisposable {
     this.#patience = patience;
     this.#what = `annulus ${args.join(" ")}`;
     this.#child = new Deno.Command(Deno.execPath(), {
-      args: ["run", "-A", `--config=${root}/deno.json`, `${root}/cli/main.ts`, ...args],
+      args: ["run", "-A", heapFlag, `--config=${root}/deno.json`, `${root}/cli/main.ts`, ...args],
       env: { ...env, [familyVariable]: this.#family },
       stdin: stdin ? "piped" : "null",
       stdout: "piped",
