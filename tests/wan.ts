@@ -116,15 +116,15 @@ assert.equal(alone.code, 0, alone.stderr);
 const nodes = Array.from({ length: ring }, (_, i) =>
   annulusAt(
     sites[i % 2]!,
-    ...["node", "--nats", url, "--cluster", cluster, "--device", "reference", "--json"],
-    "--until-stdin-ends",
+    ...["node", "--nats", url, "--insecure", "--cluster", cluster, "--device", "reference"],
+    ...["--json", "--until-stdin-ends"],
   ));
 for (const node of nodes) stack.defer(async () => void (await node.end()));
 await Promise.all(nodes.map((node) => node.says(/"event":"waiting"/)));
 const run = annulusAt(
   sites[0],
   ...flags("wan.safetensors"),
-  ...["--ring", String(ring), "--nats", url, "--cluster", cluster],
+  ...["--ring", String(ring), "--nats", url, "--insecure", "--cluster", cluster],
 );
 const report = JSON.parse(await run.says(/^\{[\s\S]*\}\n/));
 await run.end();
