@@ -66,15 +66,17 @@ export interface Child {
  * A node's heap is small and what it passes on is large. Where V8 expects no more than the heap to begin with, that sets
  * off a full collection every 20 ms, which takes half of the processor. The tasks of deno.json have the same.
  */
-export const heapFlag = "--v8-flags=--initial-old-space-size=256";
+export const heapFlag = "--v8-flags=--initial-old-space-size=80";
 
 /** Starts one of so many nodes on this machine, and returns when it waits for work. It ends with the scope. */
 export const startNode = Effect.fn("startNode")(function* (
   url: string,
   cluster: string,
-  { device, plugin, ...access }: AccessFlags & {
+  { device, plugin, model = [], ...access }: AccessFlags & {
     readonly device: string;
     readonly plugin: ReadonlyArray<string>;
+    /** Folders of models. */
+    readonly model?: ReadonlyArray<string>;
   },
   nodes: number,
 ): Effect.fn.Return<Child, NodeRefused, Scope.Scope> {
@@ -91,11 +93,13 @@ export const startNode = Effect.fn("startNode")(function* (
           `--config=${fromFileUrl(new URL("../deno.json", import.meta.url))}`,
           ...nodePermissions(host, device, [
             ...plugin,
+            ...model,
             ...(access.tls === undefined ? [] : [access.tls]),
           ]),
           fromFileUrl(mainModule),
           ...["node", "--nats", url, "--cluster", cluster, "--device", device],
           ...plugin.flatMap((file) => ["--plugin", file]),
+          ...model.flatMap((folder) => ["--model", folder]),
           ...accessArguments(access),
           "--json",
           "--until-stdin-ends",

@@ -6,6 +6,7 @@
  */
 import { Context, Effect, Layer, type Scope } from "effect";
 import { inProcess } from "../plugins/memory.ts";
+import { type ModelFolder, modelsIn } from "../plugins/models.ts";
 import { joinCluster } from "../plugins/nats_cluster.ts";
 import { dialNats } from "../plugins/nats_connection.ts";
 import { keepNatsServer } from "../plugins/nats_server.ts";
@@ -14,6 +15,7 @@ import { Device } from "../runtime/device.ts";
 import {
   type DeviceUnavailable,
   type FileInvalid,
+  type ModelInvalid,
   type NodeRefused,
   type NotEnoughNodes,
   type NotPermitted,
@@ -41,6 +43,11 @@ export interface CrewOptions extends AccessFlags {
   readonly plugin: ReadonlyArray<string>;
   /** A cluster whose nodes are there; nodes are started where undefined. */
   readonly cluster: string | undefined;
+  /** A model that members are to run, and who hears how many of its bytes this process has loaded. */
+  readonly model?: {
+    readonly folder: ModelFolder;
+    readonly progress: (done: number, all: number) => Effect.Effect<void>;
+  };
 }
 
 /** A crew that is ready. */
@@ -53,9 +60,13 @@ export interface ReadyCrew {
   readonly devices: ReadonlyArray<DeviceInfo>;
 }
 
-const fibers = Effect.fnUntraced(function* ({ device, devices, ring = 1 }: CrewOptions) {
+const fibers = Effect.fnUntraced(function* ({ device, devices, ring = 1, model }: CrewOptions) {
   const plugin = yield* chooseDevice(devices, device);
-  const services = yield* Layer.build(inProcess(plugin));
+  const services = yield* Layer.build(
+    model === undefined
+      ? inProcess(plugin)
+      : inProcess(plugin, modelsIn([model.folder], model.progress)),
+  );
   const { info } = Context.get(services, Device);
   // The ranks share one machine.
   return { services, ring, memory: info.memory / ring, devices: [info] };
@@ -71,13 +82,18 @@ const overNats = Effect.fnUntraced(function* (options: CrewOptions) {
     const nodes = options.ring ?? 1;
     const started = Array.from(
       { length: nodes },
-      () => startNode(url, cluster, options, nodes),
+      () =>
+        startNode(
+          ...[url, cluster] as const,
+          { ...options, model: options.model === undefined ? [] : [options.model.folder.folder] },
+          nodes,
+        ),
     );
     yield* Effect.all(started, { concurrency: "unbounded" });
   }
   const device = options.device === "auto" ? undefined : options.device;
   const { services, nodes } = yield* joinCluster({
-    ...{ url, cluster, ring: options.ring, device },
+    ...{ url, cluster, ring: options.ring, device, model: options.model?.folder },
     ...access,
   });
   // Nodes on one host share its memory.
@@ -97,6 +113,7 @@ export const findCrew = (options: CrewOptions): Effect.Effect<
   ReadyCrew,
   | DeviceUnavailable
   | FileInvalid
+  | ModelInvalid
   | NodeRefused
   | NotEnoughNodes
   | NotPermitted

@@ -6,7 +6,7 @@
  */
 // Before Effect, or it does nothing.
 import "../runtime/lean_fibers.ts";
-import { Effect, Option } from "effect";
+import { Config, Effect, Option } from "effect";
 import { Argument, Command, Flag } from "effect/cli";
 import { allLayouts } from "../runtime/layout_choice.ts";
 import { dtypes } from "../runtime/dtype.ts";
@@ -17,6 +17,9 @@ import { misuse, runCommandLine } from "./command_line.ts";
 import { runDemo } from "./demo.ts";
 import { devices } from "./devices.ts";
 import { runDoctor } from "./doctor.ts";
+import { runGenerate } from "./generate.ts";
+import { runLogits } from "./logits.ts";
+import { runNeedle } from "./needle.ts";
 import { runNode } from "./node.ts";
 import { listNodes } from "./nodes.ts";
 import { print } from "./output.ts";
@@ -24,6 +27,7 @@ import { runPlan } from "./plan.ts";
 import { runPluginCheck, writePlugin } from "./plugin.ts";
 import { runMain } from "./platform.ts";
 import { runResume } from "./resume.ts";
+import { runServe } from "./serve.ts";
 import { runUp } from "./up.ts";
 import { runVerify } from "./verify.ts";
 import { explain } from "./why.ts";
@@ -180,6 +184,141 @@ const resume = Command.make(
   Command.withDescription("Goes on with a run that was told to --checkpoint DIR"),
 );
 
+/** How every command that runs a model finds it and who computes. */
+const modelFlags = {
+  model: Argument.String("MODEL").pipe(
+    Argument.withDescription("A folder with config.json and weights, as Hugging Face writes it"),
+  ),
+  ring: optional(Flag.Int("ring").pipe(ringSize, Flag.withDescription("Ranks in the ring"))),
+  device,
+  plugin,
+  link: optional(
+    Flag.Literals("link", ["memory", "nats"]).pipe(
+      Flag.withDescription(
+        "One process, or a process a rank; nats where --nats or --cluster is given, else memory",
+      ),
+    ),
+  ),
+  nats: optional(nats),
+  ...access,
+  cluster: optional(
+    cluster.pipe(Flag.withDescription("Use the nodes of this cluster at --nats")),
+  ),
+  cache: Flag.Literals("cache", [...dtypes]).pipe(
+    Flag.withDefault("f32"),
+    Flag.withDescription("Format in which keys and values are held"),
+  ),
+  json,
+};
+
+const logits = Command.make(
+  "logits",
+  {
+    ...modelFlags,
+    tokens: Flag.String("tokens").pipe(Flag.withDescription("A JSON array of token ids")),
+    out: Flag.String("out").pipe(
+      Flag.withDescription("Where to write logits [last, vocabulary], a safetensors file"),
+    ),
+    last: Flag.Int("last").pipe(
+      atLeast(1),
+      Flag.withDefault(1),
+      Flag.withDescription("Of how many tokens, from the last one backwards"),
+    ),
+  },
+  runLogits,
+).pipe(Command.withDescription("The logits of a model, of tokens in a file"));
+
+const share = (flag: Flag.Flag<number>) =>
+  Flag.filter(flag, (value) => value >= 0 && value <= 1, () => "a number from 0 to 1");
+/** How tokens are chosen. */
+const samplingFlags = {
+  temperature: optional(Flag.Finite("temperature").pipe(atLeast(0))),
+  topK: optional(Flag.Int("top-k").pipe(atLeast(0))),
+  topP: optional(Flag.Finite("top-p").pipe(share)),
+  minP: optional(Flag.Finite("min-p").pipe(share)),
+  repetitionPenalty: optional(
+    Flag.Finite("repetition-penalty").pipe(Flag.filter((x) => x > 0, () => "a number above 0")),
+  ),
+  seed: Flag.Int("seed").pipe(Flag.withDefault(0)),
+  stop: Flag.String("stop").pipe(
+    Flag.atLeast(0),
+    Flag.withDescription("A text that ends the answer; may be given several times"),
+  ),
+  maxTokens: Flag.Int("max-tokens").pipe(atLeast(1), Flag.withDefault(256)),
+};
+
+const generate = Command.make(
+  "generate",
+  {
+    ...modelFlags,
+    prompt: Argument.String("PROMPT").pipe(
+      Argument.withDescription("What to go on with; - reads standard input"),
+      Argument.optional,
+      Argument.map(Option.getOrUndefined),
+    ),
+    file: Flag.String("file").pipe(
+      Flag.atLeast(0),
+      Flag.withDescription("A text file, or a folder of such, to come before the prompt"),
+    ),
+    ...samplingFlags,
+  },
+  runGenerate,
+).pipe(Command.withDescription("Goes on with a text"));
+
+const serve = Command.make(
+  "serve",
+  {
+    ...modelFlags,
+    host: Flag.String("host").pipe(Flag.withDefault("127.0.0.1")),
+    port: Flag.Int("port").pipe(
+      Flag.filter((port) => port >= 0 && port < 65_536, () => "a number from 0 to 65535"),
+      Flag.withDefault(8080),
+      Flag.withDescription("0 for one that is free"),
+    ),
+    apiKey: optional(
+      Flag.String("api-key").pipe(
+        Flag.withFallbackConfig(Config.String("ANNULUS_API_KEY")),
+        Flag.withDescription("What clients must know; ANNULUS_API_KEY by default"),
+      ),
+    ),
+    seed: samplingFlags.seed,
+  },
+  runServe,
+).pipe(Command.withDescription("A model behind the OpenAI API"));
+
+const needle = Command.make(
+  "needle",
+  {
+    ...modelFlags,
+    lengths: Flag.String("lengths").pipe(
+      Flag.withDefault("4k,16k,64k"),
+      Flag.withDescription("Tokens of the texts, question and answer included"),
+    ),
+    depths: Flag.String("depths").pipe(
+      Flag.withDefault("0..100/10"),
+      Flag.withDescription("Where the first needle is, in per cent of the text"),
+    ),
+    seeds: Flag.Int("seeds").pipe(atLeast(1), Flag.withDefault(1)),
+    needles: Flag.Int("needles").pipe(
+      atLeast(1),
+      Flag.withDefault(1),
+      Flag.withDescription("In one text; each is asked for"),
+    ),
+    haystack: Flag.String("haystack").pipe(
+      Flag.atLeast(0),
+      Flag.withDescription("A text file or a folder of such; speeches in the public domain else"),
+    ),
+    window: optional(
+      Flag.Int("window").pipe(
+        atLeast(1),
+        Flag.withDescription("Let no layer see more than W tokens, for comparison"),
+      ),
+    ),
+    out: Flag.String("out").pipe(Flag.withDescription("A folder for needle.json and needle.svg")),
+  },
+  runNeedle,
+).pipe(Command.withDescription("Is what is hidden in a long text found again?"));
+
 const up = Command.make("up", {
   nodes: Flag.Int("nodes").pipe(Flag.withAlias("n"), atLeast(1), Flag.withDefault(4)),
   nats: optional(nats),
@@ -196,6 +335,10 @@ const node = Command.make("node", {
   cluster: cluster.pipe(Flag.withDefault("local")),
   device,
   plugin,
+  model: Flag.String("model").pipe(
+    Flag.atLeast(0),
+    Flag.withDescription("The folder of a model that it may run; may be given several times"),
+  ),
   json,
   untilStdinEnds: boolean("until-stdin-ends").pipe(
     Flag.withDescription("End when standard input does, for programs that start nodes"),
@@ -350,6 +493,10 @@ const annulus = Command.make("annulus").pipe(
   Command.withSubcommands([
     attend,
     resume,
+    generate,
+    logits,
+    serve,
+    needle,
     why,
     up,
     node,

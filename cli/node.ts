@@ -5,6 +5,7 @@
  */
 import { Effect, Layer } from "effect";
 import { type NodeState, serveNode } from "../plugins/nats_cluster.ts";
+import { modelsIn, openModel } from "../plugins/models.ts";
 import { connectNats } from "../plugins/nats.ts";
 import { natsLinks } from "../plugins/nats_links.ts";
 import { rosterOf } from "../plugins/nats_roster.ts";
@@ -23,6 +24,8 @@ export interface NodeFlags extends AccessFlags {
   readonly device: string;
   /** Files of plugins that its operator trusts. */
   readonly plugin: ReadonlyArray<string>;
+  /** Folders of models that it may run. */
+  readonly model: ReadonlyArray<string>;
   readonly json: boolean;
   /** End when standard input does, so as not to outlive the process that started this one. */
   readonly untilStdinEnds: boolean;
@@ -40,8 +43,13 @@ export const runNode = Effect.fn("runNode")(function* (flags: NodeFlags) {
   const name = access.identity?.name;
   const roster = rosterOf(name);
   const plugin = yield* chooseDevice(devices, flags.device);
+  const models = yield* Effect.forEach(flags.model, openModel);
   const services = yield* Layer.build(
-    Layer.mergeAll(plugin.layer, natsLinks(nats, { cluster: flags.cluster, roster })),
+    modelsIn(models).pipe(
+      Layer.provideMerge(
+        Layer.mergeAll(plugin.layer, natsLinks(nats, { cluster: flags.cluster, roster })),
+      ),
+    ),
   );
   const serve = Effect.gen(function* () {
     const { info } = yield* Device;
@@ -53,6 +61,7 @@ export const runNode = Effect.fn("runNode")(function* (flags: NodeFlags) {
       pid: Deno.pid,
       device: info,
       plugins: attentions.flatMap(({ name, hash }) => hash === undefined ? [] : [{ name, hash }]),
+      models: models.map(({ folder, hash }) => ({ folder, hash })),
       attentionGflops: yield* measureAttention,
       linkMegabytes: yield* measureLink,
     };

@@ -21,6 +21,10 @@ const write = (to: typeof Deno.stdout, text: string): void => {
 const harmless = (text: string): string =>
   text.replace(/[^\P{C}\n]/gu, (c) => `\\u{${c.codePointAt(0)!.toString(16)}}`);
 
+/** A part of the result, without a line's end. */
+export const printPart = (text: string): Effect.Effect<void> =>
+  Effect.sync(() => write(Deno.stdout, harmless(text)));
+
 /** A line of the result. */
 export const print = (line: string): Effect.Effect<void> =>
   Effect.sync(() => write(Deno.stdout, `${harmless(line)}\n`));

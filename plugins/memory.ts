@@ -135,8 +135,16 @@ export const memoryLinks = (options: MemoryLinksOptions = {}): Layer.Layer<Links
     return Links.of({ name: "memory", maxFrame, open, counts: () => ({}) });
   });
 
-/** Everything that `attend` needs, in this process: memory links, and one device that all ranks share. */
-export const inProcess = (
+/**
+ * Everything that `attend` needs, in this process: memory links, and one device that all ranks share.
+ *
+ * @param models What ranks can run beside attention.
+ */
+export const inProcess = <M = never>(
   device: DevicePlugin,
-): Layer.Layer<Crew | Device | Links, DeviceUnavailable> =>
-  Crew.local().pipe(Layer.provideMerge(Layer.mergeAll(memoryLinks(), device.layer)));
+  models: Layer.Layer<M, never, Device> = Layer.empty as Layer.Layer<never> as Layer.Layer<M>,
+): Layer.Layer<Crew | Device | Links | M, DeviceUnavailable> =>
+  Crew.local().pipe(
+    Layer.provideMerge(models),
+    Layer.provideMerge(Layer.mergeAll(memoryLinks(), device.layer)),
+  );

@@ -6,6 +6,7 @@
 import { Context, Effect, Layer, Result, Schedule } from "effect";
 import { Crew } from "../runtime/crew.ts";
 import {
+  ModelInvalid,
   NotEnoughNodes,
   type NotPermitted,
   type ServerUnavailable,
@@ -67,11 +68,30 @@ export interface ClusterOptions extends NatsAccess {
   readonly ring?: number | undefined;
   /** Only nodes with this device; any by default. */
   readonly device?: string | undefined;
+  /** Only nodes that have this model. */
+  readonly model?: { readonly folder: string; readonly hash: string } | undefined;
 }
+
+/** Nodes that wait and have other models. */
+const othersThan = (
+  { folder, hash }: { readonly folder: string; readonly hash: string },
+  nodes: ReadonlyArray<NodeCard>,
+): ModelInvalid => {
+  const found = nodes.map(({ id, host, models = [] }) =>
+    `${id} on ${host} has ${
+      models.map((model) => `"${model.folder}" (${model.hash.slice(0, 12)})`).join(", ") || "none"
+    }`
+  );
+  return new ModelInvalid({
+    model: folder,
+    needed: `every node must have it, with the hash ${hash.slice(0, 12)} (node --model DIR)`,
+    found: found.join("; "),
+  });
+};
 
 /** Takes idle nodes of a cluster, by rank, and gives what a driver needs to use them. */
 export const joinCluster = Effect.fn("joinCluster")(function* (
-  { url, cluster, ring, device, ...access }: ClusterOptions,
+  { url, cluster, ring, device, model, ...access }: ClusterOptions,
 ) {
   const nats = yield* connectNats(url, access);
   const able = (patience?: number) =>
@@ -79,8 +99,15 @@ export const joinCluster = Effect.fn("joinCluster")(function* (
       rollCall(nats, cluster, patience),
       (all) => all.filter((node) => device === undefined || node.device.name === device),
     );
-  const there = yield* able();
   const isIdle = ({ state }: NodeCard) => state === "idle";
+  const hasModel = ({ models = [] }: NodeCard) =>
+    model === undefined || models.some(({ hash }) => hash === model.hash);
+  const all = yield* able();
+  const there = all.filter(hasModel);
+  const without = all.filter((node) => isIdle(node) && !hasModel(node));
+  if (model !== undefined && without.length > 0 && there.filter(isIdle).length < (ring ?? 1)) {
+    return yield* othersThan(model, without);
+  }
   const idle = there.filter(isIdle);
   const needed = ring ?? Math.max(1, idle.length);
   if (idle.length < needed) {
@@ -107,5 +134,5 @@ export const joinCluster = Effect.fn("joinCluster")(function* (
 /** The idle nodes of a cluster, for `attend`. */
 export const onCluster = (options: ClusterOptions): Layer.Layer<
   Crew | Links,
-  NotEnoughNodes | NotPermitted | ServerUnavailable | VersionMismatch
+  ModelInvalid | NotEnoughNodes | NotPermitted | ServerUnavailable | VersionMismatch
 > => Layer.effectContext(Effect.map(joinCluster(options), ({ services }) => services));

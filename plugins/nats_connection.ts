@@ -26,7 +26,8 @@ const deadline = "5 seconds";
 /** The address without its credentials, which belong in no error and no log. */
 const withoutCredentials = (url: string): string => url.replace(/\/\/[^@/]*@/, "//");
 
-const isLoopback = (host: string): boolean =>
+/** Whether only this machine is meant. */
+export const isLoopback = (host: string): boolean =>
   host === "localhost" || host === "::1" || /^127(\.\d+){3}$/.test(host);
 
 /** How long a connection may take to say goodbye: one to a server that hangs never does. */

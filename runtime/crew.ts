@@ -8,9 +8,10 @@ import { Context, Effect, Fiber, Layer } from "effect";
 import type { Beat } from "./beat.ts";
 import { Device } from "./device.ts";
 import { type LinkError, RankFailed, type ServerUnavailable } from "./errors.ts";
-import type { Job } from "./job.ts";
+import type { Job, Work } from "./job.ts";
 import { Links } from "./link.ts";
-import { attendRank, type RankError, type RankSummary } from "./rank.ts";
+import type { RankError, RankSummary } from "./rank.ts";
+import { runRank } from "./run_rank.ts";
 import type { Standing } from "./standing.ts";
 import { Tenure } from "./tenure.ts";
 import type { Interval } from "./timeline.ts";
@@ -50,7 +51,7 @@ const abandoned = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E,
 export class Crew extends Context.Service<Crew, {
   /** Runs one rank, through one epoch, until its links are closed; interrupting it frees the member. */
   readonly run: (
-    job: Job,
+    work: Work,
     rank: number,
     observer: CrewObserver,
   ) => Effect.Effect<void, RankFailed>;
@@ -73,7 +74,7 @@ export class Crew extends Context.Service<Crew, {
       Effect.gen(function* () {
         const context = yield* Effect.context<Device | Links>();
         return Crew.of({
-          run: (job, rank, { interval, beat, finished, failed }) => {
+          run: (work, rank, { interval, beat, finished, failed }) => {
             const blame = (error: RankError) =>
               new RankFailed({
                 rank,
@@ -83,7 +84,7 @@ export class Crew extends Context.Service<Crew, {
               });
             return Effect.scoped(Effect.gen(function* () {
               const tenure = new Tenure(rank, yield* Effect.scope);
-              yield* attendRank(job, tenure, {
+              yield* runRank(work, tenure, {
                 interval,
                 beat,
                 finished,

@@ -7,7 +7,9 @@
 import { Context, type Effect, type Scope } from "effect";
 import type { DeviceFailed } from "./errors.ts";
 import type { Attended, DeviceInfo, KeyValues, Outcome, Queries, Tile } from "./kernel.ts";
+import type { DType } from "./dtype.ts";
 import type { Band } from "./mask.ts";
+import type { Program, WeightSpec } from "./program.ts";
 
 /** One rank's state on a device. */
 export interface Accumulator {
@@ -43,6 +45,19 @@ export interface BackwardAccumulator {
   readonly finish: Effect.Effect<Float32Array, DeviceFailed>;
 }
 
+/** A model's weights on a device, and programs over them. */
+export interface Programs {
+  /** Elements `first` … of a weight, in a format of their own. */
+  readonly fill: (
+    weight: string,
+    first: number,
+    dtype: DType,
+    bytes: Uint8Array,
+  ) => Effect.Effect<void, DeviceFailed>;
+  /** The values that the program gives. */
+  readonly run: (program: Program) => Effect.Effect<ReadonlyArray<Float32Array>, DeviceFailed>;
+}
+
 /** A device that several ranks may share. */
 export class Device extends Context.Service<Device, {
   readonly info: DeviceInfo;
@@ -53,4 +68,8 @@ export class Device extends Context.Service<Device, {
     queries: Queries,
     outcome: Outcome,
   ) => Effect.Effect<BackwardAccumulator, DeviceFailed, Scope.Scope>;
+  /** Memory for these weights, which are 0 until they are filled; it is freed with the scope. */
+  readonly programs?: (
+    weights: ReadonlyArray<WeightSpec>,
+  ) => Effect.Effect<Programs, DeviceFailed, Scope.Scope>;
 }>()("annulus/runtime/Device") {}

@@ -7,11 +7,12 @@
  */
 import { Effect, type Scope } from "effect";
 import { specOf } from "./attention_spec.ts";
-import type { Accumulator, BackwardAccumulator, Device } from "./device.ts";
+import type { Accumulator, BackwardAccumulator, Device, Programs } from "./device.ts";
 import type { Answers, Refusal, Reply, Request } from "./device_worker_guest.ts";
 import { DeviceFailed, DeviceUnavailable } from "./errors.ts";
 import type { KeyValues, Outcome, Queries, Tile } from "./kernel.ts";
 import type { Band } from "./mask.ts";
+import type { WeightSpec } from "./program.ts";
 
 /** Which Worker to start. */
 export interface WorkerSpec {
@@ -206,6 +207,27 @@ export const deviceInWorker: (
         beginWith("begin a backward pass", queries, outcome),
         (opened) => opened as BackwardAccumulator,
       );
-    return { info, begin, ...(info.gradients ? { beginBackward } : {}) };
+    const programs = Effect.fnUntraced(function* (weights: ReadonlyArray<WeightSpec>) {
+      const key = nextKey++;
+      yield* Effect.addFinalizer(() =>
+        Effect.sync(() => void guest.send({ op: "close", key }, [], () => {}))
+      );
+      yield* guest.ask({ op: "beginPrograms", key, weights }).pipe(
+        Effect.mapError(failed("make room for a model")),
+      );
+      return {
+        fill: (weight, first, dtype, bytes) =>
+          Effect.suspend(() => {
+            const transfer: Array<Transferable> = [];
+            const placed = crossing(bytes, transfer);
+            return guest.ask({ op: "fill", key, weight, first, dtype, bytes: placed }, transfer);
+          }).pipe(Effect.mapError(failed(`fill weight "${weight}"`))),
+        run: (program) =>
+          guest.ask({ op: "run", key, program }).pipe(
+            Effect.mapError(failed("run a program of a model")),
+          ),
+      } satisfies Programs;
+    });
+    return { info, begin, programs, ...(info.gradients ? { beginBackward } : {}) };
   },
 );

@@ -18,10 +18,13 @@ import type {
   Queries,
   Tile,
 } from "./kernel.ts";
+import type { DType } from "./dtype.ts";
 import { withLatents } from "./latent_kernel.ts";
 import type { Band } from "./mask.ts";
+import type { Program, ProgramKernel, WeightSpec } from "./program.ts";
+import { hostPrograms } from "./program_kernel.ts";
 
-/** What the host asks for. `key` names an accumulator, forward or backward, and is the host's choice. */
+/** What the host asks for. `key` names an accumulator, forward or backward, or a model, and is the host's choice. */
 export type Request =
   | { readonly op: "open"; readonly options: unknown }
   | {
@@ -45,6 +48,20 @@ export type Request =
     readonly band: Band;
   }
   | { readonly op: "finish"; readonly key: number }
+  | {
+    readonly op: "beginPrograms";
+    readonly key: number;
+    readonly weights: ReadonlyArray<WeightSpec>;
+  }
+  | {
+    readonly op: "fill";
+    readonly key: number;
+    readonly weight: string;
+    readonly first: number;
+    readonly dtype: DType;
+    readonly bytes: Uint8Array;
+  }
+  | { readonly op: "run"; readonly key: number; readonly program: Program }
   | { readonly op: "close"; readonly key: number };
 
 /** What each request is answered with. */
@@ -56,6 +73,9 @@ export interface Answers {
   readonly absorb: number | BlockGradients;
   /** The result, or dq of a backward pass. */
   readonly finish: Attended | Float32Array;
+  readonly beginPrograms: void;
+  readonly fill: void;
+  readonly run: ReadonlyArray<Float32Array>;
   readonly close: void;
 }
 
@@ -112,6 +132,7 @@ const memoryOf = (answer: Answers[keyof Answers]): Array<Transferable> => {
 export const serveDevice = (open: (options: unknown) => Promise<AttentionKernel>): void => {
   const scope = self as unknown as DedicatedWorkerGlobalScope;
   const accumulations = new Map<number, Open>();
+  const models = new Map<number, ProgramKernel>();
   let kernel: AttentionKernel | undefined; // there is one before the host asks for anything else
 
   const add = (key: number, queries: Queries, of: Open["of"]): void => {
@@ -121,6 +142,11 @@ export const serveDevice = (open: (options: unknown) => Promise<AttentionKernel>
   const openOf = (key: number): Open => {
     const found = accumulations.get(key);
     if (found === undefined) throw new Error("its accumulator was closed before");
+    return found;
+  };
+  const modelOf = (key: number): ProgramKernel => {
+    const found = models.get(key);
+    if (found === undefined) throw new Error("its model was closed before");
     return found;
   };
   const settled = (key: number) => Promise.allSettled(accumulations.get(key)?.absorbing ?? []);
@@ -196,11 +222,24 @@ export const serveDevice = (open: (options: unknown) => Promise<AttentionKernel>
         open.finished = true;
         return await open.of.finish();
       }
+      case "beginPrograms": {
+        const { product, programs } = kernel!;
+        const { key, weights } = request;
+        models.set(key, await programs?.(weights) ?? hostPrograms(weights, product));
+        return;
+      }
+      case "fill":
+        return await modelOf(request.key)
+          .fill(request.weight, request.first, request.dtype, request.bytes);
+      case "run":
+        return await modelOf(request.key).run(request.program);
       case "close":
         // An accumulator that never began, because that failed, is closed as well.
         await settled(request.key);
         accumulations.get(request.key)?.of.close();
         accumulations.delete(request.key);
+        models.get(request.key)?.close();
+        models.delete(request.key);
         return;
     }
   };

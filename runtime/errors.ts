@@ -4,7 +4,7 @@
  *
  * | tag | whose turn it is |
  * | --- | --- |
- * | `InvalidProblem`, `VariantInvalid`, `PlanRefused`, `TensorInvalid`, `FileInvalid` | the caller: change the input or a flag |
+ * | `InvalidProblem`, `VariantInvalid`, `PlanRefused`, `TensorInvalid`, `FileInvalid`, `ModelInvalid` | the caller: change the input or a flag |
  * | `DeviceUnavailable`, `ServerUnavailable`, `NotEnoughNodes`, `NotPermitted`, `VersionMismatch`, `NodeRefused` | the operator: install, start or update something |
  * | `DeviceFailed`, `LinkFailed`, `LinkClosed`, `FrameRejected`, `RankFailed` | nobody yet: the run is lost, start it again |
  * | `MergeViolation`, `NonFinite`, `NotExact` | us: the answer would have been wrong, so there is none |
@@ -67,6 +67,17 @@ export class FileInvalid extends Schema.TaggedError<FileInvalid>()("FileInvalid"
 }) {
   override get message() {
     return `Cannot ${this.attempted} "${this.file}": ${this.needed}: found ${this.found}`;
+  }
+}
+
+/** A folder is no model, or none that is known. */
+export class ModelInvalid extends Schema.TaggedError<ModelInvalid>()("ModelInvalid", {
+  model: Schema.String,
+  needed: Schema.String,
+  found: Schema.String,
+}) {
+  override get message() {
+    return `Cannot use model "${this.model}": ${this.needed}: found ${this.found}`;
   }
 }
 

@@ -6,6 +6,7 @@
  */
 import { Effect, Result, Schema } from "effect";
 import { dtypes } from "./dtype.ts";
+import { Inference } from "./inference.ts";
 import type { InvalidProblem, VariantInvalid } from "./errors.ts";
 import { layouts } from "./layout.ts";
 import { type Plan, planOf, type PlanSpec } from "./plan.ts";
@@ -108,6 +109,17 @@ export const jobOf = (
   }
   return Result.succeed({ ...card, problem: { ...card.problem, attention } });
 };
+
+/** What a crew can be asked to do. */
+export type Work = Job | Inference;
+
+/** Whether that is to run a model. */
+export const isInference = (work: Work): work is Inference => "kind" in work;
+
+/** Work as it travels. */
+export const WorkCard = Schema.Union([Inference, JobCard]);
+/** Work as it travels. */
+export type WorkCard = typeof WorkCard.Type;
 
 /** A fresh run id. */
 export const newRun: Effect.Effect<string> = Effect.sync(() =>

@@ -10,6 +10,7 @@ import type { HeadProduct } from "./head_product.ts";
 import type { Latent } from "./latent.ts";
 import type { Lse } from "./lse.ts";
 import type { Band } from "./mask.ts";
+import type { ProgramKernel, WeightSpec } from "./program.ts";
 import type { Span } from "./span.ts";
 
 /** The query rows of one rank. */
@@ -150,4 +151,8 @@ export interface AttentionKernel {
   readonly expandsLatents?: boolean;
   /** For latents; plain loops where it is absent. The arrays lie in shared memory. */
   readonly product?: (product: HeadProduct) => Promise<void>;
+  /** What decoders compute beside attention; in the memory of the host where it is absent. */
+  readonly programs?: (
+    weights: ReadonlyArray<WeightSpec>,
+  ) => ProgramKernel | Promise<ProgramKernel>;
 }

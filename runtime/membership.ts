@@ -5,7 +5,7 @@
  */
 import { Schema } from "effect";
 import { Beat } from "./beat.ts";
-import { JobCard } from "./job.ts";
+import { WorkCard } from "./job.ts";
 import { Standing } from "./standing.ts";
 import { activities } from "./timeline.ts";
 
@@ -35,6 +35,10 @@ export const NodeCard = Schema.Struct({
   device: DeviceInfo,
   /** Attention variants from files that its operator named. */
   plugins: Schema.Array(Schema.Struct({ name: Schema.String, hash: Schema.String })),
+  /** Folders of models that its operator named, and what is in them. */
+  models: Schema.optionalKey(
+    Schema.Array(Schema.Struct({ folder: Schema.String, hash: Schema.String })),
+  ),
   /** Measured when the node started: attention in GFLOP/s, and bytes through the server in MB/s. */
   attentionGflops: Schema.Number,
   linkMegabytes: Schema.Number,
@@ -51,7 +55,7 @@ export const Request = Schema.Union([
   Schema.Struct({
     ask: Schema.Literal("offer"),
     version: Schema.String,
-    job: JobCard,
+    work: WorkCard,
     rank: Schema.Natural,
     /** By rank, the name of the node that has it. */
     members: Schema.Array(Word),

@@ -56,8 +56,11 @@ const keyValues = ({ wire }: Job, { plan: { span }, bytes }: Block): KeyValues =
 });
 
 /** Lets the blocks pass by once. */
-const pass = (
-  { mine, home, ledger, held, recorder, links, sent }: Passing,
+export const passBlocks = (
+  { mine, home, ledger, held, recorder, links, sent }: Pick<
+    Passing,
+    "mine" | "home" | "ledger" | "held" | "recorder" | "links" | "sent"
+  >,
   hop: Manifest["hop"],
   absorb: RingParts["absorb"],
   between?: RingParts["between"],
@@ -121,7 +124,7 @@ export const forwardPass = Effect.fn("forwardPass")(function* (
       Effect.flatMap(({ absorb }) => absorb(keyValues(job, block), tiles, plan.attention.band)),
       Effect.map((busy) => ({ busy, deliver: Effect.void })),
     );
-  yield* pass(passing, manifestOf(job).hop, absorb, between);
+  yield* passBlocks(passing, manifestOf(job).hop, absorb, between);
   if (tenure.attended !== undefined) return tenure.attended;
   const finished = Effect.map(take(ledger.merged), (attended) => {
     const { sink } = plan.attention;
@@ -133,7 +136,11 @@ export const forwardPass = Effect.fn("forwardPass")(function* (
 
 /** Passes on what others still need; the rank's own rows are with the driver. */
 export const passOn = (passing: Passing) =>
-  pass(passing, manifestOf(passing.job).hop, () => Effect.die("a collected rank merges nothing"));
+  passBlocks(
+    passing,
+    manifestOf(passing.job).hop,
+    () => Effect.die("a collected rank merges nothing"),
+  );
 
 /**
  * Gradients of the rank's queries, and of its keys and values from the queries of all ranks: dk then dv by block.
@@ -178,8 +185,11 @@ export const backwardPass = Effect.fn("backwardPass")(function* (
       ).pipe(Effect.tap(Effect.sync(() => void (sent.gradients += transfer.bytes))));
     },
   });
-  const [ofBlocks] = yield* Effect.all([gradients, pass(passing, manifest.hopAgain, absorb)], {
-    concurrency: "unbounded",
-  });
+  const [ofBlocks] = yield* Effect.all(
+    [gradients, passBlocks(passing, manifest.hopAgain, absorb)],
+    {
+      concurrency: "unbounded",
+    },
+  );
   return { dq: yield* recorder.timed(ofDevice("finish"), backward.finish), ofBlocks };
 }, Effect.scoped);

@@ -48,6 +48,11 @@ export interface PlanSpec {
   readonly wire: DType;
   /** Gradients as well; false by default. */
   readonly gradients?: boolean;
+  /** Who has which tokens already, where no layout says so: queries and keys of each rank. */
+  readonly held?: {
+    readonly queries: ReadonlyArray<ReadonlyArray<Span>>;
+    readonly keys: ReadonlyArray<ReadonlyArray<Span>>;
+  };
 }
 
 /** Part of one shard's K and V, as it travels. */
@@ -330,9 +335,11 @@ const planWith = (spec: PlanSpec, attention: Attention): Plan => {
   const { batch, heads, kvHeads, headDim, latent } = problem;
   const [asking, looking] = [new Asking(), new Asking(false)];
   const ring = weights.length;
-  const shards = layout === "solved"
-    ? solvedShards(attention, problem.tokens, weights)
-    : shardsOf(layout, problem.tokens, weights);
+  const shards = spec.held?.queries ??
+    (layout === "solved"
+      ? solvedShards(attention, problem.tokens, weights)
+      : shardsOf(layout, problem.tokens, weights));
+  const keys = spec.held?.keys ?? shards;
   const expandedElements = 2 * batch * kvHeads * headDim;
   const tokenElements = latent === undefined ? expandedElements : batch * widthOf(latent);
   const tokenBytes = tokenElements * elementBytes(wire);
@@ -350,7 +357,7 @@ const planWith = (spec: PlanSpec, attention: Attention): Plan => {
   // every rank would wait for its right neighbour to take the second one, and none ever could. Everything that moves has
   // a place in one order, of wave, stop and block, which all ranks keep: what comes first can always move, since its
   // sender has nothing to do before, and its receiver has room for all that one stop and the next may bring it.
-  const pieces = shards.map((shard, home) =>
+  const pieces = keys.map((shard, home) =>
     cut(
       shard,
       tokenBytes,
@@ -444,7 +451,7 @@ const planWith = (spec: PlanSpec, attention: Attention): Plan => {
     const sum = (values: ReadonlyArray<number>) => values.reduce((a, b) => a + b, 0);
     const room = Math.max(passingBlocks, twoStops(stops));
     const homingRoom = Math.max(1, twoStops(homingStops));
-    const kvBytes = tokens * tokenBytes +
+    const kvBytes = tokensOf(keys[rank]!) * tokenBytes +
       sum(receives.map(({ block }) => block.bytes).sort((a, b) => b - a).slice(0, room));
     const rows = batch * tokens * heads;
     const largest = Math.max(0, ...steps.map(({ block }) => block.bytes));

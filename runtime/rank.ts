@@ -11,11 +11,13 @@ import { sendCheckpoints } from "./checkpoint.ts";
 import { Device } from "./device.ts";
 import { bytesOf, decode, firstNonFinite } from "./dtype.ts";
 import {
-  DeviceFailed,
+  type DeviceFailed,
+  type FileInvalid,
   type FrameRejected,
   type InvalidProblem,
   type LinkError,
   type MergeViolation,
+  type ModelInvalid,
   NonFinite,
   type PlanRefused,
   VariantInvalid,
@@ -34,6 +36,7 @@ import { backwardPass, forwardPass, type Passing, passOn } from "./passes.ts";
 import type { BlockPlan, Plan, RankPlan } from "./plan.ts";
 import { positionAt } from "./span.ts";
 import { Recorder } from "./recorder.ts";
+import { whileSound } from "./sound.ts";
 import { nothing, remainingOf, requiredOf } from "./standing.ts";
 import type { Tenure } from "./tenure.ts";
 import type { Interval } from "./timeline.ts";
@@ -68,10 +71,12 @@ export interface Observer {
 /** Every way in which a rank can end early. */
 export type RankError =
   | DeviceFailed
+  | FileInvalid
   | FrameRejected
   | InvalidProblem
   | LinkError
   | MergeViolation
+  | ModelInvalid
   | NonFinite
   | PlanRefused
   | VariantInvalid;
@@ -123,40 +128,12 @@ const finite = (
   return Effect.void;
 };
 
-/** Fails as soon as one of the links does, whatever `effect` is waiting for. */
-const whileSound = <A, E, R>(links: ReadonlyArray<Link>, effect: Effect.Effect<A, E, R>) =>
-  Effect.raceAllFirst<Effect.Effect<A, E | LinkError, R>>([
-    effect,
-    ...links.map((link) => link.broken),
-  ]);
-
-/**
- * Computes one rank's part of a job on this process's device, or of what an earlier epoch left of it. The links stay open
- * after the result has reached the driver, until the driver closes its own.
- */
-export const attendRank = (
+/** Takes a rank's shard, or what an earlier epoch left to do of it, and brings its rows home. */
+export const attendRank = Effect.fn("attendRank")(function* (
   job: Job,
   tenure: Tenure,
   observer: Observer,
-): Effect.Effect<void, RankError, Device | Links> =>
-  takePart(job, tenure, observer).pipe(
-    // As good as a device that failed; its links tell nobody before this is told.
-    Effect.catchDefect((defect) =>
-      Effect.flatMap(
-        Device,
-        ({ info }) =>
-          Effect.fail(
-            new DeviceFailed({
-              ...{ device: info.name, attempted: "compute a rank", found: String(defect) },
-            }),
-          ),
-      )
-    ),
-    Effect.tapError(observer.failed),
-    Effect.scoped,
-  );
-
-const takePart = Effect.fn("takePart")(function* (job: Job, tenure: Tenure, observer: Observer) {
+) {
   const device = yield* Device;
   const links = yield* Links;
   const { rank } = tenure;

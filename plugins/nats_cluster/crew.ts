@@ -11,7 +11,7 @@ import {
   RankFailed,
   VersionMismatch,
 } from "../../runtime/errors.ts";
-import { cardOf, type Job, planOfJob } from "../../runtime/job.ts";
+import { cardOf, isInference, type Job, planOfJob, type Work } from "../../runtime/job.ts";
 import { lackingFor } from "../../runtime/lacking.ts";
 import { Links } from "../../runtime/link.ts";
 import type { NodeCard } from "../../runtime/membership.ts";
@@ -162,7 +162,7 @@ export const crewOf = Effect.fn("natsCrew")(function* (
 
   /** Gives a rank to a node, in an epoch. */
   const offer = Effect.fnUntraced(function* (
-    job: Job,
+    work: Work,
     rank: number,
     node: NodeCard,
     blame: (tag: string, reason: string) => RankFailed,
@@ -170,7 +170,7 @@ export const crewOf = Effect.fn("natsCrew")(function* (
     const failed = (tag: string, reason: string) =>
       blame(tag, new NodeRefused({ node: placeOf(node), reason }).message);
     const bytes = requests.encode({
-      ...{ ask: "offer", version, job: cardOf(job), rank },
+      ...{ ask: "offer", version, work: isInference(work) ? work : cardOf(work), rank },
       members: roster.ranks,
     });
     if (bytes.length > largestMessage) {
@@ -181,7 +181,7 @@ export const crewOf = Effect.fn("natsCrew")(function* (
       );
     }
     // Whoever took it before may have let go of it since, and can take it anew.
-    const had = job.standings?.[rank]?.loaded === true;
+    const had = !isInference(work) && work.standings?.[rank]?.loaded === true;
     const refused = (reason: string) => failed(had ? "NodeLost" : "NodeRefused", reason);
     const answer = yield* Effect.repeat(request(node, bytes, offerPatience), {
       while: isBusy,
@@ -223,22 +223,22 @@ export const crewOf = Effect.fn("natsCrew")(function* (
   };
 
   return Crew.of({
-    run: (job, rank, { interval, beat, finished, failed }) => {
+    run: (work, rank, { interval, beat, finished, failed }) => {
       const node = memberOf[rank]!;
       // What fails after that is not for want of something.
       let begun = false;
       const blame = (tag: string, reason: string) => {
-        const another = job.epoch > 0 && !begun && refusals.includes(tag);
+        const another = work.epoch > 0 && !begun && refusals.includes(tag);
         if (another) unfit.set(node.id, `${nameOf(node)}: ${reason}`);
         return new RankFailed({
           ...{ rank, node: nameOf(node), tag: another ? "NodeUnfit" : tag, reason },
         });
       };
       return Effect.gen(function* () {
-        const odd = oddPlugin(job, memberOf);
+        const odd = isInference(work) ? undefined : oddPlugin(work, memberOf);
         if (odd !== undefined) return yield* blame("VersionMismatch", odd);
-        const { run, epoch } = job;
-        yield* offer(job, rank, node, blame);
+        const { run, epoch } = work;
+        yield* offer(work, rank, node, blame);
         const lane = yield* links.open({ run, epoch, self: "driver", peer: rank, lane: "events" });
         const left = Effect.flatMap(
           gone(control, cluster, node, awaited),

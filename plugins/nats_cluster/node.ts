@@ -7,10 +7,11 @@
 import { Effect, Exit, Fiber, FiberSet, Result, Scope } from "effect";
 import type { Device } from "../../runtime/device.ts";
 import type { NotPermitted, ServerUnavailable } from "../../runtime/errors.ts";
-import { type Job, jobOf } from "../../runtime/job.ts";
+import { isInference, jobOf, type Work } from "../../runtime/job.ts";
 import { Links } from "../../runtime/link.ts";
 import type { Answer, NodeCard, RankEvent, Request } from "../../runtime/membership.ts";
-import { attendRank, type RankError } from "../../runtime/rank.ts";
+import type { RankError } from "../../runtime/rank.ts";
+import { runRank } from "../../runtime/run_rank.ts";
 import { Tenure } from "../../runtime/tenure.ts";
 import type { Definition } from "../../runtime/variant.ts";
 import { version } from "../../runtime/version.ts";
@@ -132,7 +133,7 @@ export const serveNode = Effect.fn("serveNode")(function* (
       return Effect.void;
     });
 
-  const work = Effect.fnUntraced(function* (job: Job, { tenure }: HeldRank) {
+  const work = Effect.fnUntraced(function* (job: Work, { tenure }: HeldRank) {
     const { run, epoch } = job;
     const { rank } = tenure;
     const lane = yield* links.open({ run, epoch, self: rank, peer: "driver", lane: "events" });
@@ -143,7 +144,7 @@ export const serveNode = Effect.fn("serveNode")(function* (
         emit({ event: "failed", tag, reason }),
         Effect.ignore(Effect.timeout(lane.drain, accountWithin)),
       );
-    yield* attendRank(job, tenure, {
+    yield* runRank(job, tenure, {
       interval: (interval) => emit({ event: "interval", interval }),
       beat: (beat) => emit({ event: "beat", beat }),
       finished: (summary) => emit({ event: "finished", summary }),
@@ -152,7 +153,7 @@ export const serveNode = Effect.fn("serveNode")(function* (
   }, Effect.scoped);
 
   /** One epoch of a rank, and what becomes of the rank then. */
-  const serve = (job: Job, ours: Holding, held: HeldRank) =>
+  const serve = (job: Work, ours: Holding, held: HeldRank) =>
     Effect.gen(function* () {
       const { rank } = held.tenure;
       yield* tell({ state: "working", run: job.run, rank });
@@ -173,7 +174,7 @@ export const serveNode = Effect.fn("serveNode")(function* (
     });
 
   const take = (
-    job: Job,
+    job: Work,
     rank: number,
     members: ReadonlyArray<string>,
   ): Effect.Effect<Answer> =>
@@ -189,7 +190,9 @@ export const serveNode = Effect.fn("serveNode")(function* (
       const before = ours.ranks.get(rank);
       if (ours.stopping || job.epoch < ours.epoch) return refuse(`it is in epoch ${ours.epoch}`);
       if (job.epoch === ours.epoch && before?.work !== undefined) return { accepted: true };
-      if (job.standings?.[rank]?.loaded && before?.tenure.loaded === undefined) {
+      if (
+        !isInference(job) && job.standings?.[rank]?.loaded && before?.tenure.loaded === undefined
+      ) {
         if (ours.ranks.size === 0) holding = undefined;
         return refuse(`it has let go of rank ${rank}`);
       }
@@ -243,12 +246,13 @@ export const serveNode = Effect.fn("serveNode")(function* (
       return Effect.as(Effect.timeoutOption(Fiber.join(going), accountWithin), { accepted: true });
     }
     if (request.ask === "regroup") return regroup(request.run, request.epoch);
-    const { version: theirs, job, rank, members } = request;
+    const { version: theirs, work, rank, members } = request;
     const refuse = (reason: string) => Effect.succeed<Answer>({ accepted: false, reason });
     if (theirs !== version) return refuse(`it runs annulus ${version}, the driver ${theirs}`);
-    const ring = job.weights.length;
+    const ring = "kind" in work ? work.ring : work.weights.length;
     if (rank >= ring) return refuse(`rank ${rank} is none of a ring of ${ring}`);
-    return Result.match(jobOf(job, known), {
+    if ("kind" in work) return take(work, rank, members);
+    return Result.match(jobOf(work, known), {
       onFailure: refuse,
       onSuccess: (job) => take(job, rank, members),
     });

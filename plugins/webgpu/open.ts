@@ -8,6 +8,7 @@ import type { AttentionKernel } from "../../runtime/kernel.ts";
 import { describe, findAdapter, isSoftware } from "./adapter.ts";
 import { unusableWidth } from "./environment.ts";
 import { WebgpuBackward } from "./backward.ts";
+import { DecoderKernels, WebgpuPrograms } from "./decoder.ts";
 import { Gpu } from "./gpu.ts";
 import { HeadProducts } from "./head_product.ts";
 import { WebgpuAttention } from "./kernel.ts";
@@ -186,6 +187,7 @@ export const openWebgpu = async (options: WebgpuOptions = {}): Promise<Attention
     tallestTexture: maxTextureDimension2D,
   });
   const products = new HeadProducts(gpu, largestBuffer);
+  const decoder = new DecoderKernels(gpu.device);
   // The smallest program, so that a driver that computes wrongly is known at once.
   await attention.prepare("f32", 4);
   return {
@@ -204,6 +206,7 @@ export const openWebgpu = async (options: WebgpuOptions = {}): Promise<Attention
     begin: (queries) => attention.begin(queries),
     expandsLatents: true,
     product: (product) => products.compute(product),
+    programs: (weights) => WebgpuPrograms.open(gpu, decoder, largestBuffer, weights),
     beginBackward: (queries, outcome) => backward.begin(queries, outcome),
   };
 };

@@ -1,0 +1,91 @@
+/**
+ * A model on a crew, as every command that runs one finds it: the folder is checked before anybody is asked, and nodes
+ * have the same.
+ *
+ * @module
+ */
+import { Effect, Schedule } from "effect";
+import { openModel } from "../plugins/models.ts";
+import { openSession } from "../runtime/session.ts";
+import type { DType } from "../runtime/dtype.ts";
+import { InvalidProblem } from "../runtime/errors.ts";
+import type { AccessFlags } from "./access.ts";
+import { misuse } from "./command_line.ts";
+import { findCrew } from "./crews.ts";
+import { draw, sizeInWords } from "./output.ts";
+import { knownPlugins } from "./plugins.ts";
+
+/** What every command that runs a model can be told. */
+export interface ModelFlags extends AccessFlags {
+  readonly model: string;
+  readonly ring: number | undefined;
+  readonly device: string;
+  readonly plugin: ReadonlyArray<string>;
+  readonly link: "memory" | "nats" | undefined;
+  readonly nats: string | undefined;
+  readonly cluster: string | undefined;
+  readonly cache: DType;
+  readonly json: boolean;
+}
+
+/** Nodes that a lost session has left may not know it yet. */
+const waitForNodes = { times: 20, schedule: Schedule.spaced("500 millis") };
+
+/** Opens the folder, and says how to find or start a crew that runs the model: once, and again after it was lost. */
+export const runModel = Effect.fn("runModel")(function* (
+  flags: ModelFlags & { readonly window?: number | undefined },
+) {
+  const link = flags.link ?? (flags.nats ?? flags.cluster ? "nats" : "memory");
+  if (link === "memory" && (flags.nats ?? flags.cluster) !== undefined) {
+    return yield* misuse("--link memory keeps to this process: leave out --nats and --cluster");
+  }
+  if (flags.cluster !== undefined && flags.nats === undefined) {
+    return yield* misuse("--cluster needs --nats, the server where the cluster is");
+  }
+  const folder = yield* openModel(flags.model);
+  const { devices } = yield* knownPlugins(flags.plugin, flags.device);
+  const terminal = Deno.stderr.isTerminal() && !flags.json;
+  const progress = (done: number, all: number) =>
+    terminal
+      ? draw(
+        done < all ? `\x1b[2K\rloading ${sizeInWords(done)} of ${sizeInWords(all)}` : "\x1b[2K\r",
+      )
+      : Effect.void;
+  const openWith = Effect.fnUntraced(function* (ring: number | undefined) {
+    const crew = yield* findCrew({ ...flags, ring, link, devices, model: { folder, progress } });
+    const session = yield* openSession({
+      ...{ model: folder.hash, vocabulary: folder.model.vocabulary, ring: crew.ring },
+      cache: flags.cache,
+      ...(flags.window === undefined ? {} : { window: flags.window }),
+    }).pipe(Effect.provideContext(crew.services));
+    return { crew, session };
+  });
+  let opened = false;
+  const open = Effect.suspend(() => {
+    if (!opened || flags.cluster === undefined) {
+      opened = true;
+      return openWith(flags.ring);
+    }
+    // With whoever is left.
+    return Effect.retry(openWith(undefined), {
+      ...waitForNodes,
+      while: (error) => error._tag === "NotEnoughNodes",
+    });
+  });
+  return { folder, open };
+});
+
+/** Refuses ids that the model has no row for. */
+export const mustBeKnown = (
+  ids: ReadonlyArray<number>,
+  vocabulary: number,
+): Effect.Effect<void, InvalidProblem> => {
+  const at = ids.findIndex((id) => !(Number.isInteger(id) && id >= 0 && id < vocabulary));
+  return at < 0 ? Effect.void : Effect.fail(
+    new InvalidProblem({
+      what: `token ${at}`,
+      needed: `an id from 0 to ${vocabulary - 1}, the model's vocabulary`,
+      found: String(ids[at]),
+    }),
+  );
+};

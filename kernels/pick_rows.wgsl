@@ -1,0 +1,32 @@
+// into[r] = x[ids[r]], for the rows that lie in this part of x: what is elsewhere stays as it is.
+//
+// | grid    | an invocation for each vector of four components |
+// | x       | [held, quads], rows from `first` on               |
+// | into    | [rows, quads]                                    |
+
+struct Task {
+  quads: u32,
+  first: u32,
+  held: u32,
+  count: u32,
+}
+
+@group(0) @binding(0) var<uniform> task: Task;
+@group(0) @binding(1) var<storage, read> x: array<vec4f>;
+@group(0) @binding(2) var<storage, read> ids: array<u32>;
+@group(0) @binding(3) var<storage, read_write> into: array<vec4f>;
+
+const LANES = 64u;
+
+@compute @workgroup_size(LANES)
+fn pickRows(
+  @builtin(workgroup_id) group: vec3u,
+  @builtin(num_workgroups) all: vec3u,
+  @builtin(local_invocation_index) lane: u32,
+) {
+  let at = (group.y * all.x + group.x) * LANES + lane;
+  if (at >= task.count) { return; }
+  let id = ids[at / task.quads];
+  if (id < task.first || id >= task.first + task.held) { return; }
+  into[at] = x[(id - task.first) * task.quads + at % task.quads];
+}

@@ -1,0 +1,190 @@
+/**
+ * The weights of a model in its folder: one safetensors file or several with an index, as Hugging Face writes them.
+ *
+ * @module
+ */
+import { createHash } from "node:crypto";
+import { join } from "node:path";
+import { Effect, Schema, type Scope } from "effect";
+import { type DType, elementBytes } from "../../runtime/dtype.ts";
+import { type DeviceFailed, FileInvalid, ModelInvalid } from "../../runtime/errors.ts";
+import type { Programs } from "../../runtime/device.ts";
+import type { WeightSpec } from "../../runtime/program.ts";
+import { openSafetensors, type SafetensorsFile } from "../safetensors.ts";
+
+const Index = Schema.fromJsonString(
+  Schema.Struct({ weight_map: Schema.Record(Schema.String, Schema.String) }),
+);
+const decodeIndex = Schema.decodeUnknownEffect(Index);
+
+/** Tensors that files have and nobody needs: they follow from the config. */
+const spare = /(^|\.)rotary_emb\.inv_freq$|^lm_head\.weight$/;
+
+const formats = new Map<string, DType>([["F32", "f32"], ["F16", "f16"], ["BF16", "bf16"]]);
+
+/** Bytes that are read at once. */
+const pieceBytes = 4 * 1024 * 1024;
+
+/** The files of a model's weights. */
+export interface WeightFiles {
+  readonly paths: ReadonlyArray<string>;
+  /** By tensor. */
+  readonly files: ReadonlyMap<string, SafetensorsFile>;
+}
+
+/** A file's text, or the error that says which file is needed. */
+export const readText = (folder: string, name: string): Effect.Effect<string, FileInvalid> =>
+  Effect.tryPromise({
+    try: () => Deno.readTextFile(join(folder, name)),
+    catch: (cause) =>
+      new FileInvalid({
+        attempted: "read",
+        file: join(folder, name),
+        needed: "a model's folder must have it",
+        found: cause instanceof Deno.errors.NotFound ? "no such file" : String(cause),
+      }),
+  });
+
+const isFile = (path: string) =>
+  Effect.promise(() => Deno.stat(path).then(({ isFile }) => isFile, () => false));
+
+/** Opens the files of a folder; they are closed with the scope. */
+export const openWeights = Effect.fn("openWeights")(function* (
+  folder: string,
+): Effect.fn.Return<WeightFiles, FileInvalid | ModelInvalid, Scope.Scope> {
+  const single = join(folder, "model.safetensors");
+  const files = new Map<string, SafetensorsFile>();
+  if (yield* isFile(single)) {
+    const file = yield* openSafetensors(single);
+    for (const name of file.tensors.keys()) files.set(name, file);
+    return { paths: [single], files };
+  }
+  const name = "model.safetensors.index.json";
+  if (!(yield* isFile(join(folder, name)))) {
+    return yield* new ModelInvalid({
+      model: folder,
+      needed: `its weights must be in model.safetensors, or in files that ${name} names`,
+      found: "neither",
+    });
+  }
+  const { weight_map: map } = yield* Effect.mapError(
+    decodeIndex(yield* readText(folder, name)),
+    ({ message }) =>
+      new ModelInvalid({ model: folder, needed: `${name} must have a weight_map`, found: message }),
+  );
+  const opened = new Map<string, SafetensorsFile>();
+  for (const shard of new Set(Object.values(map))) {
+    if (shard.includes("/") || shard.includes("\\")) {
+      return yield* new ModelInvalid({
+        model: folder,
+        needed: `${name} must name files of the same folder`,
+        found: `"${shard}"`,
+      });
+    }
+    opened.set(shard, yield* openSafetensors(join(folder, shard)));
+  }
+  for (const [tensor, shard] of Object.entries(map)) {
+    const file = opened.get(shard)!;
+    if (file.tensor(tensor) === undefined) {
+      return yield* new ModelInvalid({
+        model: folder,
+        needed: `"${shard}" must have tensor "${tensor}"`,
+        found: "none",
+      });
+    }
+    files.set(tensor, file);
+  }
+  return { paths: [...opened.keys()].sort().map((shard) => join(folder, shard)), files };
+});
+
+const some = (names: ReadonlyArray<string>) =>
+  `${names.slice(0, 5).map((name) => `"${name}"`).join(", ")}${
+    names.length > 5 ? ` and ${names.length - 5} more` : ""
+  }`;
+
+/** Refuses files that have not just the tensors of the model, each of its shape. */
+export const checkWeights = Effect.fn("checkWeights")(function* (
+  folder: string,
+  weights: ReadonlyArray<WeightSpec>,
+  { files }: WeightFiles,
+): Effect.fn.Return<void, ModelInvalid> {
+  const refuse = (needed: string, found: string) =>
+    new ModelInvalid({ model: folder, needed, found });
+  const known = new Set(weights.map(({ name }) => name));
+  const missing = weights.filter(({ name }) => !files.has(name)).map(({ name }) => name);
+  const extra = [...files.keys()].filter((name) => !known.has(name) && !spare.test(name));
+  if (missing.length > 0) {
+    return yield* refuse(
+      `its files must have ${some(missing)}`,
+      extra.length === 0 ? "none of that name" : `instead ${some(extra)}`,
+    );
+  }
+  if (extra.length > 0) {
+    return yield* refuse("its files may only have tensors that its config names", some(extra));
+  }
+  for (const { name, rows, columns } of weights) {
+    const { shape, dtype } = files.get(name)!.tensor(name)!;
+    const needed = name.endsWith(".bias") || name.endsWith("norm.weight")
+      ? [columns]
+      : [rows, columns];
+    if (shape.join() !== needed.join()) {
+      return yield* refuse(
+        `tensor "${name}" must be [${needed.join(", ")}]`,
+        `[${shape.join(", ")}]`,
+      );
+    }
+    if (!formats.has(dtype)) {
+      return yield* refuse(`tensor "${name}" must be F32, F16 or BF16`, dtype);
+    }
+  }
+});
+
+/** Tells files with other contents apart: a hash of the config and of all bytes of the weights. */
+export const hashOf = Effect.fn("hashOf")(function* (
+  config: string,
+  { paths }: WeightFiles,
+): Effect.fn.Return<string, FileInvalid> {
+  const hash = createHash("sha256").update(config);
+  const buffer = new Uint8Array(pieceBytes);
+  for (const path of paths) {
+    yield* Effect.tryPromise({
+      try: async () => {
+        using file = await Deno.open(path);
+        for (let count = await file.read(buffer); count !== null; count = await file.read(buffer)) {
+          hash.update(buffer.subarray(0, count));
+        }
+      },
+      catch: (cause) =>
+        new FileInvalid({
+          ...{ attempted: "read", file: path, needed: "it must be readable" },
+          found: String(cause),
+        }),
+    });
+  }
+  return hash.digest("hex");
+});
+
+/** Fills a device's weights from files, piece by piece, and tells how many bytes of all were read. */
+export const fillWeights = Effect.fn("fillWeights")(function* (
+  weights: ReadonlyArray<WeightSpec>,
+  { files }: WeightFiles,
+  programs: Programs,
+  progress: (done: number, all: number) => Effect.Effect<void>,
+): Effect.fn.Return<void, DeviceFailed | FileInvalid> {
+  const bytesIn = ({ name, rows, columns }: WeightSpec) =>
+    rows * columns * elementBytes(formats.get(files.get(name)!.tensor(name)!.dtype)!);
+  const all = weights.reduce((sum, weight) => sum + bytesIn(weight), 0);
+  let done = 0;
+  for (const { name, rows, columns } of weights) {
+    const file = files.get(name)!;
+    const dtype = formats.get(file.tensor(name)!.dtype)!;
+    const elements = pieceBytes / elementBytes(dtype);
+    for (let offset = 0; offset < rows * columns; offset += elements) {
+      const length = Math.min(elements, rows * columns - offset);
+      const bytes = yield* file.read(name, [{ offset, length }]);
+      yield* programs.fill(name, offset, dtype, bytes);
+      done += bytes.length;
+      yield* progress(done, all);
+    }
+  }
+});

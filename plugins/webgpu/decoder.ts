@@ -1,0 +1,347 @@
+/**
+ * Programs of decoders on a GPU: weights and values stay in its memory, and a program is one submission. Rows lie in
+ * vectors of four components, with zeros behind the last one; a weight that is larger than a binding may be is in several
+ * buffers.
+ *
+ * @module
+ */
+import elementwise from "../../kernels/elementwise.wgsl" with { type: "text" };
+import linear from "../../kernels/linear.wgsl" with { type: "text" };
+import pickRows from "../../kernels/pick_rows.wgsl" with { type: "text" };
+import rmsNorm from "../../kernels/rms_norm.wgsl" with { type: "text" };
+import rope from "../../kernels/rope.wgsl" with { type: "text" };
+import { decode, type DType } from "../../runtime/dtype.ts";
+import {
+  inputsOf,
+  type Program,
+  type ProgramKernel,
+  type Step,
+  type Value,
+  type WeightSpec,
+} from "../../runtime/program.ts";
+import type { Gpu } from "./gpu.ts";
+
+const texts = {
+  add: elementwise,
+  swiglu: elementwise,
+  linear,
+  pickRows,
+  rmsNorm,
+  rope,
+} as const;
+type Kernel = keyof typeof texts;
+
+/** `LANES` of all kernels, and `TILE` of the products. */
+const lanes = 64, tile = 32;
+/** Workgroups in one dimension that every adapter has. */
+const mostGroups = 65_535;
+
+/** [rows, columns] in a buffer, each row in `quads` vectors. */
+interface Matrix {
+  readonly rows: number;
+  readonly columns: number;
+  readonly quads: number;
+  readonly buffer: GPUBuffer;
+}
+
+/** Rows of a weight from `first` on. */
+interface Slab extends Matrix {
+  readonly first: number;
+}
+
+/** The programs of a device: each is compiled when it is first needed. */
+export class DecoderKernels {
+  readonly #device: GPUDevice;
+  readonly #pipelines = new Map<Kernel, GPUComputePipeline>();
+
+  constructor(device: GPUDevice) {
+    this.#device = device;
+  }
+
+  /** The pipeline of a kernel. */
+  get(kernel: Kernel): GPUComputePipeline {
+    const there = this.#pipelines.get(kernel);
+    if (there !== undefined) return there;
+    const module = this.#device.createShaderModule({ label: kernel, code: texts[kernel] });
+    const made = this.#device.createComputePipeline({
+      ...{ label: kernel, layout: "auto" },
+      compute: { module, entryPoint: kernel },
+    });
+    this.#pipelines.set(kernel, made);
+    return made;
+  }
+}
+
+const { STORAGE, UNIFORM, COPY_SRC, COPY_DST, MAP_READ } = GPUBufferUsage;
+
+/** A model's weights on a device, and programs over them. */
+export class WebgpuPrograms implements ProgramKernel {
+  readonly #gpu: Gpu;
+  readonly #kernels: DecoderKernels;
+  readonly #largestBuffer: number;
+  readonly #weights = new Map<string, ReadonlyArray<Slab>>();
+  readonly #values = new Map<Value, Matrix>();
+
+  private constructor(gpu: Gpu, kernels: DecoderKernels, largestBuffer: number) {
+    this.#gpu = gpu;
+    this.#kernels = kernels;
+    this.#largestBuffer = largestBuffer;
+  }
+
+  /** Makes room for weights, which are 0 until they are filled. */
+  static async open(
+    gpu: Gpu,
+    kernels: DecoderKernels,
+    largestBuffer: number,
+    weights: ReadonlyArray<WeightSpec>,
+  ): Promise<WebgpuPrograms> {
+    const programs = new WebgpuPrograms(gpu, kernels, largestBuffer);
+    await gpu.run(() => {
+      for (const { name, rows, columns } of weights) {
+        const atOnce = Math.floor(largestBuffer / (16 * Math.ceil(columns / 4)));
+        if (atOnce < 1) throw new Error(`a row of weight "${name}" exceeds a buffer`);
+        const slabs: Array<Slab> = [];
+        for (let first = 0; first < rows; first += atOnce) {
+          const matrix = programs.#matrix(Math.min(atOnce, rows - first), columns);
+          slabs.push({ ...matrix, first });
+        }
+        programs.#weights.set(name, slabs);
+      }
+    });
+    return programs;
+  }
+
+  #matrix(rows: number, columns: number): Matrix {
+    const quads = Math.ceil(columns / 4);
+    const size = Math.max(16, 16 * rows * quads);
+    if (size > this.#largestBuffer) {
+      throw new Error(
+        `${rows} rows of ${columns} have ${size} bytes, and a buffer at most ${this.#largestBuffer}`,
+      );
+    }
+    const buffer = this.#gpu.device.createBuffer({
+      ...{ label: "decoder", size, usage: STORAGE | COPY_SRC | COPY_DST },
+    });
+    return { rows, columns, quads, buffer };
+  }
+
+  #weight(name: string): ReadonlyArray<Slab> {
+    const found = this.#weights.get(name);
+    if (found === undefined) throw new Error(`the model has no weight "${name}"`);
+    return found;
+  }
+
+  #value(of: Value): Matrix {
+    const found = this.#values.get(of);
+    if (found === undefined) throw new Error(`value ${of} is not there any more`);
+    return found;
+  }
+
+  /** Elements `from` … of a matrix, wherever its rows begin. */
+  #write({ columns, quads, buffer }: Matrix, from: number, values: Float32Array<ArrayBuffer>) {
+    const { queue } = this.#gpu.device;
+    if (columns === 4 * quads) return queue.writeBuffer(buffer, 4 * from, values);
+    for (let at = 0; at < values.length;) {
+      const [row, column] = [Math.floor((from + at) / columns), (from + at) % columns];
+      const count = Math.min(columns - column, values.length - at);
+      queue.writeBuffer(buffer, 4 * (row * 4 * quads + column), values, at, count);
+      at += count;
+    }
+  }
+
+  fill(weight: string, first: number, dtype: DType, bytes: Uint8Array): void {
+    this.#gpu.throwFault();
+    const values = decode(dtype, bytes);
+    for (const slab of this.#weight(weight)) {
+      const begin = slab.first * slab.columns;
+      const from = Math.max(first, begin);
+      const to = Math.min(first + values.length, begin + slab.rows * slab.columns);
+      if (from < to) this.#write(slab, from - begin, values.subarray(from - first, to - first));
+    }
+  }
+
+  async run({ steps, kept, given }: Program): Promise<ReadonlyArray<Float32Array>> {
+    const needed = new Set([...kept, ...given]);
+    const lastUse = new Map(steps.flatMap((step, i) => inputsOf(step).map((value) => [value, i])));
+    const garbage: Array<GPUBuffer> = [];
+    const forget = (value: Value) => {
+      const there = this.#values.get(value);
+      if (there !== undefined) garbage.push(there.buffer);
+      this.#values.delete(value);
+    };
+    try {
+      const home = await this.#gpu.run(() => {
+        const encoder = this.#gpu.device.createCommandEncoder();
+        for (const [i, step] of steps.entries()) {
+          this.#values.set(step.out, this.#encode(encoder, step, garbage));
+          for (const input of inputsOf(step)) {
+            if (lastUse.get(input) === i && !needed.has(input)) forget(input);
+          }
+        }
+        const home = given.map((value) => {
+          const { buffer } = this.#value(value);
+          const copy = this.#gpu.device.createBuffer({
+            ...{ label: "decoder's result", size: buffer.size, usage: MAP_READ | COPY_DST },
+          });
+          garbage.push(copy);
+          encoder.copyBufferToBuffer(buffer, 0, copy, 0, buffer.size);
+          return copy;
+        });
+        this.#gpu.device.queue.submit([encoder.finish()]);
+        return home;
+      }, (home) => Promise.all(home.map((buffer) => buffer.mapAsync(GPUMapMode.READ))));
+      return given.map((value, i) => this.#unpacked(this.#value(value), home[i]!));
+    } finally {
+      const stay = new Set(kept);
+      for (const value of [...given, ...steps.map(({ out }) => out)]) {
+        if (!stay.has(value)) forget(value);
+      }
+      for (const buffer of garbage) buffer.destroy();
+    }
+  }
+
+  /** A matrix without what is behind its rows. */
+  #unpacked({ rows, columns, quads }: Matrix, buffer: GPUBuffer): Float32Array {
+    const packed = new Float32Array(buffer.getMappedRange());
+    const values = new Float32Array(rows * columns);
+    for (let row = 0; row < rows; row++) {
+      values.set(packed.subarray(row * 4 * quads, row * 4 * quads + columns), row * columns);
+    }
+    return values;
+  }
+
+  /** Encodes a step and gives its result; what only the step needs goes to `garbage`. */
+  #encode(encoder: GPUCommandEncoder, step: Step, garbage: Array<GPUBuffer>): Matrix {
+    const { device } = this.#gpu;
+    const outside = (data: Uint32Array | Float32Array, usage: number) => {
+      const buffer = device.createBuffer({
+        ...{ label: "decoder's input", size: Math.max(16, data.byteLength), usage },
+      });
+      garbage.push(buffer);
+      const bytes = new Uint8Array(data.byteLength);
+      bytes.set(new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
+      device.queue.writeBuffer(buffer, 0, bytes);
+      return buffer;
+    };
+    const dispatch = (
+      kernel: Kernel,
+      task: Uint32Array,
+      buffers: ReadonlyArray<GPUBuffer>,
+      groups: readonly [x: number, y: number],
+    ) => {
+      if (groups[0] * groups[1] === 0) return;
+      const pipeline = this.#kernels.get(kernel);
+      const uniform = outside(task, UNIFORM | COPY_DST);
+      const pass = encoder.beginComputePass();
+      pass.setPipeline(pipeline);
+      pass.setBindGroup(
+        0,
+        device.createBindGroup({
+          layout: pipeline.getBindGroupLayout(0),
+          entries: [uniform, ...buffers].map((buffer, binding) => ({
+            binding,
+            resource: { buffer },
+          })),
+        }),
+      );
+      pass.dispatchWorkgroups(...groups);
+      pass.end();
+    };
+    /** So many workgroups, in two dimensions where one has not enough. */
+    const grid = (groups: number): readonly [number, number] => [
+      Math.min(groups, mostGroups),
+      Math.ceil(groups / mostGroups),
+    ];
+    const storage = STORAGE | COPY_DST;
+    const pick = (slabs: ReadonlyArray<Slab>, ids: Uint32Array, held: number): Matrix => {
+      const beyond = ids.find((id) => id >= held);
+      if (beyond !== undefined) throw new Error(`row ${beyond} of ${held} was asked for`);
+      const { columns, quads } = slabs[0]!;
+      const into = this.#matrix(ids.length, columns);
+      const list = outside(ids, storage);
+      const count = ids.length * quads;
+      for (const { first, rows, buffer } of slabs) {
+        const task = Uint32Array.of(quads, first, rows, count);
+        dispatch("pickRows", task, [buffer, list, into.buffer], grid(Math.ceil(count / lanes)));
+      }
+      return into;
+    };
+    const both = (kernel: "add" | "swiglu", a: Matrix, b: Matrix): Matrix => {
+      const into = this.#matrix(a.rows, a.columns);
+      const count = 4 * a.rows * a.quads;
+      const groups = grid(Math.ceil(count / lanes));
+      dispatch(kernel, Uint32Array.of(count), [a.buffer, b.buffer, into.buffer], groups);
+      return into;
+    };
+    switch (step.step) {
+      case "put": {
+        const { values, columns } = step;
+        const into = this.#matrix(values.length / columns, columns);
+        if (values.length > 0) this.#write(into, 0, new Float32Array(values));
+        return into;
+      }
+      case "embed": {
+        const slabs = this.#weight(step.weight);
+        return pick(slabs, step.ids, slabs.reduce((sum, { rows }) => sum + rows, 0));
+      }
+      case "pick": {
+        const x = this.#value(step.x);
+        return pick([{ ...x, first: 0 }], step.rows, x.rows);
+      }
+      case "linear": {
+        const x = this.#value(step.x);
+        const slabs = this.#weight(step.weight);
+        const into = this.#matrix(x.rows, slabs.reduce((sum, { rows }) => sum + rows, 0));
+        const bias = step.bias === undefined ? undefined : this.#weight(step.bias)[0]!.buffer;
+        for (const { first, rows: columns, buffer } of slabs) {
+          const biased = Number(bias !== undefined);
+          const task = Uint32Array.of(x.rows, columns, x.quads, first, 4 * into.quads, biased);
+          dispatch(
+            "linear",
+            task,
+            [x.buffer, buffer, bias ?? buffer, into.buffer],
+            [Math.ceil(columns / tile), Math.ceil(x.rows / tile)],
+          );
+        }
+        return into;
+      }
+      case "rmsNorm": {
+        const x = this.#value(step.x);
+        const gain = this.#weight(step.weight)[0]!;
+        const into = this.#matrix(x.rows, x.columns);
+        const groups = x.columns / gain.columns;
+        const count = x.rows * groups;
+        const task = Uint32Array.of(gain.columns, groups, 4 * x.quads, count, 0);
+        new Float32Array(task.buffer)[4] = step.epsilon;
+        dispatch("rmsNorm", task, [x.buffer, gain.buffer, into.buffer], grid(count));
+        return into;
+      }
+      case "rope": {
+        const x = this.#value(step.x);
+        const into = this.#matrix(x.rows, x.columns);
+        const half = step.headDim / 2;
+        const heads = x.columns / step.headDim;
+        const count = x.rows * heads * half;
+        const turns = [step.turns.cos, step.turns.sin].map((values) => outside(values, storage));
+        dispatch(
+          "rope",
+          Uint32Array.of(half, heads, 4 * x.quads, count),
+          [x.buffer, ...turns, into.buffer],
+          grid(Math.ceil(count / lanes)),
+        );
+        return into;
+      }
+      case "swiglu":
+        return both("swiglu", this.#value(step.gate), this.#value(step.up));
+      case "add":
+        return both("add", this.#value(step.a), this.#value(step.b));
+    }
+  }
+
+  close(): void {
+    for (const { buffer } of [...this.#weights.values()].flat()) buffer.destroy();
+    for (const { buffer } of this.#values.values()) buffer.destroy();
+    this.#weights.clear();
+    this.#values.clear();
+  }
+}

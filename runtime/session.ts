@@ -1,0 +1,186 @@
+/**
+ * The driver of a model: starts its ranks, and lets sequences grow turn by turn. Whatever is longer than what ranks should
+ * hold activations of at once comes in several turns.
+ *
+ * @module
+ */
+import { Deferred, Effect, type Scope } from "effect";
+import { chunkFor } from "./attend.ts";
+import { Crew } from "./crew.ts";
+import type { DType } from "./dtype.ts";
+import type { FrameRejected, LinkError, RankFailed } from "./errors.ts";
+import type { Inference } from "./inference.ts";
+import { newRun } from "./job.ts";
+import { type Link, Links } from "./link.ts";
+import { sealMark } from "./manifest.ts";
+import { from, placementOf, positionsOf } from "./placement.ts";
+import type { Interval } from "./timeline.ts";
+import { receiveBytes, sendBytes } from "./transfer.ts";
+import { countsOf, encodeTurn, type Growth, transfersOf, type Turn } from "./turn.ts";
+
+/** A model on a crew. */
+export interface SessionOptions {
+  /** Of its files. */
+  readonly model: string;
+  readonly vocabulary: number;
+  readonly ring: number;
+  /** Tokens that every layer sees at most; as many as it was made for by default. */
+  readonly window?: number;
+  /** Format in which keys and values are held; float32 by default. */
+  readonly cache?: DType;
+  /** New tokens on a rank in one turn, at most: its activations are of so many. */
+  readonly rowsAtOnce?: number;
+  readonly interval?: (interval: Interval) => Effect.Effect<void>;
+}
+
+/** Tokens that come to a sequence. */
+export interface Extension {
+  readonly sequence: number;
+  readonly ids: ArrayLike<number>;
+  /** Of how many of them, from the last one backwards, the logits are asked for; of the last one by default. */
+  readonly wanted?: number;
+}
+
+/** What ends a session. */
+export type SessionError = FrameRejected | LinkError | RankFailed;
+
+/** A model that runs. */
+export interface Session {
+  /** Lets sequences grow at once, and gives the logits of each, [wanted, vocabulary] in the order of its tokens. */
+  readonly extend: (
+    extensions: ReadonlyArray<Extension>,
+  ) => Effect.Effect<ReadonlyArray<Float32Array>, SessionError>;
+  /** Forgets sequences with the next turn. */
+  readonly drop: (sequence: number) => void;
+  /** Tokens of a sequence that are there. */
+  readonly lengthOf: (sequence: number) => number;
+}
+
+/** A piece of an extension, in one turn. */
+interface Piece {
+  readonly growth: Growth;
+  readonly ids: ArrayLike<number>;
+}
+
+/** Sends a turn to a rank and takes its logits, [tokens, vocabulary]. */
+const askRank = Effect.fnUntraced(function* (
+  link: Link,
+  job: Inference,
+  rank: number,
+  n: number,
+  turn: Turn,
+  ids: Uint32Array,
+  vocabulary: number,
+) {
+  const transfers = transfersOf(job, rank, n);
+  const text = encodeTurn(turn);
+  yield* sendBytes(link, transfers.length, sealMark(text.length));
+  yield* sendBytes(link, transfers.turn(text.length), text);
+  yield* sendBytes(
+    link,
+    transfers.ids(ids.length),
+    new Uint8Array(ids.buffer, ids.byteOffset, ids.byteLength),
+  );
+  const { wanted } = countsOf(turn, job.ring, rank);
+  const bytes = yield* receiveBytes(link, transfers.logits(4 * wanted * vocabulary));
+  return new Float32Array(bytes.buffer);
+});
+
+/** Starts a model on a crew; it ends with the scope. */
+export const openSession = Effect.fn("openSession")(function* (
+  { model, vocabulary, ring, cache = "f32", rowsAtOnce = 2048, window, interval }: SessionOptions,
+): Effect.fn.Return<Session, SessionError, Scope.Scope | Crew | Links> {
+  const crew = yield* Crew;
+  const links = yield* Links;
+  const job: Inference = {
+    ...{ kind: "model", run: yield* newRun, epoch: 0, model, ring, cache },
+    chunkBytes: chunkFor(links.maxFrame),
+    ...(window === undefined ? {} : { window }),
+  };
+  const failure = yield* Deferred.make<never, SessionError>();
+  const blame = (error: SessionError) => Effect.asVoid(Deferred.fail(failure, error));
+  const sound = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
+    Effect.raceFirst(effect, Deferred.await(failure));
+  const ranks = Array.from({ length: ring }, (_, rank) => rank);
+  if (crew.ended !== undefined) {
+    const { ended } = crew;
+    yield* Effect.addFinalizer(() => ended(job.run));
+  }
+  for (const rank of ranks) {
+    yield* crew.run(job, rank, {
+      interval: interval ?? (() => Effect.void),
+      beat: () => Effect.void,
+      finished: () => Effect.void,
+      failed: blame,
+    }).pipe(Effect.catch(blame), Effect.forkScoped);
+  }
+  const opened = yield* sound(Effect.forEach(
+    ranks,
+    (peer) => links.open({ run: job.run, epoch: 0, self: "driver", peer }),
+    { concurrency: "unbounded" },
+  ));
+
+  const lengths = new Map<number, number>();
+  const dropped: Array<number> = [];
+  let turns = 0;
+  /** One turn, whose logits come in the order of the tokens of each sequence. */
+  const turn = Effect.fnUntraced(function* (pieces: ReadonlyArray<Piece>) {
+    const n = turns++;
+    const said: Turn = {
+      sequences: pieces.map(({ growth }) => growth),
+      dropped: dropped.splice(0),
+    };
+    const placed = pieces.map(({ growth: { past, tokens } }) => placementOf(past, tokens, ring));
+    const found = yield* Effect.forEach(ranks, (rank) => {
+      const ids = pieces.flatMap(({ ids, growth: { past } }, i) =>
+        positionsOf(placed[i]![rank]!).map((position) => ids[position - past]!)
+      );
+      return askRank(opened[rank]!, job, rank, n, said, Uint32Array.from(ids), vocabulary);
+    }, { concurrency: "unbounded" });
+    const at = ranks.map(() => 0);
+    return pieces.map(({ growth: { past, tokens, wanted } }, i) => {
+      const all = new Float32Array(wanted * vocabulary);
+      const first = past + tokens - wanted;
+      for (const rank of ranks) {
+        for (const position of positionsOf(from(placed[i]![rank]!, first))) {
+          const row = found[rank]!.subarray(at[rank]!, at[rank]! += vocabulary);
+          all.set(row, (position - first) * vocabulary);
+        }
+      }
+      return all;
+    });
+  });
+
+  const extend: Session["extend"] = Effect.fnUntraced(function* (extensions) {
+    const most = rowsAtOnce * ring;
+    const logits: Array<Float32Array> = [];
+    // What is long comes alone, piece by piece; what is left of all comes at once.
+    const ends: Array<Piece> = [];
+    for (const { sequence, ids, wanted = 1 } of extensions) {
+      let at = 0;
+      const past = () => lengths.get(sequence) ?? 0;
+      while (ids.length - at > Math.max(most, wanted)) {
+        const piece = Array.prototype.slice.call(ids, at, at + most);
+        yield* turn([{
+          growth: { id: sequence, past: past(), tokens: piece.length, wanted: 0 },
+          ids: piece,
+        }]);
+        lengths.set(sequence, past() + piece.length);
+        at += most;
+      }
+      const rest = Array.prototype.slice.call(ids, at);
+      ends.push({ growth: { id: sequence, past: past(), tokens: rest.length, wanted }, ids: rest });
+      lengths.set(sequence, past() + rest.length);
+    }
+    logits.push(...yield* turn(ends));
+    return logits;
+  }, sound);
+  return {
+    extend,
+    drop: (sequence) => {
+      lengths.delete(sequence);
+      dropped.push(sequence);
+    },
+    lengthOf: (sequence) => lengths.get(sequence) ?? 0,
+  };
+});
