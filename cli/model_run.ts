@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { Effect, Schedule } from "effect";
+import { Effect, Exit, Schedule, Scope } from "effect";
 import { openModel } from "../plugins/models.ts";
 import { openSession } from "../runtime/session.ts";
 import type { DType } from "../runtime/dtype.ts";
@@ -52,7 +52,15 @@ export const runModel = Effect.fn("runModel")(function* (
       )
       : Effect.void;
   const openWith = Effect.fnUntraced(function* (ring: number | undefined) {
-    const crew = yield* findCrew({ ...flags, ring, link, devices, model: { folder, progress } });
+    // The session says goodbye to its members before they are let go.
+    const scope = yield* Effect.acquireRelease(
+      Scope.make(),
+      (scope) => Scope.close(scope, Exit.void),
+    );
+    const crew = yield* Scope.provide(
+      findCrew({ ...flags, ring, link, devices, model: { folder, progress } }),
+      scope,
+    );
     const session = yield* openSession({
       ...{ model: folder.hash, vocabulary: folder.model.vocabulary, ring: crew.ring },
       cache: flags.cache,

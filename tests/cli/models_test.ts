@@ -22,7 +22,8 @@ const common = ["--device", "reference"];
 
 const logitsOf = async (folder: string, ...args: ReadonlyArray<string>) => {
   await Deno.writeTextFile(`${folder}/ids.json`, JSON.stringify(ids));
-  const flags = ["--tokens", `${folder}/ids.json`, "--out", `${folder}/out`, "--last", "9"];
+  const flags = ["--tokens", `${folder}/ids.json`, "--out", `${folder}/out`];
+  if (!args.includes("--last")) flags.push("--last", "9");
   return await annulus(["logits", `${folder}/model`, ...flags, ...common, ...args, "--json"]);
 };
 
@@ -135,9 +136,9 @@ inFolder("a constructed model goes on with what followed", async (folder) => {
   const run = (...args: ReadonlyArray<string>) =>
     annulus([
       ...["generate", `${folder}/model`, "The whale was", "--file", `${folder}/book.txt`],
-      ...["--device", "cpu", "--ring", "2", "--max-tokens", "40", ...args],
+      ...["--device", "cpu", "--ring", "2", ...args],
     ]);
-  const { code, stdout, stderr } = await run("--stop", ".\n");
+  const { code, stdout, stderr } = await run("--stop", ".\n", "--max-tokens", "40");
   assert.equal(code, 0, stderr);
   assert.equal(stdout, " white, said Ishmael\n");
   assert.match(stderr, /^annulus: \d+ tokens of .*book\.txt$/m);
