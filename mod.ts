@@ -52,6 +52,7 @@ export {
 } from "./plugins/attention.ts";
 export { cpu, cpuWith } from "./plugins/cpu.ts";
 export { inProcess, memoryLinks, type MemoryLinksOptions } from "./plugins/memory.ts";
+export { type ModelFolder, modelsIn, openModel } from "./plugins/models.ts";
 export { type ClusterOptions, onCluster } from "./plugins/nats_cluster.ts";
 export { connectNats, type Nats, type NatsOptions } from "./plugins/nats.ts";
 export { type NatsAccess } from "./plugins/nats_connection.ts";
@@ -67,6 +68,7 @@ export {
   type BackwardAccumulator,
   type BlockGradients,
   Device,
+  type Programs,
 } from "./runtime/device.ts";
 export { deviceInWorker, type WorkerSpec } from "./runtime/device_worker.ts";
 export { serveDevice, Unavailable } from "./runtime/device_worker_guest.ts";
@@ -98,6 +100,7 @@ export { type HeadProduct, type HeadVectors } from "./runtime/head_product.ts";
 export { type Ends, type Link, Links, type Slot } from "./runtime/link.ts";
 export { asLse, type Lse, lseOf } from "./runtime/lse.ts";
 export { allows, type Band, unbounded } from "./runtime/mask.ts";
+export { type LoadedModel, type Model, Models, type Projected } from "./runtime/model.ts";
 export {
   balanceOf,
   type BlockPlan,
@@ -110,7 +113,22 @@ export {
   type StepPlan,
 } from "./runtime/plan.ts";
 export { chooseDevice, type DevicePlugin } from "./runtime/plugin.ts";
+export {
+  type Program,
+  type ProgramKernel,
+  ProgramWriter,
+  type Step,
+  type Turns,
+  type WeightSpec,
+} from "./runtime/program.ts";
 export { type RankSummary } from "./runtime/rank.ts";
+export {
+  type Extension,
+  openSession,
+  type Session,
+  type SessionError,
+  type SessionOptions,
+} from "./runtime/session.ts";
 export { countUpTo, positionAt, type Span } from "./runtime/span.ts";
 export { chromeTrace, hiddenFraction, type Interval } from "./runtime/timeline.ts";
 export {

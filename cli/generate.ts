@@ -109,7 +109,7 @@ export const runGenerate = Effect.fn("runGenerate")(function* (flags: GenerateFl
   }
   let ring = 0;
   const engine = yield* startEngine({
-    open: Effect.map(open, ({ crew, session }) => {
+    open: Effect.map(open(ids.length + flags.maxTokens), ({ crew, session }) => {
       ring = crew.ring;
       return session;
     }),

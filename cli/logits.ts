@@ -55,7 +55,7 @@ export const runLogits = Effect.fn("runLogits")(function* (flags: LogitsFlags) {
     [{ name: "logits", dtype: "F32", shape }],
     { format: `annulus ${version}` },
   );
-  const { crew, session } = yield* open;
+  const { crew, session } = yield* open(ids.length);
   const [logits] = yield* session.extend([{ sequence: 0, ids, wanted: flags.last }]);
   yield* writer.write("logits", [{ offset: 0, length: logits!.length }], bytesOf(logits!));
   yield* writer.commit;

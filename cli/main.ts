@@ -13,6 +13,7 @@ import { dtypes } from "../runtime/dtype.ts";
 import { runAttend } from "./attend_command.ts";
 import { runBench, showKept } from "./bench.ts";
 import { runCerts } from "./certs.ts";
+import { runChat } from "./chat.ts";
 import { misuse, runCommandLine } from "./command_line.ts";
 import { runDemo } from "./demo.ts";
 import { devices } from "./devices.ts";
@@ -26,6 +27,7 @@ import { print } from "./output.ts";
 import { runPlan } from "./plan.ts";
 import { runPluginCheck, writePlugin } from "./plugin.ts";
 import { runMain } from "./platform.ts";
+import { runPull } from "./pull.ts";
 import { runResume } from "./resume.ts";
 import { runServe } from "./serve.ts";
 import { runUp } from "./up.ts";
@@ -265,6 +267,42 @@ const generate = Command.make(
   runGenerate,
 ).pipe(Command.withDescription("Goes on with a text"));
 
+const chat = Command.make(
+  "chat",
+  {
+    ...modelFlags,
+    file: Flag.String("file").pipe(
+      Flag.atLeast(0),
+      Flag.withDescription("A text file, or a folder of such, to talk about"),
+    ),
+    system: optional(
+      Flag.String("system").pipe(Flag.withDescription("What the model is told before all else")),
+    ),
+    ...samplingFlags,
+  },
+  runChat,
+).pipe(Command.withDescription("A conversation, a question a line"));
+
+const pull = Command.make(
+  "pull",
+  {
+    name: Argument.String("ORG/NAME"),
+    revision: Flag.String("revision").pipe(Flag.withDefault("main")),
+    out: optional(
+      Flag.String("out").pipe(
+        Flag.withDescription("Where to put it; a folder of its name by default"),
+      ),
+    ),
+    offline: boolean("offline").pipe(
+      Flag.withDescription("Ask nobody: only look whether all is there as it was"),
+    ),
+    json,
+  },
+  runPull,
+).pipe(
+  Command.withDescription("Fetches a model from the Hugging Face hub, or from HF_ENDPOINT"),
+);
+
 const serve = Command.make(
   "serve",
   {
@@ -282,6 +320,11 @@ const serve = Command.make(
       ),
     ),
     seed: samplingFlags.seed,
+    kept: Flag.Int("kept").pipe(
+      atLeast(0),
+      Flag.withDefault(2 ** 17),
+      Flag.withDescription("Tokens of texts that have ended, kept for those that begin like them"),
+    ),
   },
   runServe,
 ).pipe(Command.withDescription("A model behind the OpenAI API"));
@@ -493,7 +536,9 @@ const annulus = Command.make("annulus").pipe(
   Command.withSubcommands([
     attend,
     resume,
+    pull,
     generate,
+    chat,
     logits,
     serve,
     needle,

@@ -6,6 +6,7 @@
  */
 import { Effect, Exit, Schedule, Scope } from "effect";
 import { openModel } from "../plugins/models.ts";
+import { contextRefusal, longestContext } from "../runtime/context.ts";
 import { openSession } from "../runtime/session.ts";
 import type { DType } from "../runtime/dtype.ts";
 import { InvalidProblem } from "../runtime/errors.ts";
@@ -31,7 +32,10 @@ export interface ModelFlags extends AccessFlags {
 /** Nodes that a lost session has left may not know it yet. */
 const waitForNodes = { times: 20, schedule: Schedule.spaced("500 millis") };
 
-/** Opens the folder, and says how to find or start a crew that runs the model: once, and again after it was lost. */
+/**
+ * Opens the folder, and says how to find or start a crew that runs the model with so many tokens: once, and again after it
+ * was lost.
+ */
 export const runModel = Effect.fn("runModel")(function* (
   flags: ModelFlags & { readonly window?: number | undefined },
 ) {
@@ -51,7 +55,7 @@ export const runModel = Effect.fn("runModel")(function* (
         done < all ? `\x1b[2K\rloading ${sizeInWords(done)} of ${sizeInWords(all)}` : "\x1b[2K\r",
       )
       : Effect.void;
-  const openWith = Effect.fnUntraced(function* (ring: number | undefined) {
+  const openWith = Effect.fnUntraced(function* (ring: number | undefined, tokens: number) {
     // The session says goodbye to its members before they are let go.
     const scope = yield* Effect.acquireRelease(
       Scope.make(),
@@ -61,25 +65,32 @@ export const runModel = Effect.fn("runModel")(function* (
       findCrew({ ...flags, ring, link, devices, model: { folder, progress } }),
       scope,
     );
+    const placing = {
+      ...{ model: folder.model, ring: crew.ring, cache: flags.cache, memory: crew.memory },
+      together: link === "memory",
+    };
+    const refusal = contextRefusal(placing, tokens);
+    if (refusal !== undefined) return yield* refusal;
     const session = yield* openSession({
       ...{ model: folder.hash, vocabulary: folder.model.vocabulary, ring: crew.ring },
       cache: flags.cache,
       ...(flags.window === undefined ? {} : { window: flags.window }),
     }).pipe(Effect.provideContext(crew.services));
-    return { crew, session };
+    return { crew, session, longest: Math.min(folder.model.longest, longestContext(placing)) };
   });
   let opened = false;
-  const open = Effect.suspend(() => {
-    if (!opened || flags.cluster === undefined) {
-      opened = true;
-      return openWith(flags.ring);
-    }
-    // With whoever is left.
-    return Effect.retry(openWith(undefined), {
-      ...waitForNodes,
-      while: (error) => error._tag === "NotEnoughNodes",
+  const open = (tokens: number) =>
+    Effect.suspend(() => {
+      if (!opened || flags.cluster === undefined) {
+        opened = true;
+        return openWith(flags.ring, tokens);
+      }
+      // With whoever is left.
+      return Effect.retry(openWith(undefined, tokens), {
+        ...waitForNodes,
+        while: (error) => error._tag === "NotEnoughNodes",
+      });
     });
-  });
   return { folder, open };
 });
 

@@ -132,7 +132,7 @@ export const runNeedle = Effect.fn("runNeedle")(function* (flags: NeedleFlags) {
         found: String(cause),
       }),
   });
-  const { crew, session } = yield* open;
+  const { crew, session } = yield* open(longest);
   const breaks = new Set([".", "\n"].flatMap((end) => tokens.encode(end, false).slice(-1)));
   const terminal = Deno.stderr.isTerminal() && !flags.json;
   const cells: Array<NeedleCell> = [];

@@ -34,6 +34,8 @@ export interface ServeFlags extends ModelFlags {
   /** What clients must know. */
   readonly apiKey: string | undefined;
   readonly seed: number;
+  /** Tokens of texts that have ended and are kept for those that begin like them. */
+  readonly kept: number;
 }
 
 /** Bytes of a request's body, at most. */
@@ -83,10 +85,16 @@ export const runServe = Effect.fn("runServe")(function* (flags: ServeFlags) {
     ...{ temperature: undefined, topK: undefined, topP: undefined, minP: undefined },
     ...{ repetitionPenalty: undefined, seed: flags.seed, stop: [], maxTokens: 0 },
   });
-  const { longest, vocabulary } = folder.model;
+  const { vocabulary } = folder.model;
+  /** Tokens that a text may have here. */
+  let { longest } = folder.model;
   const model = basename(resolve(folder.folder));
   const engine = yield* startEngine({
-    open: Effect.map(open, ({ session }) => session),
+    open: Effect.map(open(0), (opened) => {
+      longest = opened.longest;
+      return opened.session;
+    }),
+    kept: flags.kept,
     tokens,
     piece: tokensAtOnce,
     lost: ({ message }) =>
@@ -184,6 +192,8 @@ export const runServe = Effect.fn("runServe")(function* (flags: ServeFlags) {
         throw error._tag === "Some" ? error.value : new Refusal(499, "the client has gone");
       }
       const pieces = exit.value.filter((said) => "id" in said);
+      const [begin] = exit.value;
+      const cached = begin !== undefined && "read" in begin ? begin.read : 0;
       const text = pieces.map(({ text }) => text).join("");
       return json({
         ...about(form.object),
@@ -191,7 +201,7 @@ export const runServe = Effect.fn("runServe")(function* (flags: ServeFlags) {
           ...{ index: 0, finish_reason: reason(pieces) },
           ...form.choice(text, pieces),
         }],
-        usage: usageOf(asked.prompt.length, pieces.length),
+        usage: usageOf(asked.prompt.length, pieces.length, cached),
       });
     }
     const same = about(form.chunk);
@@ -204,9 +214,16 @@ export const runServe = Effect.fn("runServe")(function* (flags: ServeFlags) {
         ...(withUsage ? { usage: null } : {}),
       });
     let said = 0;
+    let cached: number | undefined;
     const encoder = new TextEncoder();
     const begin = form.begin === undefined ? "" : chunk(form.begin, null);
     const events = say(asked).pipe(
+      Stream.tap((said) =>
+        Effect.sync(() => {
+          if ("id" in said) cached ??= 0;
+          else cached ??= said.read;
+        })
+      ),
       Stream.map((said) =>
         "read" in said
           ? `: ${said.read} of ${said.of} tokens read\n\n`
@@ -220,7 +237,11 @@ export const runServe = Effect.fn("runServe")(function* (flags: ServeFlags) {
       Stream.suspend(() =>
         Stream.make(
           (withUsage
-            ? event({ ...same, choices: [], usage: usageOf(asked.prompt.length, said) })
+            ? event({
+              ...same,
+              choices: [],
+              usage: usageOf(asked.prompt.length, said, cached ?? 0),
+            })
             : "") + "data: [DONE]\n\n",
         )
       ),

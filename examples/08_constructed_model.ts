@@ -11,6 +11,7 @@
  *
  * ```sh
  * deno run -A examples/08_constructed_model.ts DIR
+ * annulus needle DIR --lengths 4k,64k --ring 4 --out needles
  * ```
  *
  * @module
@@ -207,7 +208,7 @@ export const writeConstructedModel = async (folder: string, longest = 2 ** 24): 
 };
 
 if (import.meta.main) {
-  const [folder = "constructed-model"] = Deno.args;
+  const folder = Deno.args[0] ?? await Deno.makeTempDir({ prefix: "annulus-constructed-" });
   await writeConstructedModel(folder);
   console.log(
     `${folder} holds a constructed model: ${grams}-gram induction over bytes, two layers`,

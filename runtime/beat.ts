@@ -6,8 +6,9 @@
  * @module
  */
 import { Effect, Schema } from "effect";
+import { RankFailed } from "./errors.ts";
 import type { Recorder } from "./recorder.ts";
-import { activities, type Activity } from "./timeline.ts";
+import { activities, type Activity, type Interval } from "./timeline.ts";
 
 /** One beat. */
 export const Beat = Schema.Struct({
@@ -74,3 +75,22 @@ export const overdue = ({ at, ranks, doing }: Beat, longest: number | undefined)
   const waited = since.length === 0 ? 0 : at - Math.min(...since);
   return waited > queued * ranks * one ? waited : 0;
 };
+
+/** Hears of a run's ranks, and says of one that its device is stuck. */
+export class Watch {
+  #longest: number | undefined;
+
+  /** The longest block so far is the measure. */
+  see({ activity, begin, end }: Interval): void {
+    if (activity === "compute") this.#longest = Math.max(this.#longest ?? 0, end - begin);
+  }
+
+  /** The failure of a rank whose device has been busy with one thing for far too long. */
+  verdict(beat: Beat): RankFailed | undefined {
+    const milliseconds = overdue(beat, this.#longest);
+    if (milliseconds === 0) return undefined;
+    const seconds = (milliseconds / 1000).toFixed(0);
+    const reason = `its device has been busy with one thing for ${seconds} s`;
+    return new RankFailed({ rank: beat.rank, node: "its node", tag: "Stuck", reason });
+  }
+}

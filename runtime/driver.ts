@@ -5,7 +5,7 @@
  */
 import { Clock, Deferred, Effect, Fiber, Result } from "effect";
 import { outsideOfThreads } from "./attention_files.ts";
-import { type Beat, overdue } from "./beat.ts";
+import { type Beat, Watch } from "./beat.ts";
 import { type Checkpoints, receiveCheckpoints } from "./checkpoint.ts";
 import { Crew, type Regrouped } from "./crew.ts";
 import {
@@ -85,22 +85,15 @@ const runEpoch = Effect.fnUntraced(function* (
   const firstFailure = yield* Deferred.make<never, Failure>();
   const summaries = yield* Effect.forEach(plan.ranks, () => Deferred.make<RankSummary>());
   const blame = (error: Failure) => Deferred.fail(firstFailure, error);
-  let longest: number | undefined;
+  const watch = new Watch();
   const observer = {
     interval: (interval: Interval) => {
-      if (interval.activity === "compute") {
-        longest = Math.max(longest ?? 0, interval.end - interval.begin);
-      }
+      watch.see(interval);
       return heard.interval(interval);
     },
     beat: (beat: Beat) => {
-      const milliseconds = overdue(beat, longest);
-      if (milliseconds === 0) return heard.beat(beat);
-      const reason = `its device has been busy with one thing for ${
-        (milliseconds / 1000).toFixed(0)
-      } s`;
-      const { rank } = beat;
-      return Effect.asVoid(blame(new RankFailed({ rank, node: "its node", tag: "Stuck", reason })));
+      const stuck = watch.verdict(beat);
+      return stuck === undefined ? heard.beat(beat) : Effect.asVoid(blame(stuck));
     },
     finished: (summary: RankSummary) => Deferred.succeed(summaries[summary.rank]!, summary),
     failed: blame,

@@ -40,6 +40,18 @@ export const decode = (dtype: DType, bytes: Uint8Array): Float32Array<ArrayBuffe
   return new Float32Array(words.buffer);
 };
 
+/** The same into memory that is there. */
+export const decodeInto = (into: Float32Array, dtype: DType, bytes: Uint8Array): void => {
+  const { buffer, byteOffset, byteLength } = bytes;
+  const count = byteLength / elementBytes(dtype);
+  if (byteOffset % elementBytes(dtype) !== 0) return into.set(decode(dtype, bytes));
+  if (dtype === "f32") return into.set(new Float32Array(buffer, byteOffset, count));
+  if (dtype === "f16") return into.set(new Float16Array(buffer, byteOffset, count));
+  const upper = new Uint16Array(buffer, byteOffset, count);
+  const words = new Uint32Array(into.buffer, into.byteOffset, count);
+  for (let i = 0; i < count; i++) words[i] = upper[i]! << 16;
+};
+
 /** float32 values as elements of `dtype`, rounded to nearest even; always a copy. */
 export const encode = (dtype: DType, values: Float32Array): Uint8Array<ArrayBuffer> => {
   if (dtype === "f32") return new Uint8Array(Float32Array.from(values).buffer);

@@ -5,7 +5,7 @@
  * | tag | whose turn it is |
  * | --- | --- |
  * | `InvalidProblem`, `VariantInvalid`, `PlanRefused`, `TensorInvalid`, `FileInvalid`, `ModelInvalid` | the caller: change the input or a flag |
- * | `DeviceUnavailable`, `ServerUnavailable`, `NotEnoughNodes`, `NotPermitted`, `VersionMismatch`, `NodeRefused` | the operator: install, start or update something |
+ * | `DeviceUnavailable`, `DownloadFailed`, `ServerUnavailable`, `NotEnoughNodes`, `NotPermitted`, `VersionMismatch`, `NodeRefused` | the operator: install, start or update something |
  * | `DeviceFailed`, `LinkFailed`, `LinkClosed`, `FrameRejected`, `RankFailed` | nobody yet: the run is lost, start it again |
  * | `MergeViolation`, `NonFinite`, `NotExact` | us: the answer would have been wrong, so there is none |
  *
@@ -78,6 +78,18 @@ export class ModelInvalid extends Schema.TaggedError<ModelInvalid>()("ModelInval
 }) {
   override get message() {
     return `Cannot use model "${this.model}": ${this.needed}: found ${this.found}`;
+  }
+}
+
+/** A model could not be fetched, or is not what the server says. */
+export class DownloadFailed extends Schema.TaggedError<DownloadFailed>()("DownloadFailed", {
+  name: Schema.String,
+  file: Schema.String,
+  needed: Schema.String,
+  found: Schema.String,
+}) {
+  override get message() {
+    return `Cannot fetch "${this.file}" of model "${this.name}": ${this.needed}: found ${this.found}`;
   }
 }
 

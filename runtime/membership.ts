@@ -55,7 +55,7 @@ export const Request = Schema.Union([
   Schema.Struct({
     ask: Schema.Literal("offer"),
     version: Schema.String,
-    work: WorkCard,
+    job: WorkCard,
     rank: Schema.Natural,
     /** By rank, the name of the node that has it. */
     members: Schema.Array(Word),

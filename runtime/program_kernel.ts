@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { decode, type DType } from "./dtype.ts";
+import { decodeInto, type DType } from "./dtype.ts";
 import { type HeadProduct, headProduct } from "./head_product.ts";
 import {
   inputsOf,
@@ -166,7 +166,7 @@ export const hostPrograms = (
   };
   return {
     fill: (name: string, first: number, dtype: DType, bytes: Uint8Array) =>
-      weight(name).values.set(decode(dtype, bytes), first),
+      decodeInto(weight(name).values.subarray(first), dtype, bytes),
     run: async ({ steps, kept, given }: Program) => {
       const needed = new Set([...kept, ...given]);
       const lastUse = new Map(steps.flatMap((step, i) => inputsOf(step).map((of) => [of, i])));

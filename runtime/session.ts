@@ -6,6 +6,7 @@
  */
 import { Deferred, Effect, type Scope } from "effect";
 import { chunkFor } from "./attend.ts";
+import { Watch } from "./beat.ts";
 import { Crew } from "./crew.ts";
 import type { DType } from "./dtype.ts";
 import type { FrameRejected, LinkError, RankFailed } from "./errors.ts";
@@ -106,10 +107,17 @@ export const openSession = Effect.fn("openSession")(function* (
     const { ended } = crew;
     yield* Effect.addFinalizer(() => ended(job.run));
   }
+  const watch = new Watch();
   for (const rank of ranks) {
     yield* crew.run(job, rank, {
-      interval: interval ?? (() => Effect.void),
-      beat: () => Effect.void,
+      interval: (seen) => {
+        watch.see(seen);
+        return interval?.(seen) ?? Effect.void;
+      },
+      beat: (beat) => {
+        const stuck = watch.verdict(beat);
+        return stuck === undefined ? Effect.void : blame(stuck);
+      },
       finished: () => Effect.void,
       failed: blame,
     }).pipe(Effect.catch(blame), Effect.forkScoped);

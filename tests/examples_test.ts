@@ -12,6 +12,7 @@ const says: Record<string, RegExp> = {
   "06_attention.ts":
     /packed: \d+ pairs, \d+ bytes moved.*\ncausal: \d+ pairs.*\na ring of four differs from one device by \d/,
   "07_latents.ts": /latents: \d+ bytes moved; keys and values: \d+\n30720 outputs differ by \d/,
+  "08_constructed_model.ts": /holds a constructed model: 5-gram induction over bytes, two layers/,
   "04_gradients.ts":
     /dk of a ring of three says \d.*\nrank 0 sent \d+ bytes of K and V and \d+ of gradients/,
 };

@@ -79,11 +79,12 @@ export class Refusal extends Error {
   }
 }
 
-/** How much was read and said. */
-export const usageOf = (prompt: number, said: number) => ({
+/** How much was read and said, and of what was read, how much was there already. */
+export const usageOf = (prompt: number, said: number, cached: number) => ({
   prompt_tokens: prompt,
   completion_tokens: said,
   total_tokens: prompt + said,
+  prompt_tokens_details: { cached_tokens: cached },
 });
 
 /** Names of tokens and what they had, as `logprobs` of a chat says it. */

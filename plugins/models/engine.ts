@@ -17,15 +17,24 @@ export interface EngineOptions<E> {
   readonly tokens: Pick<TextTokens, "decode">;
   /** Tokens of a prompt that are read in one step. */
   readonly piece: number;
+  /**
+   * Tokens of texts that have ended and are kept, so that what begins like one of them need not be read again; what was
+   * used longest ago goes first. None by default.
+   */
+  readonly kept?: number;
   /** Hears why a session ended that is begun anew. */
   readonly lost?: (error: SessionError) => Effect.Effect<void>;
 }
 
 /** Something that happened to a text. */
 export type Said =
-  /** So many tokens of its prompt are read. */
+  /** So many tokens of its prompt are read; at first, so many were there already. */
   | { readonly read: number; readonly of: number }
   | Piece;
+
+/** Whether a text begins with all of another, and goes on. */
+const begins = (text: ReadonlyArray<number>, other: ReadonlyArray<number>): boolean =>
+  other.length < text.length && other.every((id, i) => id === text[i]);
 
 /** Runs texts. */
 export interface Engine<E> {
@@ -50,9 +59,11 @@ const patience = 3;
 
 /** Starts an engine; it ends with the scope, and so does what it is saying. */
 export const startEngine = Effect.fn("startEngine")(function* <E>(
-  { open, tokens, piece, lost = () => Effect.void }: EngineOptions<E>,
+  { open, tokens, piece, kept = 0, lost = () => Effect.void }: EngineOptions<E>,
 ): Effect.fn.Return<Engine<E>, E, Scope.Scope> {
   const texts = new Map<number, Text<E>>();
+  /** Texts that have ended, as far as the session has them, from the one that was used longest ago on. */
+  const ended = new Map<number, ReadonlyArray<number>>();
   const arrivals = yield* Queue.unbounded<void>();
   let nextId = 0;
   const outer = yield* Effect.scope;
@@ -83,7 +94,26 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
     }
   });
   const drop = (id: number) => {
-    if (texts.delete(id)) session.drop(id);
+    const text = texts.get(id);
+    if (text === undefined) return;
+    texts.delete(id);
+    ended.set(id, text.continuation.all.slice(0, session.lengthOf(id)));
+    let sum = [...ended.values()].reduce((sum, { length }) => sum + length, 0);
+    for (const [id, { length }] of ended) {
+      if (sum <= kept) break;
+      sum -= length;
+      ended.delete(id);
+      session.drop(id);
+    }
+  };
+  /** The longest text that has ended and with which this one begins. */
+  const known = (prompt: ReadonlyArray<number>) => {
+    let best: readonly [id: number, length: number] | undefined;
+    for (const [id, text] of ended) {
+      if (text.length > (best?.[1] ?? 0) && begins(prompt, text)) best = [id, text.length];
+    }
+    if (best !== undefined) ended.delete(best[0]);
+    return best;
   };
   let failures = 0;
   const failAll = (error: E | SessionError) =>
@@ -96,6 +126,7 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
   /** Begins anew: every text must be read again. */
   const again = (error: SessionError) =>
     Effect.gen(function* () {
+      ended.clear();
       yield* Scope.close(scope, Exit.void);
       scope = yield* Scope.fork(outer);
       if (++failures > patience) return yield* Effect.fail(error);
@@ -118,14 +149,17 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
     say: (asked) =>
       Stream.unwrap(Effect.gen(function* () {
         const heard = yield* Queue.unbounded<Said, E | SessionError>();
-        const id = nextId++;
         yield* Effect.acquireRelease(
           Effect.sync(() => {
+            const { prompt } = asked;
+            const [id, read] = known(prompt) ?? [nextId++, 0];
             const continuation = new Continuation(asked, tokens);
-            texts.set(id, { id, asked, continuation, heard, next: asked.prompt });
+            texts.set(id, { id, asked, continuation, heard, next: prompt.slice(read) });
+            Queue.offerUnsafe(heard, { read, of: prompt.length });
             Queue.offerUnsafe(arrivals, undefined);
+            return id;
           }),
-          () => Effect.sync(() => drop(id)),
+          (id) => Effect.sync(() => drop(id)),
         );
         return Stream.takeUntil(
           Stream.fromQueue(heard),

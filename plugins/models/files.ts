@@ -175,15 +175,20 @@ export const fillWeights = Effect.fn("fillWeights")(function* (
     rows * columns * elementBytes(formats.get(files.get(name)!.tensor(name)!.dtype)!);
   const all = weights.reduce((sum, weight) => sum + bytesIn(weight), 0);
   let done = 0;
+  // Read into memory of its own, which a file call needs, and handed over in memory that a Worker shares.
+  const piece = new Uint8Array(pieceBytes);
+  const shared = new Uint8Array(new SharedArrayBuffer(pieceBytes));
   for (const { name, rows, columns } of weights) {
     const file = files.get(name)!;
     const dtype = formats.get(file.tensor(name)!.dtype)!;
     const elements = pieceBytes / elementBytes(dtype);
     for (let offset = 0; offset < rows * columns; offset += elements) {
       const length = Math.min(elements, rows * columns - offset);
-      const bytes = yield* file.read(name, [{ offset, length }]);
-      yield* programs.fill(name, offset, dtype, bytes);
-      done += bytes.length;
+      const count = length * elementBytes(dtype);
+      yield* file.readInto(name, offset, piece.subarray(0, count));
+      shared.set(piece.subarray(0, count));
+      yield* programs.fill(name, offset, dtype, shared.subarray(0, count));
+      done += count;
       yield* progress(done, all);
     }
   }

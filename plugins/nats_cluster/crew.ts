@@ -170,7 +170,7 @@ export const crewOf = Effect.fn("natsCrew")(function* (
     const failed = (tag: string, reason: string) =>
       blame(tag, new NodeRefused({ node: placeOf(node), reason }).message);
     const bytes = requests.encode({
-      ...{ ask: "offer", version, work: isInference(work) ? work : cardOf(work), rank },
+      ...{ ask: "offer", version, job: isInference(work) ? work : cardOf(work), rank },
       members: roster.ranks,
     });
     if (bytes.length > largestMessage) {

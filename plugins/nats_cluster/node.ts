@@ -246,13 +246,13 @@ export const serveNode = Effect.fn("serveNode")(function* (
       return Effect.as(Effect.timeoutOption(Fiber.join(going), accountWithin), { accepted: true });
     }
     if (request.ask === "regroup") return regroup(request.run, request.epoch);
-    const { version: theirs, work, rank, members } = request;
+    const { version: theirs, job, rank, members } = request;
     const refuse = (reason: string) => Effect.succeed<Answer>({ accepted: false, reason });
     if (theirs !== version) return refuse(`it runs annulus ${version}, the driver ${theirs}`);
-    const ring = "kind" in work ? work.ring : work.weights.length;
+    const ring = "kind" in job ? job.ring : job.weights.length;
     if (rank >= ring) return refuse(`rank ${rank} is none of a ring of ${ring}`);
-    if ("kind" in work) return take(work, rank, members);
-    return Result.match(jobOf(work, known), {
+    if ("kind" in job) return take(job, rank, members);
+    return Result.match(jobOf(job, known), {
       onFailure: refuse,
       onSuccess: (job) => take(job, rank, members),
     });

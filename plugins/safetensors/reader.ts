@@ -31,6 +31,12 @@ export interface SafetensorsFile extends SafetensorsHeader {
     name: string,
     regions: Iterable<Region>,
   ) => Effect.Effect<Uint8Array<ArrayBuffer>, FileInvalid>;
+  /** The bytes of elements of a tensor from `offset` on, as many as there is room for in memory that is there. */
+  readonly readInto: (
+    name: string,
+    offset: number,
+    into: Uint8Array,
+  ) => Effect.Effect<void, FileInvalid>;
 }
 
 /** Opens a file and checks its header. The file is closed with the scope. */
@@ -116,6 +122,28 @@ export const openSafetensors: (
       return packed;
     });
 
-    return { ...header, path, tensor: (name) => header.tensors.get(name), read };
+    const readInto = Effect.fn("SafetensorsFile.readInto")(function* (
+      name: string,
+      offset: number,
+      into: Uint8Array,
+    ) {
+      const attempted = `read tensor ${quoted(name)} of`;
+      const tensor = header.tensors.get(name);
+      if (tensor === undefined) {
+        return yield* invalid(attempted)("the file must have it", namesOf(header));
+      }
+      const length = into.length / (tensor.elementBytes ?? 1);
+      const { ranges: [range] } = yield* Effect.fromResult(
+        rangesOf(attempted, path, tensor, [{ offset, length }]),
+      );
+      if (range === undefined) return;
+      yield* Effect.try({
+        try: () => readAt(file, range.begin, into),
+        catch: (cause) =>
+          invalid(attempted)(`it must keep its ${size} bytes while it is read`, reasonOf(cause)),
+      });
+    });
+
+    return { ...header, path, readInto, tensor: (name) => header.tensors.get(name), read };
   },
 );

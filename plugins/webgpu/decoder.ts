@@ -140,6 +140,7 @@ export class WebgpuPrograms implements ProgramKernel {
   /** Elements `from` … of a matrix, wherever its rows begin. */
   #write({ columns, quads, buffer }: Matrix, from: number, values: Float32Array<ArrayBuffer>) {
     const { queue } = this.#gpu.device;
+    if (values.length === 0) return;
     if (columns === 4 * quads) return queue.writeBuffer(buffer, 4 * from, values);
     for (let at = 0; at < values.length;) {
       const [row, column] = [Math.floor((from + at) / columns), (from + at) % columns];
@@ -220,7 +221,8 @@ export class WebgpuPrograms implements ProgramKernel {
       garbage.push(buffer);
       const bytes = new Uint8Array(data.byteLength);
       bytes.set(new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
-      device.queue.writeBuffer(buffer, 0, bytes);
+      // Deno 2.9 ends the process where there is nothing to write.
+      if (bytes.length > 0) device.queue.writeBuffer(buffer, 0, bytes);
       return buffer;
     };
     const dispatch = (
@@ -277,7 +279,7 @@ export class WebgpuPrograms implements ProgramKernel {
       case "put": {
         const { values, columns } = step;
         const into = this.#matrix(values.length / columns, columns);
-        if (values.length > 0) this.#write(into, 0, new Float32Array(values));
+        this.#write(into, 0, new Float32Array(values));
         return into;
       }
       case "embed": {

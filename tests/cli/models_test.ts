@@ -1,7 +1,7 @@
 /** Commands that run models: `logits`, `generate` and `needle`, and what they refuse. */
 import assert from "node:assert/strict";
 import { writeConstructedModel } from "../../examples/08_constructed_model.ts";
-import { annulus } from "../support/cli.ts";
+import { Annulus, annulus } from "../support/cli.ts";
 import { decoderLogits } from "../support/decoder.ts";
 import { inFolder } from "../support/in_folder.ts";
 import {
@@ -145,3 +145,42 @@ inFolder("a constructed model goes on with what followed", async (folder) => {
   const json = JSON.parse((await run("--json", "--max-tokens", "6")).stdout);
   assert.deepEqual([json.text, json.end, json.tokens.length], [" white", "length", 6]);
 });
+
+inFolder("a conversation reads a file once, and each question alone", async (folder) => {
+  await writeConstructedModel(`${folder}/model`);
+  const book = `${hay(500)}\nThe ship=Pequod;\nThe captain=Ahab;\n`;
+  await Deno.writeTextFile(`${folder}/book.txt`, book);
+  await using chat = new Annulus([
+    ...["chat", `${folder}/model`, "--file", `${folder}/book.txt`, "--device", "cpu"],
+    ...["--ring", "2", "--stop", ";", "--max-tokens", "20", "--json"],
+  ], { stdin: true });
+  await chat.write("The ship=\n");
+  const first = JSON.parse(await chat.line(/^\{/));
+  assert.equal(first.text, "Pequod");
+  assert.equal(first.usage.cached_tokens, 0);
+  await chat.write(";And the captain=\n");
+  const second = JSON.parse(await chat.line(/^\{/, 2));
+  assert.equal(second.text, "Ahab");
+  assert.equal(
+    second.usage.cached_tokens,
+    first.usage.prompt_tokens + first.text.length,
+  );
+  await chat.closeStdin();
+  assert.equal((await chat.finished()).code, 0);
+});
+
+inFolder(
+  "a text for which there is no room is refused before anything is loaded",
+  async (folder) => {
+    await writeConstructedModel(`${folder}/model`, 2 ** 30);
+    const { code, stderr } = await annulus([
+      ...["generate", `${folder}/model`, "a", "--max-tokens", String(2 ** 29), "--ring", "3"],
+      ...common,
+    ]);
+    assert.equal(code, 1);
+    assert.match(
+      stderr,
+      /^annulus: Cannot place the run: it needs \d+ bytes for weights and activations and \d+ for keys and values of 536870913 tokens on each of 3 ranks: found \d+; \d+ tokens would fit: .*--cache f16\)$/m,
+    );
+  },
+);

@@ -157,7 +157,10 @@ const elementwise: ProgramCase["run"] = Effect.scoped(Effect.gen(function* () {
 }));
 
 const lifetimes: ProgramCase["run"] = Effect.scoped(Effect.gen(function* () {
-  const held = yield* holding([{ name: "w", rows: 2, columns: 3, values: normals(1, 6) }]);
+  const held = yield* holding([
+    { name: "w", rows: 2, columns: 3, values: normals(1, 6) },
+    { name: "g", rows: 1, columns: 3, values: normals(1, 3) },
+  ]);
   const x = normals(2, 12);
   const first = new ProgramWriter();
   const [kept, gone] = [first.keep(first.put(x, 3)), first.put(x, 3)];
@@ -172,10 +175,15 @@ const lifetimes: ProgramCase["run"] = Effect.scoped(Effect.gen(function* () {
   }
   const unknown = yield* refusal(outcome(held, (p) => p.give(p.linear(p.put(x, 3), "odd"))));
   assert.match(unknown.message, /no weight "odd"/);
+  // A rank may have no token of a turn.
+  const none = new Float32Array(0);
   const nothing = yield* outcome(held, (p) => {
-    p.give(p.linear(p.put(new Float32Array(0), 3), "w"));
+    const empty = p.linear(p.put(none, 3), "w");
+    const ids = new Uint32Array(0);
+    p.give(empty, p.rope(empty, 2, { cos: none, sin: none }), p.add(empty, empty));
+    p.give(p.embed("w", ids), p.pick(p.put(x, 3), ids), p.rmsNorm(p.put(none, 3), "g", 1));
   });
-  assert.equal(nothing[0]!.length, 0);
+  assert.deepEqual(nothing.map(({ length }) => length), [0, 0, 0, 0, 0, 0]);
 }));
 
 /** Every case. */

@@ -2,9 +2,13 @@
 import { Effect, Layer } from "effect";
 import assert from "node:assert/strict";
 import { cpu } from "../../plugins/cpu.ts";
+import { libraryName } from "../../plugins/cpu/blas.ts";
 import { inProcess } from "../../plugins/memory.ts";
 import { modelsIn, openModel } from "../../plugins/models.ts";
 import { reference } from "../../plugins/reference.ts";
+import { webgpu } from "../../plugins/webgpu.ts";
+import { findAdapter } from "../../plugins/webgpu/adapter.ts";
+import { findLibrary } from "../../runtime/library.ts";
 import type { DevicePlugin } from "../../runtime/plugin.ts";
 import { openSession, type Session } from "../../runtime/session.ts";
 import { decoderLogits } from "../support/decoder.ts";
@@ -17,6 +21,19 @@ import {
   writeModel,
 } from "../support/models.ts";
 import { uniform } from "../support/random.ts";
+
+/** Every family on every device and ring takes many minutes; `deno task models` does that. */
+const everything = Deno.env.get("ANNULUS_MODELS") === "all";
+const all = [1, 2, 4, 5];
+/** Devices that are here, with the rings that are tried on them. */
+const devices: ReadonlyArray<{
+  readonly device: DevicePlugin;
+  readonly rings: ReadonlyArray<number>;
+}> = [
+  { device: reference, rings: all },
+  ...(findLibrary(libraryName) === undefined ? [] : [{ device: cpu, rings: [1, 5] }]),
+  ...(await findAdapter() === undefined ? [] : [{ device: webgpu, rings: [2] }]),
+].map(({ device, rings }) => ({ device, rings: everything ? all : rings }));
 
 const idsFor = (seed: number, count: number) => {
   const next = uniform(seed);
@@ -65,8 +82,8 @@ for (const [i, model] of modelCases.entries()) {
     await writeModel(folder, model, tensors, 1 + i % 3);
     const ids = idsFor(i, 61);
     const needed = referenceOf(model, tensors, ids);
-    for (const device of [reference, cpu]) {
-      await onRings(folder, device, [1, 2, 4, 5], (session, ring) =>
+    for (const { device, rings } of devices) {
+      await onRings(folder, device, rings, (session, ring) =>
         Effect.gen(function* () {
           // All at once; in pieces that are multiples of nothing; and token by token at the end.
           const [all] = yield* session.extend([{ sequence: 0, ids, wanted: ids.length }]);
@@ -86,4 +103,45 @@ for (const [i, model] of modelCases.entries()) {
         }));
     }
   });
+}
+
+for (const [i, model] of modelCases.entries()) {
+  inFolder(
+    `${model.name}: the most likely tokens are the same on every ring and device, 128 of 128`,
+    async (folder) => {
+      const tensors = tensorsFor(model, 1000 * i);
+      await writeModel(folder, model, tensors);
+      const prompt = idsFor(i, 19);
+      const all: Array<ReadonlyArray<number>> = [];
+      for (const { device, rings } of devices) {
+        // Each token waits for the device several times, which takes 10 ms each on this one.
+        if (device === webgpu && !everything) continue;
+        await onRings(
+          folder,
+          device,
+          everything ? rings : rings.slice(-1),
+          (session, ring) =>
+            Effect.gen(function* () {
+              const said: Array<number> = [];
+              let next: ReadonlyArray<number> = prompt;
+              for (let n = 0; n < 128; n++) {
+                const [logits] = yield* session.extend([{ sequence: ring, ids: next }]);
+                const id = logits!.indexOf(Math.max(...logits!));
+                said.push(id);
+                next = [id];
+              }
+              all.push(said);
+            }),
+        );
+      }
+      const [first] = all;
+      for (const said of all) assert.deepEqual(said, first);
+      assert.ok(all.length > 0);
+      const needed = referenceOf(model, tensors, [...prompt, ...first!]);
+      const chosen = needed.slice(prompt.length - 1, -1).map((row) =>
+        row.indexOf(Math.max(...row))
+      );
+      assert.deepEqual(first, chosen);
+    },
+  );
 }

@@ -156,6 +156,13 @@ export class Annulus implements AsyncDisposable {
     this.#child.kill(signal);
   }
 
+  /** Writes to standard input. */
+  async write(text: string): Promise<void> {
+    const writer = this.#child.stdin.getWriter();
+    await writer.write(new TextEncoder().encode(text));
+    writer.releaseLock();
+  }
+
   closeStdin(): Promise<void> {
     return this.#child.stdin.close();
   }

@@ -7,6 +7,7 @@ import { Effect } from "effect";
 import type { Device } from "../../runtime/device.ts";
 import { withLatents } from "../../runtime/latent_kernel.ts";
 import type { AttentionKernel } from "../../runtime/kernel.ts";
+import { hostPrograms } from "../../runtime/program_kernel.ts";
 
 const settled = <A>(value: () => A | Promise<A>): Effect.Effect<A> =>
   Effect.promise(() => Promise.resolve(value()));
@@ -21,6 +22,11 @@ export const inProcess = (plain: AttentionKernel): Device["Service"] => {
   const { info, beginBackward } = kernel;
   return {
     info,
+    programs: (weights) =>
+      Effect.map(opened(() => hostPrograms(weights, kernel.product)), ({ fill, run }) => ({
+        fill: (...of) => settled(() => fill(...of)),
+        run: (program) => settled(() => run(program)),
+      })),
     begin: (queries) =>
       Effect.map(opened(() => kernel.begin(queries)), ({ absorb, finish }) => ({
         absorb: (...block) => Effect.as(settled(() => absorb(...block)), 0),

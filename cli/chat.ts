@@ -1,0 +1,93 @@
+/**
+ * `annulus chat`: a conversation at the terminal, over files that come before it. Each question pays only for its own
+ * tokens, as long as the template leaves what was said as it was.
+ *
+ * @module
+ */
+import { Effect, Stream } from "effect";
+import { startEngine } from "../plugins/models/engine.ts";
+import { type ChatMessage, openTokenizer } from "../plugins/models/tokenizer.ts";
+import { InvalidProblem } from "../runtime/errors.ts";
+import { type SamplingFlags, samplingOf, tokensAtOnce } from "./generate.ts";
+import { type ModelFlags, runModel } from "./model_run.ts";
+import { draw, note, print, printPart } from "./output.ts";
+import { textsOf } from "./texts.ts";
+
+/** All that `chat` can be told. */
+export interface ChatFlags extends ModelFlags, SamplingFlags {
+  readonly file: ReadonlyArray<string>;
+  readonly system: string | undefined;
+}
+
+/** Talks until standard input ends. */
+export const runChat = Effect.fn("runChat")(function* (flags: ChatFlags) {
+  const texts = flags.file.length === 0 ? [] : yield* textsOf(flags.file);
+  const { folder, open } = yield* runModel(flags);
+  const tokens = yield* openTokenizer(folder.folder);
+  const { sampling, ends } = yield* samplingOf(folder, flags);
+  let longest = 0;
+  const engine = yield* startEngine({
+    open: Effect.map(open(0), (opened) => {
+      longest = opened.longest;
+      return opened.session;
+    }),
+    tokens,
+    piece: tokensAtOnce,
+    kept: Infinity,
+    lost: ({ message }) => note(`annulus: beginning anew, since: ${message}`),
+  });
+  const terminal = Deno.stdin.isTerminal() && !flags.json;
+  const messages: Array<ChatMessage> = [];
+  if (flags.system !== undefined) messages.push({ role: "system", content: flags.system });
+  let files = texts.map(({ text }) => text).join("\n");
+  const answer = Effect.fnUntraced(function* (question: string) {
+    const content = files === "" ? question : `${files}\n${question}`;
+    files = "";
+    messages.push({ role: "user", content });
+    const prompt = tokens.encode(yield* tokens.chat(messages), false);
+    if (prompt.length + flags.maxTokens > longest) {
+      return yield* new InvalidProblem({
+        what: "the conversation with what is to come",
+        needed: `at most ${longest} tokens`,
+        found: `${prompt.length} and up to ${flags.maxTokens} more`,
+      });
+    }
+    let said = "";
+    let cached: number | undefined;
+    const limits = { most: flags.maxTokens, ends, stops: flags.stop };
+    yield* Stream.runForEach(
+      engine.say({ prompt, sampling, limits }),
+      (heard) =>
+        Effect.suspend(() => {
+          if ("read" in heard) {
+            cached ??= heard.read;
+            return terminal
+              ? draw(`\x1b[2K\r${heard.read} of ${heard.of} tokens read`)
+              : Effect.void;
+          }
+          const clear = terminal && said === "" ? draw("\x1b[2K\r") : Effect.void;
+          said += heard.text;
+          return flags.json ? Effect.void : Effect.andThen(clear, printPart(heard.text));
+        }),
+    );
+    messages.push({ role: "assistant", content: said });
+    if (!flags.json) return yield* print("");
+    yield* print(JSON.stringify({
+      text: said,
+      usage: { prompt_tokens: prompt.length, cached_tokens: cached ?? 0 },
+    }));
+  });
+  const prompted = terminal ? draw("> ") : Effect.void;
+  yield* prompted;
+  yield* Stream.fromReadableStream({
+    evaluate: () => Deno.stdin.readable,
+    onError: () => "the terminal has gone" as const,
+  }).pipe(
+    Stream.catch(() => Stream.empty),
+    Stream.decodeText(),
+    Stream.splitLines,
+    Stream.runForEach((line) =>
+      Effect.andThen(line.trim() === "" ? Effect.void : answer(line), prompted)
+    ),
+  );
+}, Effect.scoped);

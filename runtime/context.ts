@@ -1,0 +1,57 @@
+/**
+ * How long a text a crew can hold: the weights on every rank, and of the keys and values its share.
+ *
+ * @module
+ */
+import { tokenBytesOf } from "./cache.ts";
+import { type DType, elementBytes } from "./dtype.ts";
+import { PlanRefused } from "./errors.ts";
+import type { Model } from "./model.ts";
+
+/** A model on machines. */
+export interface Placing {
+  readonly model: Model;
+  readonly ring: number;
+  /** Format in which keys and values are held. */
+  readonly cache: DType;
+  /** Bytes that each rank has. */
+  readonly memory: number;
+  /** Ranks share one process and with it the weights. */
+  readonly together: boolean;
+}
+
+/** Tokens of a turn on one rank whose activations are there at once, and matrices of them. */
+const [rowsAtOnce, matrices] = [2048, 8];
+
+/** Bytes of weights and activations on a rank: float32, whatever they are in their file. */
+const fixedBytes = ({ model, ring, together }: Placing): number => {
+  const weights = model.weights.reduce((sum, { rows, columns }) => sum + rows * columns, 0);
+  const widest = Math.max(
+    ...model.weights.map(({ rows, columns }) => rows === model.vocabulary ? columns : rows),
+  );
+  return elementBytes("f32") *
+    (weights / (together ? ring : 1) + matrices * rowsAtOnce * widest);
+};
+
+/** Tokens that the crew has room for, of all texts together. */
+export const longestContext = (placing: Placing): number => {
+  const { model, ring, cache, memory } = placing;
+  const perToken = tokenBytesOf({ ...model, dtype: cache });
+  return Math.max(0, Math.floor((memory - fixedBytes(placing)) / perToken)) * ring;
+};
+
+/** The refusal of a text that the crew has no room for, before anything is loaded. */
+export const contextRefusal = (placing: Placing, tokens: number): PlanRefused | undefined => {
+  const { model, ring, cache, memory } = placing;
+  const longest = longestContext(placing);
+  if (tokens <= longest) return undefined;
+  const held = Math.ceil(tokens / ring) * tokenBytesOf({ ...model, dtype: cache });
+  return new PlanRefused({
+    needed: `${Math.ceil(fixedBytes(placing))} bytes for weights and activations and ${held} for ` +
+      `keys and values of ${tokens} tokens on each of ${ring} ranks`,
+    found: `${Math.floor(memory)}`,
+    knob: `${longest} tokens would fit: use a shorter text, more ranks on other machines (--ring)${
+      cache === "f32" ? ", or a narrower format for keys and values (--cache f16)" : ""
+    }`,
+  });
+};
