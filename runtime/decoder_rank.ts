@@ -10,7 +10,7 @@ import { Device } from "./device.ts";
 import { bytesOf } from "./dtype.ts";
 import { FrameRejected, ModelInvalid } from "./errors.ts";
 import type { Inference } from "./inference.ts";
-import { type Ends, type Link, Links, type Slot, slotName } from "./link.ts";
+import { type Ends, Links, type Slot, slotName } from "./link.ts";
 import { openMark } from "./manifest.ts";
 import { Models } from "./model.ts";
 import type { Observer } from "./rank.ts";

@@ -28,7 +28,7 @@ import { Ledger } from "./ledger.ts";
 import { type Job, planOfJob } from "./job.ts";
 import { lackingFor } from "./lacking.ts";
 import { type DeviceInfo, largestHeadDimOf } from "./kernel.ts";
-import { type Ends, type Link, Links, type Slot } from "./link.ts";
+import { type Ends, Links, type Slot } from "./link.ts";
 import { widthOf } from "./latent.ts";
 import { asLse } from "./lse.ts";
 import { manifestOf } from "./manifest.ts";
