@@ -110,7 +110,7 @@ export const forward = (
 
 /** The gradients of one share: dq, and for each step dk and dv of its block. */
 export const backward = (
-  device: Required<Device["Service"]>,
+  device: Required<Pick<Device["Service"], "beginBackward">>,
   { queries, band, steps }: Share,
   outcome: Outcome,
 ) =>
