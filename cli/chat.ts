@@ -9,7 +9,7 @@ import { startEngine } from "../plugins/models/engine.ts";
 import { type ChatMessage, openTokenizer } from "../plugins/models/tokenizer.ts";
 import { InvalidProblem } from "../runtime/errors.ts";
 import { type SamplingFlags, samplingOf, tokensAtOnce } from "./generate.ts";
-import { type ModelFlags, runModel } from "./model_run.ts";
+import { type ModelFlags, mustBeKnown, runModel } from "./model_run.ts";
 import { draw, note, print, printPart } from "./output.ts";
 import { textsOf } from "./texts.ts";
 
@@ -34,6 +34,7 @@ export const runChat = Effect.fn("runChat")(function* (flags: ChatFlags) {
     tokens,
     piece: tokensAtOnce,
     kept: Infinity,
+    room: () => longest,
     lost: ({ message }) => note(`annulus: beginning anew, since: ${message}`),
   });
   const terminal = Deno.stdin.isTerminal() && !flags.json;
@@ -52,6 +53,7 @@ export const runChat = Effect.fn("runChat")(function* (flags: ChatFlags) {
         found: `${prompt.length} and up to ${flags.maxTokens} more`,
       });
     }
+    yield* mustBeKnown(prompt, folder.model.vocabulary);
     let said = "";
     let cached: number | undefined;
     const limits = { most: flags.maxTokens, ends, stops: flags.stop };

@@ -11,7 +11,7 @@ import { openTokenizer } from "../plugins/models/tokenizer.ts";
 import type { ModelFolder } from "../plugins/models.ts";
 import { InvalidProblem } from "../runtime/errors.ts";
 import { misuse } from "./command_line.ts";
-import { type ModelFlags, runModel } from "./model_run.ts";
+import { type ModelFlags, mustBeKnown, runModel } from "./model_run.ts";
 import { draw, note, print, printJson, printPart } from "./output.ts";
 import { textsOf } from "./texts.ts";
 
@@ -99,6 +99,10 @@ export const runGenerate = Effect.fn("runGenerate")(function* (flags: GenerateFl
     ...files.flatMap(({ ids }) => ids),
     ...tokens.encode(prompt, files.length === 0),
   ];
+  if (ids.length === 0) {
+    return yield* misuse("generate needs a token at least: found none in its prompt and files");
+  }
+  yield* mustBeKnown(ids, folder.model.vocabulary);
   const { longest } = folder.model;
   if (ids.length + flags.maxTokens > longest) {
     return yield* new InvalidProblem({

@@ -6,7 +6,7 @@
 import { Effect, Result, Schema } from "effect";
 import { createSafetensors } from "../plugins/safetensors.ts";
 import { bytesOf } from "../runtime/dtype.ts";
-import { FileInvalid } from "../runtime/errors.ts";
+import { FileInvalid, InvalidProblem } from "../runtime/errors.ts";
 import { version } from "../runtime/version.ts";
 import { misuse } from "./command_line.ts";
 import { type ModelFlags, mustBeKnown, runModel } from "./model_run.ts";
@@ -49,6 +49,13 @@ export const runLogits = Effect.fn("runLogits")(function* (flags: LogitsFlags) {
   const began = performance.now();
   const { folder: { model }, open } = yield* runModel(flags);
   yield* mustBeKnown(ids, model.vocabulary);
+  if (ids.length > model.longest) {
+    return yield* new InvalidProblem({
+      what: "the text",
+      needed: `at most the ${model.longest} tokens that the model was made for`,
+      found: String(ids.length),
+    });
+  }
   const shape = [flags.last, model.vocabulary];
   const writer = yield* createSafetensors(
     flags.out,

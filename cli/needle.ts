@@ -14,7 +14,7 @@ import { version } from "../runtime/version.ts";
 import { misuse } from "./command_line.ts";
 import { hide, type Needle, needlesFor } from "./haystack.ts";
 import { heatMap } from "./heat_map.ts";
-import { type ModelFlags, runModel } from "./model_run.ts";
+import { type ModelFlags, mustBeKnown, runModel } from "./model_run.ts";
 import { draw, note, print, printJson, sizeInWords } from "./output.ts";
 import { textsOf } from "./texts.ts";
 
@@ -116,6 +116,16 @@ export const runNeedle = Effect.fn("runNeedle")(function* (flags: NeedleFlags) {
   for (const { text } of yield* textsOf(flags.haystack)) {
     if (hay.length >= longest) break;
     for (const id of tokens.encode(text, false)) hay.push(id);
+  }
+  yield* mustBeKnown(hay, folder.model.vocabulary);
+  const [needle] = needlesFor(0, 1);
+  const least = 2 * flags.needles * tokens.encode(needle!.text, false).length;
+  if (Math.min(...lengths) < 2 * least) {
+    return yield* new InvalidProblem({
+      what: "the shortest text",
+      needed: `at least ${2 * least} tokens, or its needles are all there is`,
+      found: String(Math.min(...lengths)),
+    });
   }
   if (hay.length < longest) {
     return yield* new InvalidProblem({

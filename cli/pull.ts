@@ -25,7 +25,7 @@ export interface PullFlags {
 
 /** What of a repository a model needs. */
 const wanted =
-  /^([\w.-]*config\.json|tokenizer\.json|special_tokens_map\.json|chat_template\.jinja|[\w.-]+\.safetensors(\.index\.json)?)$/;
+  /^([\w.-]*config\.json|tokenizer\.json|special_tokens_map\.json|chat_template\.jinja|(?!consolidated)[\w.-]+\.safetensors(\.index\.json)?)$/;
 
 const Entries = Schema.Array(Schema.Struct({
   type: Schema.String,
@@ -96,6 +96,15 @@ export const runPull = Effect.fn("runPull")(function* (flags: PullFlags) {
     return missing;
   });
 
+  const sumOfPart = Effect.fnUntraced(function* (entry: Entry, part: string) {
+    const hash = hashFor(entry);
+    yield* Effect.tryPromise({
+      try: () => readInto(part, (bytes) => hash.update(bytes)),
+      catch: failed(entry.path, "it must be readable"),
+    });
+    return hash.digest("hex");
+  });
+
   if (offline) {
     const known = yield* Effect.tryPromise({
       try: async (): Promise<unknown> => JSON.parse(await Deno.readTextFile(list)),
@@ -115,15 +124,23 @@ export const runPull = Effect.fn("runPull")(function* (flags: PullFlags) {
     fetch(url, {
       headers: { ...headers, ...(token === undefined ? {} : { authorization: `Bearer ${token}` }) },
     });
-  const tree = `${endpoint}/api/models/${name}/tree/${encodeURIComponent(revision)}?recursive=true`;
   const listed = yield* Effect.tryPromise({
     try: async (): Promise<unknown> => {
-      const response = await ask(tree);
-      if (!response.ok) {
-        await response.body?.cancel();
-        throw new Error(`${response.status} ${response.statusText}`.trim());
+      const all: Array<unknown> = [];
+      let page = `${endpoint}/api/models/${name}/tree/${encodeURIComponent(revision)}`;
+      for (;;) {
+        const response = await ask(page);
+        if (!response.ok) {
+          await response.body?.cancel();
+          throw new Error(`${response.status} ${response.statusText}`.trim());
+        }
+        const entries: unknown = await response.json();
+        if (!Array.isArray(entries)) return entries;
+        all.push(...entries);
+        const [, next] = /<([^>]+)>;\s*rel="next"/.exec(response.headers.get("link") ?? "") ?? [];
+        if (next === undefined) return all;
+        page = new URL(next, page).href;
       }
-      return await response.json();
     },
     catch: failed("its list of files", `${endpoint} must have it`),
   });
@@ -174,19 +191,21 @@ export const runPull = Effect.fn("runPull")(function* (flags: PullFlags) {
       }
       if (at !== entry.size) throw new Error(`${at} of ${entry.size} bytes`);
     };
-    yield* Effect.retry(
+    const fetch = Effect.retry(
       Effect.tryPromise({
         try: fetching,
         catch: failed(entry.path, `${entry.size} bytes must come of it`),
       }),
       tries,
     );
-    const hash = hashFor(entry);
-    yield* Effect.tryPromise({
-      try: () => readInto(part, (bytes) => hash.update(bytes)),
-      catch: failed(entry.path, "it must be readable"),
-    });
-    const sum = hash.digest("hex");
+    const goesOn = (yield* Effect.promise(() => sizeAt(part))) > 0;
+    yield* fetch;
+    // What was there may have been of another revision.
+    if (goesOn && (yield* sumOfPart(entry, part)) !== sumOf(entry)) {
+      yield* Effect.promise(() => Deno.remove(part));
+      yield* fetch;
+    }
+    const sum = yield* sumOfPart(entry, part);
     if (sum !== sumOf(entry)) {
       yield* Effect.promise(() => Deno.remove(part));
       return yield* failed(entry.path, `its hash must be ${sumOf(entry)}`)(sum);

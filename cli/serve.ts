@@ -3,13 +3,14 @@
  *
  * @module
  */
-import { timingSafeEqual } from "node:crypto";
+import { createHash, timingSafeEqual } from "node:crypto";
 import { basename, resolve } from "node:path";
 import { Effect, Exit, Fiber, Metric, Result, Schema, Stream } from "effect";
 import { PrometheusMetrics } from "effect/observability";
 import type { Asked, Piece } from "../plugins/models/continuation.ts";
 import { type Said, startEngine } from "../plugins/models/engine.ts";
 import { openTokenizer } from "../plugins/models/tokenizer.ts";
+import { PortUnavailable } from "../runtime/errors.ts";
 import { isLoopback } from "../plugins/nats_connection.ts";
 import { misuse } from "./command_line.ts";
 import { samplingOf, tokensAtOnce } from "./generate.ts";
@@ -68,13 +69,26 @@ const bodyOf = async <S extends Schema.Decoder<unknown>>(
 /** Says whether a client may ask, in a time that tells nothing of the key. */
 const knows = (request: Request, key: string): boolean => {
   const [, given = ""] = /^Bearer (.*)$/.exec(request.headers.get("authorization") ?? "") ?? [];
-  const digest = (text: string) => new TextEncoder().encode(text.padEnd(256, "\0").slice(0, 256));
+  const digest = (text: string) => createHash("sha256").update(text).digest();
   return timingSafeEqual(digest(given), digest(key));
 };
 
+/** What listens, or why it cannot. */
+const listening = <A>({ host, port }: ServeFlags, listen: () => A) =>
+  Effect.try({
+    try: listen,
+    catch: (cause) =>
+      new PortUnavailable({
+        address: `${host}:${port}`,
+        found: cause instanceof Error ? cause.message : String(cause),
+      }),
+  });
+
 /** Serves until it is interrupted. */
 export const runServe = Effect.fn("runServe")(function* (flags: ServeFlags) {
-  if (!isLoopback(flags.host) && flags.apiKey === undefined) {
+  // One that everybody knows is none.
+  const apiKey = flags.apiKey === "" ? undefined : flags.apiKey;
+  if (!isLoopback(flags.host) && apiKey === undefined) {
     return yield* misuse(
       `--host ${flags.host} lets other machines ask: it needs --api-key, or ANNULUS_API_KEY`,
     );
@@ -95,6 +109,7 @@ export const runServe = Effect.fn("runServe")(function* (flags: ServeFlags) {
       return opened.session;
     }),
     kept: flags.kept,
+    room: () => longest,
     tokens,
     piece: tokensAtOnce,
     lost: ({ message }) =>
@@ -255,7 +270,7 @@ export const runServe = Effect.fn("runServe")(function* (flags: ServeFlags) {
 
   const handle = async (request: Request, gone: Promise<unknown>): Promise<Response> => {
     const { pathname } = new URL(request.url);
-    if (flags.apiKey !== undefined && !knows(request, flags.apiKey)) {
+    if (apiKey !== undefined && !knows(request, apiKey)) {
       throw new Refusal(401, "the API key is not the one of this server", "invalid_api_key");
     }
     const route = `${request.method} ${pathname}`;
@@ -315,10 +330,11 @@ export const runServe = Effect.fn("runServe")(function* (flags: ServeFlags) {
     throw new Refusal(404, `there is no ${route}`, "unknown_url");
   };
 
+  const goodbye = new AbortController();
   const server = yield* Effect.acquireRelease(
-    Effect.sync(() =>
+    listening(flags, () =>
       Deno.serve({
-        ...{ hostname: flags.host, port: flags.port },
+        ...{ hostname: flags.host, port: flags.port, signal: goodbye.signal },
         onListen: () => {},
       }, async (request, { completed }) => {
         completed.catch(() => {}); // the client has gone, and `gone` tells
@@ -334,9 +350,13 @@ export const runServe = Effect.fn("runServe")(function* (flags: ServeFlags) {
         const status = String(response.status);
         await run(Metric.update(Metric.withAttributes(metrics.requests, { status }), 1));
         return response;
-      })
-    ),
-    (server) => Effect.promise(() => server.shutdown()),
+      })),
+    // Streams that are open would hold it until their texts end.
+    (server) =>
+      Effect.promise(() => {
+        goodbye.abort();
+        return server.finished;
+      }),
   );
   const { hostname, port } = server.addr as Deno.NetAddr;
   const url = `http://${hostname.includes(":") ? `[${hostname}]` : hostname}:${port}`;

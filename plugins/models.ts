@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { Effect, Layer, Scope } from "effect";
+import { Effect, Exit, Layer, Scope, Semaphore } from "effect";
 import { Device } from "../runtime/device.ts";
 import { type FileInvalid, ModelInvalid } from "../runtime/errors.ts";
 import { type LoadedModel, type Model, Models } from "../runtime/model.ts";
@@ -72,24 +72,33 @@ export const modelsIn = (
       const { info, programs } = yield* Device;
       const scope = yield* Effect.scope;
       const loaded = new Map(
-        yield* Effect.forEach(folders, ({ hash, folder, model, weights }) => {
-          const load = Effect.gen(function* (): Effect.fn.Return<
-            LoadedModel,
-            Effect.Error<ReturnType<typeof fillWeights>> | ModelInvalid
-          > {
-            if (programs === undefined) {
-              return yield* new ModelInvalid({
-                model: folder,
-                needed: "its device must run programs",
-                found: `"${info.name}", which knows attention alone`,
-              });
-            }
-            const place = yield* Scope.provide(programs(model.weights), scope);
-            yield* fillWeights(model.weights, weights, place, progress);
-            return { model, programs: place };
-          });
-          return Effect.map(Effect.cached(load), (load) => [hash, load] as const);
-        }),
+        yield* Effect.forEach(folders, ({ hash, folder, model, weights }) =>
+          Effect.gen(function* () {
+            const one = yield* Semaphore.make(1);
+            let there: LoadedModel | undefined;
+            const load = Effect.gen(function* () {
+              if (programs === undefined) {
+                return yield* new ModelInvalid({
+                  model: folder,
+                  needed: "its device must run programs",
+                  found: `"${info.name}", which knows attention alone`,
+                });
+              }
+              // What is not loaded to its end leaves no memory behind, and may be tried again.
+              const own = yield* Scope.fork(scope);
+              return yield* Effect.gen(function* () {
+                const place = yield* Scope.provide(programs(model.weights), own);
+                yield* fillWeights(model.weights, weights, place, progress);
+                return there = { model, programs: place };
+              }).pipe(
+                Effect.onExit((exit) =>
+                  Exit.isSuccess(exit) ? Effect.void : Scope.close(own, exit)
+                ),
+              );
+            });
+            const open = Effect.suspend(() => there === undefined ? load : Effect.succeed(there));
+            return [hash, Semaphore.withPermits(one, 1)(open)] as const;
+          })),
       );
       return Models.of({
         open: (hash, size) => {

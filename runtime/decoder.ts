@@ -96,6 +96,7 @@ export class Decoder {
           given[0]!,
           growing.map((one) => width * tokensIn(one[queries][rank]!)),
         );
+        const kept = x;
         const [keys, values] = given.slice(1).map((all) =>
           apart(all, counts.map((count) => model.kvHeads * model.headDim * count))
         );
@@ -110,6 +111,9 @@ export class Decoder {
             ...{ past: one.past, tokens: one.tokens, queries: one[queries], values: asked[i]! },
             ...{ keys: one.sequence.placement, cache: one.sequence.cache },
           })),
+        ).pipe(
+          // The device outlives the session.
+          Effect.onError(() => Effect.ignore(programs.run({ steps: [], kept: [], given: [kept] }))),
         );
         writer = new ProgramWriter();
         const residual = layer === last ? writer.pick(x, rows) : x;

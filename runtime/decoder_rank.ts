@@ -27,13 +27,6 @@ export const inferRank = Effect.fn("inferRank")(function* (
 ) {
   const device = yield* Device;
   const links = yield* Links;
-  const models = yield* Effect.serviceOption(Models);
-  if (Option.isNone(models)) {
-    return yield* new ModelInvalid({
-      ...{ model: job.model, needed: "a member needs its folder (--model)", found: "no model" },
-    });
-  }
-  const { model, programs } = yield* models.value.open(job.model, job.window);
   const recorder = yield* Recorder.start(rank, observer.interval);
   let turns = 0;
   yield* Effect.forkScoped(
@@ -58,6 +51,14 @@ export const inferRank = Effect.fn("inferRank")(function* (
     openAll(peers, { lane: "answers" }),
   ], { concurrency: "unbounded" });
   const driver = opened.get("driver")!;
+  // Only now: it may take minutes, and nobody waits so long for a link to open.
+  const models = yield* Effect.serviceOption(Models);
+  if (Option.isNone(models)) {
+    return yield* new ModelInvalid({
+      ...{ model: job.model, needed: "a member needs its folder (--model)", found: "no model" },
+    });
+  }
+  const { model, programs } = yield* models.value.open(job.model, job.window);
   const decoder = new Decoder({
     ...{ job, rank, model, device, programs, recorder, links: opened, answers },
   });

@@ -5,7 +5,7 @@
  * | tag | whose turn it is |
  * | --- | --- |
  * | `InvalidProblem`, `VariantInvalid`, `PlanRefused`, `TensorInvalid`, `FileInvalid`, `ModelInvalid` | the caller: change the input or a flag |
- * | `DeviceUnavailable`, `DownloadFailed`, `ServerUnavailable`, `NotEnoughNodes`, `NotPermitted`, `VersionMismatch`, `NodeRefused` | the operator: install, start or update something |
+ * | `DeviceUnavailable`, `DownloadFailed`, `PortUnavailable`, `ServerUnavailable`, `NotEnoughNodes`, `NotPermitted`, `VersionMismatch`, `NodeRefused` | the operator: install, start or update something |
  * | `DeviceFailed`, `LinkFailed`, `LinkClosed`, `FrameRejected`, `RankFailed` | nobody yet: the run is lost, start it again |
  * | `MergeViolation`, `NonFinite`, `NotExact` | us: the answer would have been wrong, so there is none |
  *
@@ -201,6 +201,16 @@ export class ServerUnavailable
   }) {
   override get message() {
     return `Cannot use the NATS server "${this.url}": it needs ${this.needed}: found ${this.found}`;
+  }
+}
+
+/** Nobody can listen there. */
+export class PortUnavailable extends Schema.TaggedError<PortUnavailable>()("PortUnavailable", {
+  address: Schema.String,
+  found: Schema.String,
+}) {
+  override get message() {
+    return `Cannot serve at ${this.address}: it must be an address of this machine with a free port: found ${this.found}`;
   }
 }
 

@@ -170,18 +170,20 @@ export const hostPrograms = (
     run: async ({ steps, kept, given }: Program) => {
       const needed = new Set([...kept, ...given]);
       const lastUse = new Map(steps.flatMap((step, i) => inputsOf(step).map((of) => [of, i])));
-      for (const [i, step] of steps.entries()) {
-        values.set(step.out, await compute(step));
-        for (const input of inputsOf(step)) {
-          if (lastUse.get(input) === i && !needed.has(input)) values.delete(input);
+      try {
+        for (const [i, step] of steps.entries()) {
+          values.set(step.out, await compute(step));
+          for (const input of inputsOf(step)) {
+            if (lastUse.get(input) === i && !needed.has(input)) values.delete(input);
+          }
+        }
+        return given.map((out) => value(out).values.slice());
+      } finally {
+        const stay = new Set(kept);
+        for (const out of [...given, ...steps.map(({ out }) => out)]) {
+          if (!stay.has(out)) values.delete(out);
         }
       }
-      const arrays = given.map((of) => value(of).values.slice());
-      const stay = new Set(kept);
-      for (const out of [...given, ...steps.map(({ out }) => out)]) {
-        if (!stay.has(out)) values.delete(out);
-      }
-      return arrays;
     },
     close: () => {
       held.clear();

@@ -47,7 +47,10 @@ export type SessionError = FrameRejected | LinkError | RankFailed;
 
 /** A model that runs. */
 export interface Session {
-  /** Lets sequences grow at once, and gives the logits of each, [wanted, vocabulary] in the order of its tokens. */
+  /**
+   * Lets sequences grow, and gives the logits of each, [wanted, vocabulary] in the order of its tokens. It takes several
+   * turns where these are more tokens than ranks should have activations of at once.
+   */
   readonly extend: (
     extensions: ReadonlyArray<Extension>,
   ) => Effect.Effect<ReadonlyArray<Float32Array>, SessionError>;
@@ -160,28 +163,40 @@ export const openSession = Effect.fn("openSession")(function* (
   });
 
   const extend: Session["extend"] = Effect.fnUntraced(function* (extensions) {
-    const most = rowsAtOnce * ring;
-    const logits: Array<Float32Array> = [];
-    // What is long comes alone, piece by piece; what is left of all comes at once.
-    const ends: Array<Piece> = [];
-    for (const { sequence, ids, wanted = 1 } of extensions) {
-      let at = 0;
-      const past = () => lengths.get(sequence) ?? 0;
-      while (ids.length - at > Math.max(most, wanted)) {
-        const piece = Array.prototype.slice.call(ids, at, at + most);
-        yield* turn([{
-          growth: { id: sequence, past: past(), tokens: piece.length, wanted: 0 },
-          ids: piece,
-        }]);
-        lengths.set(sequence, past() + piece.length);
-        at += most;
+    const asked = extensions.map(({ sequence, ids, wanted = 1 }) => {
+      if (wanted > ids.length) {
+        throw new RangeError(`logits of ${wanted} tokens were asked for, and ${ids.length} came`);
       }
-      const rest = Array.prototype.slice.call(ids, at);
-      ends.push({ growth: { id: sequence, past: past(), tokens: rest.length, wanted }, ids: rest });
-      lengths.set(sequence, past() + rest.length);
+      return { sequence, ids, wanted, at: 0, logits: new Float32Array(wanted * vocabulary) };
+    });
+    // Each turn takes from all of them in order, until it is full.
+    for (let left = asked; left.length > 0; left = left.filter(({ ids, at }) => at < ids.length)) {
+      let room = rowsAtOnce * ring;
+      const pieces: Array<Piece> = [];
+      const rows: Array<Float32Array> = [];
+      for (const one of left) {
+        const { sequence, ids, wanted, at, logits } = one;
+        const tokens = Math.min(room, ids.length - at);
+        if (tokens === 0) continue;
+        room -= tokens;
+        // Those of its tokens that are among the last ones.
+        const first = ids.length - wanted;
+        const own = Math.max(0, at + tokens - Math.max(at, first));
+        const before = Math.max(0, at - first);
+        const past = lengths.get(sequence) ?? 0;
+        lengths.set(sequence, past + tokens);
+        pieces.push({
+          growth: { id: sequence, past, tokens, wanted: own },
+          ids: Array.prototype.slice.call(ids, at, at + tokens),
+        });
+        rows.push(logits.subarray(before * vocabulary, (before + own) * vocabulary));
+        one.at += tokens;
+      }
+      if (pieces.length === 0) break;
+      const found = yield* turn(pieces);
+      for (const [i, part] of found.entries()) rows[i]!.set(part);
     }
-    logits.push(...yield* turn(ends));
-    return logits;
+    return asked.map(({ logits }) => logits);
   }, sound);
   return {
     extend,

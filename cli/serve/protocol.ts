@@ -28,7 +28,7 @@ const common = {
   repetition_penalty: Schema.optionalKey(
     Schema.NullOr(Schema.Number.check(Schema.isGreaterThan(0))),
   ),
-  seed: Schema.optionalKey(Schema.NullOr(Schema.Number)),
+  seed: Schema.optionalKey(Schema.NullOr(Schema.Int)),
   stop: Schema.optionalKey(Schema.NullOr(Schema.Union([text, Schema.Array(text)]))),
   n: Schema.optionalKey(Schema.NullOr(Schema.Literal(1))),
   stream: Schema.optionalKey(Schema.NullOr(Schema.Boolean)),

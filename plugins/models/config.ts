@@ -17,6 +17,10 @@ const Rope = Schema.Struct({
   low_freq_factor: Schema.optionalKey(Schema.Number),
   high_freq_factor: Schema.optionalKey(Schema.Number),
   original_max_position_embeddings: Schema.optionalKey(Schema.Number),
+  partial_rotary_factor: Schema.optionalKey(Schema.Literal(1)),
+  /** Another rope for each type of layers would be lost without a word. */
+  full_attention: Schema.optionalKey(Schema.Never),
+  sliding_attention: Schema.optionalKey(Schema.Never),
 });
 /** How positions turn queries and keys. */
 export type Rope = typeof Rope.Type;

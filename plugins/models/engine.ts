@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { Effect, Exit, Queue, Scope, Stream } from "effect";
+import { Cause, Effect, Exit, Queue, Scope, Stream } from "effect";
 import type { Session, SessionError } from "../../runtime/session.ts";
 import { type Asked, Continuation, type Piece } from "./continuation.ts";
 import type { TextTokens } from "./tokenizer.ts";
@@ -17,9 +17,11 @@ export interface EngineOptions<E> {
   readonly tokens: Pick<TextTokens, "decode">;
   /** Tokens of a prompt that are read in one step. */
   readonly piece: number;
+  /** Tokens for which there is room, of all texts together; asked once a session is open. */
+  readonly room?: () => number;
   /**
-   * Tokens of texts that have ended and are kept, so that what begins like one of them need not be read again; what was
-   * used longest ago goes first. None by default.
+   * Tokens of texts that have ended and are kept where there is room, so that what begins like one of them need not be read
+   * again; what was used longest ago goes first. None by default.
    */
   readonly kept?: number;
   /** Hears why a session ended that is begun anew. */
@@ -38,7 +40,7 @@ const begins = (text: ReadonlyArray<number>, other: ReadonlyArray<number>): bool
 
 /** Runs texts. */
 export interface Engine<E> {
-  /** What the model says, until it ends; interrupting the stream gives the text up. */
+  /** What the model says, until it ends; interrupting the stream gives the text up. A text waits until there is room. */
   readonly say: (asked: Asked) => Stream.Stream<Said, E | SessionError>;
   /** Texts that grow or wait. */
   readonly active: () => number;
@@ -46,10 +48,11 @@ export interface Engine<E> {
 
 /** A text in work. */
 interface Text<E> {
-  readonly id: number;
   readonly asked: Asked;
   readonly continuation: Continuation;
   readonly heard: Queue.Queue<Said, E | SessionError>;
+  /** Its sequence; none while it waits. */
+  sequence: number | undefined;
   /** What the session does not have yet. */
   next: ReadonlyArray<number>;
 }
@@ -59,87 +62,146 @@ const patience = 3;
 
 /** Starts an engine; it ends with the scope, and so does what it is saying. */
 export const startEngine = Effect.fn("startEngine")(function* <E>(
-  { open, tokens, piece, kept = 0, lost = () => Effect.void }: EngineOptions<E>,
+  { open, tokens, piece, room = () => Infinity, kept = 0, lost = () => Effect.void }: EngineOptions<
+    E
+  >,
 ): Effect.fn.Return<Engine<E>, E, Scope.Scope> {
-  const texts = new Map<number, Text<E>>();
+  /** Texts that are wanted, from the one that came first on. */
+  const texts = new Set<Text<E>>();
   /** Texts that have ended, as far as the session has them, from the one that was used longest ago on. */
   const ended = new Map<number, ReadonlyArray<number>>();
+  /** Texts that were given up while a step was going on with them. */
+  const left = new Set<Text<E>>();
+  let stepping = false;
   const arrivals = yield* Queue.unbounded<void>();
-  let nextId = 0;
+  let nextSequence = 0;
   const outer = yield* Effect.scope;
   let scope = yield* Scope.fork(outer);
   let session = yield* Scope.provide(open, scope);
 
-  /** One step of all texts. */
-  const step = Effect.gen(function* () {
-    const growing = [...texts.values()];
-    const extensions = growing.map(({ id, next }) => {
-      const ids = next.slice(0, piece);
-      return { sequence: id, ids, wanted: ids.length === next.length ? 1 : 0 };
-    });
-    const found = yield* session.extend(extensions);
-    for (const [i, text] of growing.entries()) {
-      const { ids, wanted } = extensions[i]!;
-      text.next = text.next.slice(ids.length);
-      if (!texts.has(text.id)) continue;
-      if (wanted === 0) {
-        const of = text.asked.prompt.length;
-        Queue.offerUnsafe(text.heard, { read: session.lengthOf(text.id), of });
-        continue;
-      }
-      const said = text.continuation.next(found[i]!);
-      if (said.end !== undefined) drop(text.id);
-      text.next = [said.id];
-      Queue.offerUnsafe(text.heard, said);
-    }
-  });
-  const drop = (id: number) => {
-    const text = texts.get(id);
-    if (text === undefined) return;
-    texts.delete(id);
-    ended.set(id, text.continuation.all.slice(0, session.lengthOf(id)));
+  /** Lets texts that have ended go until the others have so much room. */
+  const evict = (most: number) => {
     let sum = [...ended.values()].reduce((sum, { length }) => sum + length, 0);
-    for (const [id, { length }] of ended) {
-      if (sum <= kept) break;
+    for (const [sequence, { length }] of ended) {
+      if (sum <= most) return;
       sum -= length;
-      ended.delete(id);
-      session.drop(id);
+      ended.delete(sequence);
+      session.drop(sequence);
     }
+  };
+  const needOf = ({ asked: { prompt, limits } }: Text<E>) => prompt.length + limits.most;
+  const reserved = () =>
+    [...texts].reduce((sum, text) => sum + (text.sequence === undefined ? 0 : needOf(text)), 0);
+  /** Keeps what the session has of a text that nobody wants any more. */
+  const settle = ({ sequence, continuation }: Text<E>) => {
+    if (sequence === undefined) return;
+    ended.set(sequence, continuation.all.slice(0, session.lengthOf(sequence)));
+    evict(Math.min(kept, room() - reserved()));
+  };
+  /** Nobody wants a text any more; what a step is doing for it is done first. */
+  const leave = (text: Text<E>) => {
+    if (!texts.delete(text)) return;
+    if (stepping) left.add(text);
+    else settle(text);
   };
   /** The longest text that has ended and with which this one begins. */
   const known = (prompt: ReadonlyArray<number>) => {
-    let best: readonly [id: number, length: number] | undefined;
-    for (const [id, text] of ended) {
-      if (text.length > (best?.[1] ?? 0) && begins(prompt, text)) best = [id, text.length];
+    let best: number | undefined;
+    for (const [sequence, text] of ended) {
+      const longer = best === undefined || text.length > ended.get(best)!.length;
+      const whole = session.lengthOf(sequence) === text.length;
+      if (longer && whole && begins(prompt, text)) best = sequence;
     }
-    if (best !== undefined) ended.delete(best[0]);
     return best;
   };
+  /** Gives sequences to texts that wait, in their order, while there is room. */
+  const admit = () => {
+    for (const text of texts) {
+      if (text.sequence !== undefined) continue;
+      const others = reserved();
+      if (others > 0 && others + needOf(text) > room()) return;
+      const { prompt } = text.asked;
+      const best = known(prompt);
+      text.sequence = best ?? nextSequence++;
+      const read = best === undefined ? 0 : session.lengthOf(best);
+      ended.delete(text.sequence);
+      text.next = text.continuation.all.slice(read);
+      evict(room() - reserved());
+      Queue.offerUnsafe(text.heard, { read, of: prompt.length });
+    }
+  };
+
+  /** Enters what a step found for a text. */
+  const enter = (text: Text<E>, count: number, logits: Float32Array | undefined) => {
+    text.next = text.next.slice(count);
+    if (!texts.has(text)) return;
+    if (logits === undefined) {
+      const of = text.asked.prompt.length;
+      return Queue.offerUnsafe(text.heard, { read: session.lengthOf(text.sequence!), of });
+    }
+    try {
+      const said = text.continuation.next(logits);
+      text.next = [said.id];
+      if (said.end !== undefined) leave(text);
+      Queue.offerUnsafe(text.heard, said);
+    } catch (cause) {
+      // Its tokenizer or its sampler; the others have nothing to do with it.
+      leave(text);
+      Queue.failCauseUnsafe(text.heard, Cause.die(cause));
+    }
+  };
+  /** One step of all texts. */
+  const step = Effect.gen(function* () {
+    admit();
+    const growing = [...texts].filter(({ sequence }) => sequence !== undefined);
+    const pieces = growing.map(({ next }) => {
+      const count = Math.min(piece, next.length);
+      return { count, wanted: count === next.length ? 1 : 0 };
+    });
+    stepping = true;
+    const found = yield* session.extend(growing.map(({ sequence, next }, i) => ({
+      sequence: sequence!,
+      ids: next.slice(0, pieces[i]!.count),
+      wanted: pieces[i]!.wanted,
+    })));
+    for (const [i, text] of growing.entries()) {
+      const { count, wanted } = pieces[i]!;
+      enter(text, count, wanted === 0 ? undefined : found[i]!);
+    }
+    stepping = false;
+    for (const text of left) settle(text);
+    left.clear();
+  });
   let failures = 0;
-  const failAll = (error: E | SessionError) =>
-    Effect.suspend(() => {
+  const failAll = (cause: Cause.Cause<E | SessionError>) =>
+    Effect.sync(() => {
       failures = 0;
-      const all = [...texts.values()];
+      for (const { heard } of texts) Queue.failCauseUnsafe(heard, cause);
       texts.clear();
-      return Effect.forEach(all, ({ heard }) => Queue.fail(heard, error), { discard: true });
     });
   /** Begins anew: every text must be read again. */
   const again = (error: SessionError) =>
     Effect.gen(function* () {
-      ended.clear();
       yield* Scope.close(scope, Exit.void);
       scope = yield* Scope.fork(outer);
       if (++failures > patience) return yield* Effect.fail(error);
       yield* lost(error);
-      session = yield* Scope.provide(open, scope);
-      for (const text of texts.values()) text.next = text.continuation.all;
+      const next = yield* Scope.provide(open, scope);
+      session = next;
+      stepping = false;
+      ended.clear();
+      left.clear();
+      for (const text of texts) {
+        text.sequence = undefined;
+        text.next = [];
+      }
     });
   const work = Effect.gen(function* () {
     if (texts.size === 0) return yield* Queue.take(arrivals);
     yield* step.pipe(
       Effect.tap(Effect.sync(() => void (failures = 0))),
       Effect.catch(again),
-      Effect.catch(failAll),
+      Effect.catchCause(failAll),
     );
   });
   yield* Effect.forkScoped(Effect.forever(work));
@@ -150,16 +212,14 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
       Stream.unwrap(Effect.gen(function* () {
         const heard = yield* Queue.unbounded<Said, E | SessionError>();
         yield* Effect.acquireRelease(
-          Effect.sync(() => {
-            const { prompt } = asked;
-            const [id, read] = known(prompt) ?? [nextId++, 0];
+          Effect.sync((): Text<E> => {
             const continuation = new Continuation(asked, tokens);
-            texts.set(id, { id, asked, continuation, heard, next: prompt.slice(read) });
-            Queue.offerUnsafe(heard, { read, of: prompt.length });
+            const text = { asked, continuation, heard, sequence: undefined, next: [] };
+            texts.add(text);
             Queue.offerUnsafe(arrivals, undefined);
-            return id;
+            return text;
           }),
-          (id) => Effect.sync(() => drop(id)),
+          (text) => Effect.sync(() => leave(text)),
         );
         return Stream.takeUntil(
           Stream.fromQueue(heard),

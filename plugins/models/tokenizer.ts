@@ -71,7 +71,11 @@ export const openTokenizer = Effect.fn("openTokenizer")(function* (
     encode: (text, special = true) =>
       text === "" && !special ? [] : tokenizer.encode(text, { add_special_tokens: special }).ids,
     decode: (ids) =>
-      ids.length === 0 ? "" : tokenizer.decode([...ids], { skip_special_tokens: true }),
+      ids.length === 0 ? "" : tokenizer.decode([...ids], {
+        skip_special_tokens: true,
+        // Or a later token would change what an earlier one gave.
+        clean_up_tokenization_spaces: false,
+      }),
     chat: (messages) =>
       typeof template !== "string"
         ? Effect.fail(odd("it must have a chat template")("none"))

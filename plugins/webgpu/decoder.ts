@@ -33,6 +33,8 @@ type Kernel = keyof typeof texts;
 
 /** `LANES` of all kernels, and `TILE` of the products. */
 const lanes = 64, tile = 32;
+/** Bytes of weights that are on their way to the device at once. */
+const mostStaged = 64 * 1024 * 1024;
 /** Workgroups in one dimension that every adapter has. */
 const mostGroups = 65_535;
 
@@ -81,6 +83,7 @@ export class WebgpuPrograms implements ProgramKernel {
   readonly #largestBuffer: number;
   readonly #weights = new Map<string, ReadonlyArray<Slab>>();
   readonly #values = new Map<Value, Matrix>();
+  #staged = 0;
 
   private constructor(gpu: Gpu, kernels: DecoderKernels, largestBuffer: number) {
     this.#gpu = gpu;
@@ -150,8 +153,14 @@ export class WebgpuPrograms implements ProgramKernel {
     }
   }
 
-  fill(weight: string, first: number, dtype: DType, bytes: Uint8Array): void {
+  async fill(weight: string, first: number, dtype: DType, bytes: Uint8Array): Promise<void> {
     this.#gpu.throwFault();
+    // What was written stays in memory of the host until something is submitted.
+    this.#staged += bytes.length;
+    if (this.#staged > mostStaged) {
+      this.#staged = 0;
+      await this.#gpu.run(() => this.#gpu.device.queue.submit([]));
+    }
     const values = decode(dtype, bytes);
     for (const slab of this.#weight(weight)) {
       const begin = slab.first * slab.columns;

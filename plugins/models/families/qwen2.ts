@@ -13,7 +13,7 @@ export const upperWindow = (
   { use_sliding_window = false, sliding_window, max_window_layers }: Config,
   layer: number,
 ): number | undefined =>
-  use_sliding_window && layer >= (max_window_layers ?? 0) ? sliding_window ?? undefined : undefined;
+  use_sliding_window && layer >= (max_window_layers ?? 28) ? sliding_window ?? 4096 : undefined;
 
 /** `Qwen2ForCausalLM`. */
 export const qwen2: Family = {

@@ -1,0 +1,192 @@
+/** The engine: texts that come, go and come again while others grow, and none gets what is another's. */
+import { Deferred, Effect, Fiber, type Scope, Stream } from "effect";
+import assert from "node:assert/strict";
+import { type Said, startEngine } from "../../plugins/models/engine.ts";
+import { greedy } from "../../plugins/models/sampler.ts";
+import { LinkFailed } from "../../runtime/errors.ts";
+import type { Session } from "../../runtime/session.ts";
+
+/** A session whose model says, after any text, the sum of its ids modulo 97, and which waits where it is told to. */
+class Told {
+  /** All tokens of each sequence. */
+  readonly sequences = new Map<number, Array<number>>();
+  readonly dropped = new Set<number>();
+  /** Turns of one step: before each of them it waits for whoever holds it. */
+  before: Effect.Effect<void, LinkFailed> = Effect.void;
+
+  readonly session: Session = {
+    extend: (extensions) =>
+      Effect.gen({ self: this }, function* () {
+        for (const { sequence, ids } of extensions) {
+          // As several turns: what comes later is entered later.
+          yield* this.before;
+          const all = this.sequences.get(sequence) ?? [];
+          this.sequences.set(sequence, [...all, ...Array.from(ids)]);
+        }
+        return extensions.map(({ sequence, wanted = 1 }) => {
+          const logits = new Float32Array(97 * wanted);
+          const sum = this.sequences.get(sequence)!.reduce((a, b) => a + b, 0);
+          if (wanted === 1) logits[sum % 97] = 9;
+          return logits;
+        });
+      }),
+    drop: (sequence) => {
+      this.sequences.delete(sequence);
+      this.dropped.add(sequence);
+    },
+    lengthOf: (sequence) => this.sequences.get(sequence)?.length ?? 0,
+  };
+}
+
+const tokens = { decode: (ids: ReadonlyArray<number>) => ids.map((id) => `${id},`).join("") };
+const asked = (prompt: ReadonlyArray<number>, most: number) => ({
+  prompt,
+  sampling: greedy,
+  limits: { most, ends: new Set<number>(), stops: [] },
+});
+/** What must be said. */
+const sayings = (prompt: ReadonlyArray<number>, most: number): ReadonlyArray<number> => {
+  const all = [...prompt];
+  for (let i = 0; i < most; i++) all.push(all.reduce((a, b) => a + b, 0) % 97);
+  return all.slice(prompt.length);
+};
+const idsOf = (said: ReadonlyArray<Said>) => said.flatMap((one) => "id" in one ? [one.id] : []);
+const cachedOf = ([first]: ReadonlyArray<Said>) =>
+  first !== undefined && "read" in first && first.read;
+
+const it = (name: string, test: Effect.Effect<void, unknown, Scope.Scope>) =>
+  Deno.test(name, () => Effect.runPromise(Effect.scoped(test)));
+
+it(
+  "texts of all lengths grow together, each as if it were alone",
+  Effect.gen(function* () {
+    const { session } = new Told();
+    const engine = yield* startEngine({ open: Effect.succeed(session), tokens, piece: 4 });
+    const prompts = Array.from(
+      { length: 6 },
+      (_, i) => Array.from({ length: 1 + 3 * i }, (_, j) => i + j),
+    );
+    const found = yield* Effect.forEach(
+      prompts,
+      (prompt, i) => Stream.runCollect(engine.say(asked(prompt, 3 + i))),
+      { concurrency: "unbounded" },
+    );
+    assert.deepEqual(found.map(idsOf), prompts.map((prompt, i) => sayings(prompt, 3 + i)));
+    assert.equal(engine.active(), 0);
+  }),
+);
+
+it(
+  "what begins like a text that has ended is not read again, also where that was given up in the middle of a step",
+  Effect.gen(function* () {
+    const told = new Told();
+    const [reached, go] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()];
+    const engine = yield* startEngine({
+      ...{ open: Effect.succeed(told.session), tokens, piece: 4, kept: 1000 },
+    });
+    const say = (prompt: ReadonlyArray<number>, most: number) =>
+      Stream.runCollect(engine.say(asked(prompt, most)));
+    const prompt = [5, 6, 7, 8, 9];
+    const whole = yield* say(prompt, 6);
+    assert.equal(cachedOf(whole), 0);
+    const longer = [...prompt, ...idsOf(whole), 3];
+    const again = yield* say(longer, 6);
+    // The last one was chosen and never read.
+    assert.equal(cachedOf(again), prompt.length + 5);
+    assert.deepEqual(idsOf(again), sayings(longer, 6));
+
+    // Given up while its piece is on its way.
+    let waits = 1;
+    told.before = Effect.suspend(() =>
+      waits-- === 1
+        ? Effect.andThen(Deferred.succeed(reached, undefined), Deferred.await(go))
+        : Effect.void
+    );
+    const lost = yield* Effect.forkChild(say(Array.from({ length: 40 }, (_, i) => i), 5));
+    yield* Deferred.await(reached);
+    const going = yield* Effect.forkChild(Fiber.interrupt(lost), { startImmediately: true });
+    const begin = Array.from({ length: 40 }, (_, i) => i).slice(0, 6);
+    const another = yield* Effect.forkChild(say(begin, 4), { startImmediately: true });
+    yield* Deferred.succeed(go, undefined);
+    yield* Fiber.join(going);
+    const said = yield* Fiber.join(another);
+    assert.deepEqual(idsOf(said), sayings(begin, 4));
+    assert.equal(cachedOf(said), 4, "the piece that was on its way");
+  }),
+);
+
+it(
+  "where there is no room texts wait, and what has ended goes first",
+  Effect.gen(function* () {
+    const told = new Told();
+    const engine = yield* startEngine({
+      ...{ open: Effect.succeed(told.session), tokens, piece: 4, kept: 1000, room: () => 20 },
+    });
+    let most = 0;
+    told.before = Effect.sync(() => {
+      const sum = [...told.sequences.values()].reduce((sum, { length }) => sum + length, 0);
+      most = Math.max(most, sum);
+    });
+    const prompts = Array.from({ length: 7 }, (_, i) => [i, i + 1, i + 2, 40 + i, 7, 7]);
+    const found = yield* Effect.forEach(
+      prompts,
+      (prompt) => Stream.runCollect(engine.say(asked(prompt, 4))),
+      { concurrency: "unbounded" },
+    );
+    assert.deepEqual(found.map(idsOf), prompts.map((prompt) => sayings(prompt, 4)));
+    assert.ok(most <= 20, `${most} tokens were held`);
+    assert.ok(told.dropped.size >= 5, `${told.dropped.size} were let go`);
+  }),
+);
+
+it(
+  "a session that is lost begins anew, and every text goes on where it was",
+  Effect.gen(function* () {
+    const failure = new LinkFailed({ run: "r", self: "a", peer: "b", needed: "it", found: "gone" });
+    let opened = 0;
+    const lost: Array<string> = [];
+    const open = Effect.sync(() => {
+      const told = new Told();
+      let turns = 0;
+      // The first three of them are lost after some turns.
+      if (opened++ < 3) {
+        told.before = Effect.suspend(() => ++turns > 7 ? Effect.fail(failure) : Effect.void);
+      }
+      return told.session;
+    });
+    const engine = yield* startEngine({
+      ...{ open, tokens, piece: 4, kept: 1000 },
+      lost: ({ message }) => Effect.sync(() => void lost.push(message)),
+    });
+    const prompts = [[1, 2, 3], [4, 5], [6]];
+    const found = yield* Effect.forEach(
+      prompts,
+      (prompt) => Stream.runCollect(engine.say(asked(prompt, 9))),
+      { concurrency: "unbounded" },
+    );
+    assert.deepEqual(found.map(idsOf), prompts.map((prompt) => sayings(prompt, 9)));
+    assert.equal(lost.length, 3);
+  }),
+);
+
+it(
+  "a text whose tokens cannot be read ends alone",
+  Effect.gen(function* () {
+    const { session } = new Told();
+    const odd = {
+      decode: (ids: ReadonlyArray<number>) => {
+        if (ids.includes(13)) throw new Error("13 is no token");
+        return tokens.decode(ids);
+      },
+    };
+    const engine = yield* startEngine({ open: Effect.succeed(session), tokens: odd, piece: 4 });
+    const [bad, good] = yield* Effect.all([
+      Effect.exit(Stream.runCollect(engine.say(asked([13], 3)))),
+      Stream.runCollect(engine.say(asked([1, 2], 5))),
+    ], { concurrency: "unbounded" });
+    assert.equal(bad._tag, "Failure");
+    assert.deepEqual(idsOf(good), sayings([1, 2], 5));
+    const later = yield* Stream.runCollect(engine.say(asked([3], 2)));
+    assert.deepEqual(idsOf(later), sayings([3], 2));
+  }),
+);
