@@ -10,6 +10,7 @@ import { contextRefusal, longestContext } from "../runtime/context.ts";
 import { openSession } from "../runtime/session.ts";
 import type { DType } from "../runtime/dtype.ts";
 import { InvalidProblem } from "../runtime/errors.ts";
+import type { Interval } from "../runtime/timeline.ts";
 import type { AccessFlags } from "./access.ts";
 import { misuse } from "./command_line.ts";
 import { findCrew } from "./crews.ts";
@@ -38,6 +39,7 @@ const waitForNodes = { times: 20, schedule: Schedule.spaced("500 millis") };
  */
 export const runModel = Effect.fn("runModel")(function* (
   flags: ModelFlags & { readonly window?: number | undefined },
+  interval?: (interval: Interval) => Effect.Effect<void>,
 ) {
   const link = flags.link ?? (flags.nats ?? flags.cluster ? "nats" : "memory");
   if (link === "memory" && (flags.nats ?? flags.cluster) !== undefined) {
@@ -75,6 +77,7 @@ export const runModel = Effect.fn("runModel")(function* (
       ...{ model: folder.hash, vocabulary: folder.model.vocabulary, ring: crew.ring },
       cache: flags.cache,
       ...(flags.window === undefined ? {} : { window: flags.window }),
+      ...(interval === undefined ? {} : { interval }),
     }).pipe(Effect.provideContext(crew.services));
     return { crew, session, longest: Math.min(folder.model.longest, longestContext(placing)) };
   });

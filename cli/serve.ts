@@ -93,7 +93,14 @@ export const runServe = Effect.fn("runServe")(function* (flags: ServeFlags) {
       `--host ${flags.host} lets other machines ask: it needs --api-key, or ANNULUS_API_KEY`,
     );
   }
-  const { folder, open } = yield* runModel(flags);
+  const { folder, open } = yield* runModel(
+    flags,
+    ({ activity, begin, end, bytes }) =>
+      activity !== "receive" ? Effect.void : Effect.andThen(
+        Metric.update(metrics.hop, (end - begin) / 1000),
+        Metric.update(metrics.linkBytes, bytes),
+      ),
+  );
   const tokens = yield* openTokenizer(folder.folder);
   const usual = yield* samplingOf(folder, {
     ...{ temperature: undefined, topK: undefined, topP: undefined, minP: undefined },
@@ -164,6 +171,7 @@ export const runServe = Effect.fn("runServe")(function* (flags: ServeFlags) {
       Stream.tap((said) =>
         Effect.gen(function* () {
           yield* Metric.update(metrics.activeTexts, engine.active());
+          yield* Metric.update(metrics.cacheTokens, engine.held());
           if ("read" in said) return;
           const now = performance.now();
           if (first) yield* Metric.update(metrics.promptTokens, asked.prompt.length);

@@ -203,6 +203,8 @@ export const meet = Effect.fn("meet")(function* (
       const { attention, guest: { cache, queries } } = asking[i]!;
       return gather(parts, layer, attention, cache, queries[asker]!, values);
     },
+    timed: (bytes, answer) =>
+      parts.recorder.timed({ activity: "receive", step: 0, block: -1, bytes }, answer),
     questions: links,
     answers,
     address: (kind, asker, from, to) => ({

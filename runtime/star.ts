@@ -32,6 +32,8 @@ export interface StarParts {
     sequence: number,
     queries: Float32Array,
   ) => Effect.Effect<Attended, DeviceFailed>;
+  /** Measures how long an answer takes from its question on. */
+  readonly timed: <A, E>(bytes: number, answer: Effect.Effect<A, E>) => Effect.Effect<A, E>;
   /** Where questions go, and where answers do. */
   readonly questions: ReadonlyMap<Slot, Link>;
   readonly answers: ReadonlyMap<Slot, Link>;
@@ -52,7 +54,7 @@ export const unseen = (rows: number, headDim: number): Attended => ({
 
 /** What the own queries of each sequence gather of all keys. */
 export const star = Effect.fn("star")(function* (
-  { rank, ring, heads, headDim, tokens, seen, queries, gather, questions, answers, address }:
+  { rank, ring, heads, headDim, tokens, seen, queries, gather, timed, questions, answers, address }:
     StarParts,
 ): Effect.fn.Return<ReadonlyArray<Attended>, DeviceFailed | FrameRejected | LinkError> {
   const rowsOf = (asker: number) => tokens[asker]!.map((tokens) => tokens * heads);
@@ -88,17 +90,22 @@ export const star = Effect.fn("star")(function* (
       yield* sendBytes(link, transfer("lse", asker, rank, asker), bytesOf(concatenated(lse)));
     }), { concurrency: "unbounded", discard: true });
   const own = Effect.forEach(queries, (values, i) => gather(rank, i, values));
+  const answerBytes = transfer("o", rank, rank, rank).bytes +
+    transfer("lse", rank, rank, rank).bytes;
   const collect = Effect.forEach(holders, (holder) =>
-    Effect.gen(function* () {
-      const link = answers.get(holder)!;
-      const rows = rowsOf(rank);
-      const o = apart(
-        yield* receiveFloats(link, transfer("o", rank, holder, rank)),
-        rows.map((rows) => rows * headDim),
-      );
-      const lse = apart(yield* receiveFloats(link, transfer("lse", rank, holder, rank)), rows);
-      return { holder, found: o.map((o, i): Attended => ({ o, lse: asLse(lse[i]!) })) };
-    }), { concurrency: "unbounded" });
+    timed(
+      answerBytes,
+      Effect.gen(function* () {
+        const link = answers.get(holder)!;
+        const rows = rowsOf(rank);
+        const o = apart(
+          yield* receiveFloats(link, transfer("o", rank, holder, rank)),
+          rows.map((rows) => rows * headDim),
+        );
+        const lse = apart(yield* receiveFloats(link, transfer("lse", rank, holder, rank)), rows);
+        return { holder, found: o.map((o, i): Attended => ({ o, lse: asLse(lse[i]!) })) };
+      }),
+    ), { concurrency: "unbounded" });
   const [mine, theirs] = yield* Effect.all([own, collect, ask, answer], {
     concurrency: "unbounded",
   });

@@ -26,11 +26,12 @@ export const betweenTokens = Metric.histogram("annulus_inter_token_latency_secon
   boundaries: seconds,
 });
 export const hop = Metric.histogram("annulus_hop_seconds", {
-  description: "How long a block took to a rank from the one before, once its first part was there",
+  description:
+    "How long a block took to a rank from its first part on, or an answer from its question on",
   boundaries: seconds,
 });
 export const linkBytes = Metric.counter("annulus_link_bytes", {
-  description: "Bytes of blocks, queries and results that ranks received",
+  description: "Bytes of blocks and answers that ranks received",
 });
 export const activeTexts = Metric.gauge("annulus_active_texts", {
   description: "Texts that grow or wait",

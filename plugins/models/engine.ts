@@ -44,6 +44,8 @@ export interface Engine<E> {
   readonly say: (asked: Asked) => Stream.Stream<Said, E | SessionError>;
   /** Texts that grow or wait. */
   readonly active: () => number;
+  /** Tokens whose keys and values are held, of texts that grow and of those that have ended. */
+  readonly held: () => number;
 }
 
 /** A text in work. */
@@ -208,6 +210,9 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
 
   return {
     active: () => texts.size,
+    held: () =>
+      [...[...texts].flatMap(({ sequence }) => sequence ?? []), ...ended.keys()]
+        .reduce((sum, sequence) => sum + session.lengthOf(sequence), 0),
     say: (asked) =>
       Stream.unwrap(Effect.gen(function* () {
         const heard = yield* Queue.unbounded<Said, E | SessionError>();

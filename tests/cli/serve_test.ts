@@ -118,7 +118,10 @@ inFolder("the official client chats, streams, stops and cancels", async (folder)
     }
     const text_ = await metrics();
     assert.match(text_, /^annulus_time_to_first_token_seconds_count(\{.*\})? \d+$/m);
-    assert.match(text_, /^annulus_generated_tokens(\{.*\})? \d+$/m);
+    for (const name of ["generated_tokens", "hop_seconds_count", "link_bytes", "cache_tokens"]) {
+      const [, value] = new RegExp(`^annulus_${name}(?:\\{.*\\})? (\\d+)$`, "m").exec(text_) ?? [];
+      assert.ok(Number(value) > 0, `${name}: ${value}`);
+    }
   });
 });
 
