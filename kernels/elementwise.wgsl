@@ -7,12 +7,6 @@
 @group(0) @binding(2) var<storage, read> b: array<f32>;
 @group(0) @binding(3) var<storage, read_write> into: array<f32>;
 
-const LANES = 64u;
-
-fn place(group: vec3u, all: vec3u, lane: u32) -> u32 {
-  return (group.y * all.x + group.x) * LANES + lane;
-}
-
 @compute @workgroup_size(LANES)
 fn add(
   @builtin(workgroup_id) group: vec3u,

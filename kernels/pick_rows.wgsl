@@ -16,15 +16,13 @@ struct Task {
 @group(0) @binding(2) var<storage, read> ids: array<u32>;
 @group(0) @binding(3) var<storage, read_write> into: array<vec4f>;
 
-const LANES = 64u;
-
 @compute @workgroup_size(LANES)
 fn pickRows(
   @builtin(workgroup_id) group: vec3u,
   @builtin(num_workgroups) all: vec3u,
   @builtin(local_invocation_index) lane: u32,
 ) {
-  let at = (group.y * all.x + group.x) * LANES + lane;
+  let at = place(group, all, lane);
   if (at >= task.count) { return; }
   let id = ids[at / task.quads];
   if (id < task.first || id >= task.first + task.held) { return; }

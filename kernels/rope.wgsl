@@ -17,15 +17,13 @@ struct Task {
 @group(0) @binding(3) var<storage, read> sines: array<f32>;
 @group(0) @binding(4) var<storage, read_write> into: array<f32>;
 
-const LANES = 64u;
-
 @compute @workgroup_size(LANES)
 fn rope(
   @builtin(workgroup_id) group: vec3u,
   @builtin(num_workgroups) all: vec3u,
   @builtin(local_invocation_index) lane: u32,
 ) {
-  let at = (group.y * all.x + group.x) * LANES + lane;
+  let at = place(group, all, lane);
   if (at >= task.count) { return; }
   let row = at / (task.heads * task.half);
   let head = at / task.half % task.heads;

@@ -8,6 +8,7 @@
 import elementwise from "../../kernels/elementwise.wgsl" with { type: "text" };
 import linear from "../../kernels/linear.wgsl" with { type: "text" };
 import pickRows from "../../kernels/pick_rows.wgsl" with { type: "text" };
+import place from "../../kernels/place.wgsl" with { type: "text" };
 import rmsNorm from "../../kernels/rms_norm.wgsl" with { type: "text" };
 import rope from "../../kernels/rope.wgsl" with { type: "text" };
 import { decode, type DType } from "../../runtime/dtype.ts";
@@ -22,12 +23,12 @@ import {
 import type { Gpu } from "./gpu.ts";
 
 const texts = {
-  add: elementwise,
-  swiglu: elementwise,
+  add: place + elementwise,
+  swiglu: place + elementwise,
   linear,
-  pickRows,
+  pickRows: place + pickRows,
   rmsNorm,
-  rope,
+  rope: place + rope,
 } as const;
 type Kernel = keyof typeof texts;
 
