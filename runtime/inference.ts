@@ -16,8 +16,8 @@ export const Inference = Schema.Struct({
   model: Schema.String,
   /** Tokens that every layer sees at most, itself included: for comparisons with models that see no farther. */
   window: Schema.optionalKey(Schema.Natural.check(Schema.isGreaterThan(0))),
-  /** Ranks. */
-  ring: Schema.Natural.check(Schema.isGreaterThan(0)),
+  /** Ranks, as many as frames can name. */
+  ring: Schema.Natural.check(Schema.isBetween({ minimum: 1, maximum: 65_534 })),
   /** Format in which keys and values are held, and travel. */
   cache: Schema.Literals([...dtypes]),
   /** Payload bytes of a frame; a multiple of 8. */
