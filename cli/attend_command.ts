@@ -10,6 +10,7 @@ import { attendFiles } from "./attend.ts";
 import { type AttendArguments, placed } from "./attend_arguments.ts";
 import { parseAttention } from "./attention.ts";
 import { misuse } from "./command_line.ts";
+import { linkOf } from "./link_choice.ts";
 import { print, printJson } from "./output.ts";
 import { knownPlugins } from "./plugins.ts";
 import { reportInWords } from "./report.ts";
@@ -22,18 +23,7 @@ import type { SavedRun } from "./saved_run.ts";
  */
 export const runAttend = Effect.fn("runAttend")(
   function* (flags: AttendArguments, went?: SavedRun) {
-    const link = flags.link ?? (flags.nats ?? flags.cluster ? "nats" : "memory");
-    if (link === "memory" && (flags.nats ?? flags.cluster) !== undefined) {
-      return yield* misuse("--link memory keeps to this process: leave out --nats and --cluster");
-    }
-    if (flags.cluster !== undefined && flags.nats === undefined) {
-      return yield* misuse("--cluster needs --nats, the server where the cluster is");
-    }
-    if (flags.tls !== undefined && flags.cluster === undefined) {
-      return yield* misuse(
-        "--tls needs --cluster and --nats: nodes that a run starts have no certificates",
-      );
-    }
+    const link = yield* linkOf(flags);
     const files = [flags.input, flags.out, flags.trace, flags.checkpoint]
       .filter((file) => file !== undefined);
     if (files.includes("")) return yield* misuse("a file needs a name: found an empty one");

@@ -8,9 +8,10 @@ import { Effect, Stream } from "effect";
 import { startEngine } from "../plugins/models/engine.ts";
 import { type ChatMessage, openTokenizer } from "../plugins/models/tokenizer.ts";
 import { InvalidProblem } from "../runtime/errors.ts";
-import { type SamplingFlags, samplingOf, tokensAtOnce } from "./generate.ts";
+import { hear, tokensAtOnce } from "./hear.ts";
 import { type ModelFlags, mustBeKnown, runModel } from "./model_run.ts";
-import { draw, note, print, printPart } from "./output.ts";
+import { draw, note, print } from "./output.ts";
+import { type SamplingFlags, samplingOf } from "./sampling.ts";
 import { textsOf } from "./texts.ts";
 
 /** All that `chat` can be told. */
@@ -21,7 +22,7 @@ export interface ChatFlags extends ModelFlags, SamplingFlags {
 
 /** Talks until standard input ends. */
 export const runChat = Effect.fn("runChat")(function* (flags: ChatFlags) {
-  const texts = flags.file.length === 0 ? [] : yield* textsOf(flags.file);
+  const texts = yield* textsOf(flags.file);
   const { folder, open } = yield* runModel(flags);
   const tokens = yield* openTokenizer(folder.folder);
   const { sampling, ends } = yield* samplingOf(folder, flags);
@@ -54,29 +55,13 @@ export const runChat = Effect.fn("runChat")(function* (flags: ChatFlags) {
       });
     }
     yield* mustBeKnown(prompt, folder.model.vocabulary);
-    let said = "";
-    let cached: number | undefined;
     const limits = { most: flags.maxTokens, ends, stops: flags.stop };
-    yield* Stream.runForEach(
-      engine.say({ prompt, sampling, limits }),
-      (heard) =>
-        Effect.suspend(() => {
-          if ("read" in heard) {
-            cached ??= heard.read;
-            return terminal
-              ? draw(`\x1b[2K\r${heard.read} of ${heard.of} tokens read`)
-              : Effect.void;
-          }
-          const clear = terminal && said === "" ? draw("\x1b[2K\r") : Effect.void;
-          said += heard.text;
-          return flags.json ? Effect.void : Effect.andThen(clear, printPart(heard.text));
-        }),
-    );
-    messages.push({ role: "assistant", content: said });
+    const { text, cached } = yield* hear(engine.say({ prompt, sampling, limits }), flags.json);
+    messages.push({ role: "assistant", content: text });
     if (!flags.json) return yield* print("");
     yield* print(JSON.stringify({
-      text: said,
-      usage: { prompt_tokens: prompt.length, cached_tokens: cached ?? 0 },
+      text,
+      usage: { prompt_tokens: prompt.length, cached_tokens: cached },
     }));
   });
   const prompted = terminal ? draw("> ") : Effect.void;

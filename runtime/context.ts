@@ -7,6 +7,7 @@ import { tokenBytesOf } from "./cache.ts";
 import { type DType, elementBytes } from "./dtype.ts";
 import { PlanRefused } from "./errors.ts";
 import type { Model } from "./model.ts";
+import { usualRows } from "./session.ts";
 
 /** A model on machines. */
 export interface Placing {
@@ -20,8 +21,8 @@ export interface Placing {
   readonly together: boolean;
 }
 
-/** Tokens of a turn on one rank whose activations are there at once, and matrices of them. */
-const [rowsAtOnce, matrices] = [2048, 8];
+/** Matrices of activations that are there at once. */
+const matrices = 8;
 
 /** Bytes of weights and activations on a rank: float32, whatever they are in their file. */
 const fixedBytes = ({ model, ring, together }: Placing): number => {
@@ -30,7 +31,7 @@ const fixedBytes = ({ model, ring, together }: Placing): number => {
     ...model.weights.map(({ rows, columns }) => rows === model.vocabulary ? columns : rows),
   );
   return elementBytes("f32") *
-    (weights / (together ? ring : 1) + matrices * rowsAtOnce * widest);
+    (weights / (together ? ring : 1) + matrices * usualRows * widest);
 };
 
 /** Tokens that the crew has room for, of all texts together. */

@@ -19,6 +19,9 @@ import type { Interval } from "./timeline.ts";
 import { receiveBytes, sendBytes } from "./transfer.ts";
 import { countsOf, encodeTurn, type Growth, transfersOf, type Turn } from "./turn.ts";
 
+/** New tokens on a rank in one turn, at most. */
+export const usualRows = 2048;
+
 /** A model on a crew. */
 export interface SessionOptions {
   /** Of its files. */
@@ -92,7 +95,8 @@ const askRank = Effect.fnUntraced(function* (
 
 /** Starts a model on a crew; it ends with the scope. */
 export const openSession = Effect.fn("openSession")(function* (
-  { model, vocabulary, ring, cache = "f32", rowsAtOnce = 2048, window, interval }: SessionOptions,
+  { model, vocabulary, ring, cache = "f32", rowsAtOnce = usualRows, window, interval }:
+    SessionOptions,
 ): Effect.fn.Return<Session, SessionError, Scope.Scope | Crew | Links> {
   const crew = yield* Crew;
   const links = yield* Links;

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { createHash } from "node:crypto";
+import { createHash, type Hash } from "node:crypto";
 import { join } from "node:path";
 import { Effect, Schema, type Scope } from "effect";
 import { type DType, elementBytes } from "../../runtime/dtype.ts";
@@ -139,21 +139,26 @@ export const checkWeights = Effect.fn("checkWeights")(function* (
   }
 });
 
+const feed = async (hash: Hash, path: string): Promise<void> => {
+  const { readable } = await Deno.open(path);
+  for await (const bytes of readable) hash.update(bytes);
+};
+
+/** The hash of a file, in hexadecimal. */
+export const digestOf = async (hash: Hash, path: string): Promise<string> => {
+  await feed(hash, path);
+  return hash.digest("hex");
+};
+
 /** Tells files with other contents apart: a hash of the config and of all bytes of the weights. */
 export const hashOf = Effect.fn("hashOf")(function* (
   config: string,
   { paths }: WeightFiles,
 ): Effect.fn.Return<string, FileInvalid> {
   const hash = createHash("sha256").update(config);
-  const buffer = new Uint8Array(pieceBytes);
   for (const path of paths) {
     yield* Effect.tryPromise({
-      try: async () => {
-        using file = await Deno.open(path);
-        for (let count = await file.read(buffer); count !== null; count = await file.read(buffer)) {
-          hash.update(buffer.subarray(0, count));
-        }
-      },
+      try: () => feed(hash, path),
       catch: (cause) =>
         new FileInvalid({
           ...{ attempted: "read", file: path, needed: "it must be readable" },

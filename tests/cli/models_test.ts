@@ -86,6 +86,12 @@ inFolder("what is no model is refused in one sentence", async (folder) => {
   await refused(/layer_types must name 3 layers: found 2/, {
     layer_types: ["full_attention", "full_attention"],
   });
+  await refused(
+    /--tls needs --cluster and --nats/,
+    {},
+    undefined,
+    ["--link", "nats", "--tls", `${folder}/certs`],
+  );
   await refused(/--last needs a number up to the 53 tokens/, {}, undefined, ["--last", "54"]);
   await writeModel(`${folder}/model`, model, tensors);
   const file = `${folder}/model/model.safetensors`;
