@@ -58,7 +58,11 @@ export const runBench = Effect.fn("runBench")(function* (flags: BenchFlags) {
         { needed: "an adapter whose kernels can be measured", found: "no adapter" },
     });
   }
-  const setting = { headDim, vector: vectorOf(adapter.info) };
+  const setting = {
+    headDim,
+    vector: vectorOf(adapter.info),
+    workgroupBytes: adapter.limits.maxComputeWorkgroupStorageSize,
+  };
   const pass = (device: Device["Service"], causal: boolean, length = tokens) =>
     attendZeros({ tokens: length, heads, headDim, dtype, causal }).pipe(
       Effect.provideService(Device, device),

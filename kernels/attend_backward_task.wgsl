@@ -14,7 +14,7 @@
 // | scores    | dS of four rows of the tile and one key: [heads of the dispatch, rowQuads, pitch]         |
 // | gradients | dk and behind it dv as blocks, or dq over scale as q is stored: in float32, added to      |
 //
-// The only pass has dq in place of scores.
+// The only pass has dq in place of scores; tiles, for GPUs, have lines of keys there, see `attend_backward_keys_tiles.wgsl`.
 //
 // A row that saw no key comes with q, dO, lse and D of zero, so that nothing has to know of it. Positions ascend in a
 // span: the rows that see a key are an interval of the tile's rows, and the keys that a row sees one of its keys.

@@ -50,7 +50,6 @@ struct Task {
 @group(0) @binding(4) var<storage, read_write> outputs: array<vec4f>;
 @group(0) @binding(5) var<storage, read_write> tops: array<vec2f>;
 
-const CHUNK = 256;
 const LOWEST = -3.4028234e38;
 // The bits of an infinity; those of a NaN are more.
 const INFINITE = 0x7f800000u;

@@ -12,10 +12,10 @@ import {
   type BackwardAdapter,
   backwardProgram,
   type BackwardVariant,
+  groupOf,
   nameOf,
   type Pass,
   passesOf,
-  rowsOf,
 } from "./backward_program.ts";
 import { destroyRows, placeRows, type Prepared, prepared, type Rows } from "./backward_rows.ts";
 import { FirstThatWorks } from "./first_that_works.ts";
@@ -81,8 +81,15 @@ interface Placed {
   early: { readonly blocks: number; readonly copy: GPUBuffer } | undefined;
 }
 
-/** Bytes of dS between the two passes, at most: so that they stay in the caches of a CPU. */
-const scoreBytes = 2 ** 24;
+/**
+ * What the slabs of two passes have at most: bytes of dS between the passes; rows and keys, of which more make longer sums,
+ * unless the passes cut them; and quads of rows of all heads that share keys: see `mostKeys` in `program.ts`. What an
+ * imitated GPU writes stays in the caches of a CPU; a GPU needs workgroups by the hundred.
+ */
+const slabLimits = {
+  lanes: { bytes: 2 ** 24, mostRows: 2048, mostKeys: 1024, mostQuads: 2 ** 15 },
+  tiles: { bytes: 2 ** 29, mostRows: 4096, mostKeys: 4096, mostQuads: 2 ** 11 },
+};
 
 /** Workgroups of a dispatch that has no more keys than it needs: enough for each thread of a CPU to have some. */
 const workgroupsAtOnce = Math.max(8, 2 * navigator.hardwareConcurrency);
@@ -95,6 +102,7 @@ export class WebgpuBackward {
   readonly #program: typeof backwardProgram;
   readonly #choices: FirstThatWorks<BackwardAdapter>;
   readonly #programs = new Map<string, Promise<Programs>>();
+  readonly #memory: Pick<BackwardVariant, "workgroupBytes">;
   /** Bytes from one task to the next. */
   readonly #taskStride: number;
   readonly #blocks: Readonly<Record<KeysIn, KeyMemory>>;
@@ -109,6 +117,7 @@ export class WebgpuBackward {
     this.#device = gpu.device;
     this.#options = options;
     this.#program = text;
+    this.#memory = { workgroupBytes: gpu.device.limits.maxComputeWorkgroupStorageSize };
     const alignment = gpu.device.limits.minUniformBufferOffsetAlignment;
     this.#taskStride = Math.ceil(taskBytes / alignment) * alignment;
     this.#blocks = {
@@ -144,7 +153,7 @@ export class WebgpuBackward {
     const { choice } = plain;
     const key = JSON.stringify({ ...choice, dtype, headDim, pairs: pairs.text });
     const made = this.#programs.get(key) ?? this.#gpu.run(() => {
-      const keys = { ...choice, pass: "keys", dtype, headDim, pairs } as const;
+      const keys = { ...choice, ...this.#memory, pass: "keys", dtype, headDim, pairs } as const;
       return {
         ...plain,
         ...(pairs.scored ? { keys: this.#compileOne(keys) } : {}),
@@ -171,12 +180,13 @@ export class WebgpuBackward {
   }
 
   #compile(choice: BackwardAdapter, dtype: DType, headDim: number): Promise<Programs> {
-    const compile = (pass: Pass) => this.#compileOne({ ...choice, pass, dtype, headDim });
+    const compile = (pass: Pass) =>
+      this.#compileOne({ ...choice, ...this.#memory, pass, dtype, headDim });
     return this.#gpu.run(
       () => ({
         choice,
         keys: compile("keys"),
-        ...(choice.once ? {} : { queries: compile("queries") }),
+        ...(passesOf(choice).includes("queries") ? { queries: compile("queries") } : {}),
       }),
       () => Promise.resolve(),
     );
@@ -370,20 +380,24 @@ export class WebgpuBackward {
   }
 
   #slabsOf(
-    { keysIn, lanes, once }: BackwardAdapter,
+    choice: BackwardAdapter,
     { batch, heads, kvHeads, headDim }: Queries,
     part: Part<Rows>,
   ) {
     const shape = {
       pairs: batch * kvHeads,
       sharing: heads / kvHeads,
-      group: lanes * rowsOf({ pass: "keys", keysIn, headDim }),
+      group: groupOf({ ...choice, ...this.#memory, pass: "keys", headDim }),
     };
     const mostPairs = this.#device.limits.maxComputeWorkgroupsPerDimension;
-    if (once) return turnsOf(part, { ...shape, mostPairs, workgroups: workgroupsAtOnce });
+    if (choice.form === "once") {
+      return turnsOf(part, { ...shape, mostPairs, workgroups: workgroupsAtOnce });
+    }
+    const { bytes, ...most } = slabLimits[choice.form];
     return slabsOf(part, {
       ...shape,
-      room: Math.min(scoreBytes, this.#options.largestBuffer) / 16,
+      ...most,
+      room: Math.min(bytes, this.#options.largestBuffer) / 16,
       mostHeads: mostPairs,
     });
   }
@@ -397,9 +411,8 @@ export class WebgpuBackward {
     blocks: Room,
     pairs: PairMemory | undefined,
   ): GPUBuffer {
-    const { keysIn, lanes, once } = programs.choice;
+    const { choice } = programs;
     const sharing = heads / kvHeads;
-    const groupOf = (pass: Pass) => lanes * rowsOf({ pass, keysIn, headDim });
     const stride = this.#taskStride;
     const data = new ArrayBuffer(slabs.length * stride);
     slabs.forEach(({ part, first, rowQuads, pitch, turn }, i) => {
@@ -430,7 +443,7 @@ export class WebgpuBackward {
     const room = Math.max(
       ...slabs.map(({ count, rowQuads, pitch }) => count * sharing * rowQuads * pitch),
     );
-    const scores = once ? undefined : this.#scores = this.#grown(
+    const scores = choice.form === "once" ? undefined : this.#scores = this.#grown(
       this.#scores,
       "scores",
       16 * room,
@@ -459,7 +472,7 @@ export class WebgpuBackward {
     const bound = new Map<Compiled, Map<Rows, GPUBindGroup>>();
     const compute = encoder.beginComputePass();
     slabs.forEach(({ part: { rows, querySpan, pairwise }, count, width }, i) => {
-      for (const pass of passesOf(programs.choice)) {
+      for (const pass of passesOf(choice)) {
         const program = pass === "keys" && pairwise ? programs.pairwise! : programs[pass]!;
         const groups = bound.get(program) ?? new Map<Rows, GPUBindGroup>();
         bound.set(program, groups);
@@ -467,13 +480,9 @@ export class WebgpuBackward {
         groups.set(rows, group);
         compute.setPipeline(program.pipeline);
         compute.setBindGroup(0, group, [i * stride]);
-        if (pass === "keys") compute.dispatchWorkgroups(width / groupOf("keys"), count);
-        else {
-          compute.dispatchWorkgroups(
-            Math.ceil(querySpan.count / groupOf("queries")),
-            count * sharing,
-          );
-        }
+        const size = groupOf({ ...choice, ...this.#memory, pass, headDim });
+        if (pass === "keys") compute.dispatchWorkgroups(width / size, count);
+        else compute.dispatchWorkgroups(Math.ceil(querySpan.count / size), count * sharing);
       }
     });
     compute.end();

@@ -5,7 +5,9 @@
  * @module
  */
 import keysPass from "../../kernels/attend_backward_keys.wgsl" with { type: "text" };
+import keysTiles from "../../kernels/attend_backward_keys_tiles.wgsl" with { type: "text" };
 import queriesPass from "../../kernels/attend_backward_queries.wgsl" with { type: "text" };
+import queriesTiles from "../../kernels/attend_backward_queries_tiles.wgsl" with { type: "text" };
 import task from "../../kernels/attend_backward_task.wgsl" with { type: "text" };
 import span from "../../kernels/span.wgsl" with { type: "text" };
 import workgroups from "../../kernels/workgroups.wgsl" with { type: "text" };
@@ -17,24 +19,35 @@ import { unroll } from "./unroll.ts";
 
 export type Pass = "keys" | "queries";
 
+/**
+ * How it is computed: `lanes`, in two passes whose invocations have keys or rows of their own; `once`, in one such pass,
+ * which needs subgroups; `tiles`, in two passes as matrix products in workgroup memory, which suits GPUs.
+ */
+export type Form = "lanes" | "once" | "tiles";
+
 /** What the programs of a device depend on. */
 export interface BackwardAdapter {
   readonly keysIn: KeysIn;
-  /** Invocations of a workgroup. */
+  /** Invocations of a workgroup; those of tiles follow from the head dimension. */
   readonly lanes: number;
   /** A workgroup is one subgroup, which can be relied on. */
   readonly subgroups: boolean;
-  /** The pass of keys computes dq as well; only with subgroups. */
-  readonly once: boolean;
+  readonly form: Form;
 }
 
 /** The passes that a tile goes through, in that order. */
-export const passesOf = ({ once }: Pick<BackwardAdapter, "once">): ReadonlyArray<Pass> =>
-  once ? ["keys"] : ["keys", "queries"];
+export const passesOf = ({ form }: Pick<BackwardAdapter, "form">): ReadonlyArray<Pass> =>
+  form === "once" ? ["keys"] : ["keys", "queries"];
+
+const formNames: Readonly<Record<Form, string>> = {
+  lanes: "",
+  once: ", at once",
+  tiles: ", in tiles",
+};
 
 /** In words. */
-export const nameOf = ({ keysIn, subgroups, once }: BackwardAdapter): string =>
-  `the backward pass with ${keysIn}s${subgroups ? " and subgroups" : ""}${once ? ", at once" : ""}`;
+export const nameOf = ({ keysIn, subgroups, form }: BackwardAdapter): string =>
+  `the backward pass with ${keysIn}s${subgroups ? " and subgroups" : ""}${formNames[form]}`;
 
 /** What one program is made for. */
 export interface BackwardVariant extends BackwardAdapter {
@@ -43,6 +56,8 @@ export interface BackwardVariant extends BackwardAdapter {
   readonly dtype: DType;
   /** A multiple of 4. */
   readonly headDim: number;
+  /** Bytes of workgroup memory that the device has. */
+  readonly workgroupBytes: number;
   /** It asks for every pair whether it counts. */
   readonly pairwise?: boolean;
   /** What the queries' attention says of pairs; of no concern to the pass of queries. */
@@ -52,12 +67,60 @@ export interface BackwardVariant extends BackwardAdapter {
 /** Rows whose dS is one element of `scores`. */
 export const fourRows = 4;
 
-/** Keys, or rows in the pass of queries, of an invocation. */
-export const rowsOf = (
+/** Keys, or rows in the pass of queries, of an invocation that has them for itself. */
+const rowsOf = (
   { pass, keysIn, headDim }: Pick<BackwardVariant, "pass" | "keysIn" | "headDim">,
 ): number => {
   if (pass === "queries") return fourRows;
   return keysIn === "buffer" ? 1 : Math.max(1, Math.min(Math.floor(256 / headDim), 4));
+};
+
+/** What tiles need to know of a pass. */
+type Tiled = Pick<BackwardVariant, "pass" | "headDim" | "workgroupBytes">;
+
+/** Keys of a workgroup of tiles: invocations that have other ones, and how many each has. */
+const keysOfTiles = ({ workgroupBytes }: Pick<Tiled, "workgroupBytes">) => ({
+  down: workgroupBytes >= 32768 ? 16 : 8,
+  mine: 4,
+});
+
+/** Rows of a workgroup of tiles in the pass of queries, likewise. */
+const rowsOfTiles = { down: 8, mine: 8 };
+
+/**
+ * How a workgroup of tiles is divided: it has `down` by `across` invocations, each with `mine` keys, or rows in the pass of
+ * queries; of the other ones it takes `tile` at a time. All of it is at most 16 KiB where an adapter has no more, and
+ * 32 KiB else.
+ */
+const tilingOf = (variant: Tiled) => {
+  const quads = variant.headDim / 4;
+  const ofKeys = variant.pass === "keys";
+  const { down, mine } = ofKeys ? keysOfTiles(variant) : rowsOfTiles;
+  const across = 16;
+  const own = Math.ceil(quads / across);
+  const room = (variant.workgroupBytes >= 32768 ? 2048 : 1024) - 32; // the rest is for what each row or key sees
+  const keys = keysOfTiles(variant);
+  const tile = ofKeys ? 64 : keys.down * keys.mine;
+  const pitch = down * mine / 4 + 1;
+  const ofHeld = (held: number) =>
+    (ofKeys ? tile * pitch : down * mine * (held / 4 + 1)) + (held - 1) * quads + own * across;
+  let held = ofKeys ? 16 : 32;
+  while (held > 4 && ofHeld(held) > room) held /= 2;
+  const depth = Math.min(8, 2 ** Math.ceil(Math.log2(quads)));
+  return {
+    ...{ down, mine, across, own, tile, depth, pitch, held, step: Math.min(4, held / 4) },
+    lanes: down * across,
+    stage: Math.max(ofKeys ? (down * mine + tile) * (depth + 1) : 0, ofHeld(held)),
+  };
+};
+
+/** Keys, or rows in the pass of queries, of a workgroup. */
+export const groupOf = (
+  variant: Tiled & Pick<BackwardVariant, "keysIn" | "lanes" | "form">,
+): number => {
+  if (variant.form !== "tiles") return variant.lanes * rowsOf(variant);
+  const { down, mine } = tilingOf(variant);
+  return down * mine;
 };
 
 /** Declares the tensors that a pass reads, and how it does. */
@@ -93,35 +156,74 @@ const access = ({ pass, dtype, headDim, keysIn }: BackwardVariant): ReadonlyArra
   ];
 };
 
+/** Keys whose products are one sum, of tiles in the pass of queries. */
+const chunk = 1024;
+
 /** The whole WGSL text, but for the directive that adapters with subgroups may ask for. */
 export const backwardProgram = (variant: BackwardVariant): string => {
-  const { pass, headDim, lanes, subgroups, once, pairwise = false, pairs } = variant;
+  const { pass, headDim, form, subgroups, pairwise = false, pairs } = variant;
   const scored = pairs?.scored === true;
-  const rows = rowsOf(variant);
   const quads = headDim / 4;
-  return [
-    `const ROWS = ${rows}u;`,
+  const asks = {
+    PAIRWISE: Number(pairwise),
+    SCORED: Number(scored),
+    PLACED: Number(pairwise || scored),
+    FOUR: fourRows,
+  };
+  const shared = [
     `const FOUR = ${fourRows};`,
-    `const LANES = ${lanes}u;`,
     `const QUADS = ${quads}u;`,
     ...access(variant),
     span,
     workgroups,
     pairs?.text ?? "",
     task,
+  ];
+  if (form === "tiles") {
+    const { down, across, mine, own, tile, depth, pitch, held, step, ...sizes } = tilingOf(variant);
+    const ofKeys = pass === "keys";
+    const keys = keysOfTiles(variant);
+    return [
+      `const LANES = ${sizes.lanes}u;`,
+      `const DOWN = ${down}u;`,
+      `const ACROSS = ${across}u;`,
+      `const KEYS = ${keys.mine};`,
+      `const KEYS_DOWN = ${keys.down};`,
+      `const ROWS = ${mine};`,
+      `const TILE = ${tile};`,
+      `const DEPTH = ${depth}u;`,
+      `const LINE = ${ofKeys ? depth + 1 : held / 4 + 1}u;`,
+      `const FOURS = ${mine / 4}u;`,
+      `const PITCH = ${pitch}u;`,
+      `const HELD = ${held};`,
+      `const QUARTER = ${held / 4}u;`,
+      `const STEP = ${step}u;`,
+      `const CHUNK = ${chunk};`,
+      `const STAGE = ${sizes.stage};`,
+      ...shared,
+      unroll(ofKeys ? keysTiles : queriesTiles, {
+        ...asks,
+        ...{ OWN: own, KEYS: mine, ROWS: ofKeys ? tile / across : mine, FOURS: mine / 4, TWO: 2 },
+        ...{ DEPTH: depth, STEP: step },
+      }),
+    ].join("\n");
+  }
+  const { lanes } = variant;
+  const rows = rowsOf(variant);
+  return [
+    `const ROWS = ${rows}u;`,
+    `const LANES = ${lanes}u;`,
+    ...shared,
     unroll(pass === "keys" ? keysPass : queriesPass, {
+      ...asks,
       ROWS: rows,
       QUADS: quads,
       PARTS: Math.ceil(quads / lanes),
-      FOUR: fourRows,
       FOURS: rows / fourRows,
       LANES: lanes,
       BROADCAST: Number(subgroups),
-      ONCE: Number(once),
+      ONCE: Number(form === "once"),
       RAGGED: Number(quads % lanes > 0),
-      PAIRWISE: Number(pairwise),
-      SCORED: Number(scored),
-      PLACED: Number(pairwise || scored),
     }),
   ].join("\n");
 };

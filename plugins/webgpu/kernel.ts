@@ -135,7 +135,8 @@ export class WebgpuAttention {
       };
       // In one piece, since pieces may leave keys for the other variant.
       const checked = { begin: (queries: Queries) => this.#begin(queries, find, unlimited) };
-      return selfCheck(checked, dtype, headDim, variant, groupRows(made, headDim));
+      const group = groupRows(made, headDim);
+      return selfCheck(checked, dtype, headDim, variant, group, clearGroup(made));
     }, text);
   }
 

@@ -33,6 +33,8 @@ export interface Setting {
   readonly headDim: number;
   /** Invocations that the adapter runs as one; a workgroup's worth where that is not known. */
   readonly vector: number;
+  /** Bytes of workgroup memory that it has. */
+  readonly workgroupBytes: number;
 }
 
 /** One version of the kernel. */
@@ -96,7 +98,10 @@ export const ladder: ReadonlyArray<Version> = [
     file: "attend_tiles",
     keysIn: "buffer",
     subgroups: false,
-    blocking: ({ headDim }) => ({ rows: headDim <= 32 ? 2 : 1, keys: 4, lanes: 64 }),
+    blocking: ({ headDim, workgroupBytes }) => ({
+      ...{ rows: 4, keys: 4 },
+      lanes: headDim > 64 && workgroupBytes >= 32768 ? 256 : 128,
+    }),
   },
   {
     number: 6,

@@ -95,7 +95,9 @@ export const openWebgpu = async (options: WebgpuOptions = {}): Promise<Attention
   };
 
   const { maxBufferSize, maxStorageBufferBindingSize, maxTextureDimension2D } = adapter.limits;
+  const { maxComputeWorkgroupStorageSize } = adapter.limits;
   const requiredLimits = {
+    maxComputeWorkgroupStorageSize,
     maxBufferSize,
     maxStorageBufferBindingSize,
     maxTextureDimension2D,
@@ -162,7 +164,8 @@ export const openWebgpu = async (options: WebgpuOptions = {}): Promise<Attention
       ...bestFor({ dtype, headDim }),
       ...(headDim > largestHeld ? [versionNamed("wide")!] : versions).map((version) => ({
         version,
-        blocking: asked(headDim) ?? version.blocking({ headDim, vector }),
+        blocking: asked(headDim) ??
+          version.blocking({ headDim, vector, workgroupBytes: maxComputeWorkgroupStorageSize }),
       })),
     ],
     directive: subgroups.directive,
@@ -172,13 +175,20 @@ export const openWebgpu = async (options: WebgpuOptions = {}): Promise<Attention
   });
   const lanes = options.blocking?.lanes ?? (software ? vector : gpuLanes);
   const backward = new WebgpuBackward(gpu, {
-    // A workgroup that is one subgroup needs a single pass; the next best has two.
-    choices: versions.flatMap(({ keysIn, subgroups }) =>
-      (subgroups ? [true, false] : [false]).map((once) => ({ keysIn, subgroups, lanes, once }))
-    ).filter(({ keysIn, subgroups, once }, i, all) =>
+    choices: [
+      ...(versions.some(({ file }) => file === "attend_tiles")
+        ? [{ keysIn: "buffer", lanes, subgroups: false, form: "tiles" } as const]
+        : []),
+      // A workgroup that is one subgroup needs a single pass; the next best has two.
+      ...versions.flatMap(({ keysIn, subgroups }) =>
+        (subgroups ? ["once", "lanes"] as const : ["lanes"] as const).map((form) => ({
+          ...{ keysIn, subgroups, lanes, form },
+        }))
+      ),
+    ].filter(({ keysIn, subgroups, form }, i, all) =>
       i ===
         all.findIndex((other) =>
-          other.keysIn === keysIn && other.subgroups === subgroups && other.once === once
+          other.keysIn === keysIn && other.subgroups === subgroups && other.form === form
         )
     ),
     warn,

@@ -47,14 +47,37 @@ export const headsAcross = (headDim: number): number =>
 /** Bytes of workgroup memory that every adapter has. */
 const workgroupBytes = 16384;
 
-/** Keys that a workgroup of version `tiles` holds at once, with their values, in float32. */
-const tileKeys = (headDim: number): number =>
-  2 ** Math.floor(Math.log2(Math.min(workgroupBytes / (8 * headDim), 16)));
+/** How version `tiles` divides a workgroup and its memory; elements of memory are quads. */
+const tiling = (headDim: number, { rows, keys, lanes }: Blocking) => {
+  const quads = headDim / 4;
+  const down = [lanes > 128 ? 16 : 8, 4, 2, 1].find((count) => lanes % count === 0)!;
+  const across = lanes / down;
+  const tile = across * keys;
+  const own = Math.ceil(quads / across);
+  // What all adapters have, and twice that, as GPUs have, for large workgroups.
+  const shares = down * rows * across * 4 + down * rows * 8;
+  const room = Math.floor(((lanes > 128 ? 2 : 1) * workgroupBytes - shares) / 16);
+  const most = (x: number, cost: (x: number) => number) => {
+    while (x > 1 && cost(x) > room) x /= 2;
+    return x;
+  };
+  const scores = (depth: number) => (down * rows + tile) * (depth + 1);
+  const depth = most(Math.min(8, 2 ** Math.ceil(Math.log2(quads))), scores);
+  const fours = Math.ceil(rows / 4);
+  const pitch = down * fours + 1;
+  const outputs = (held: number) => tile * pitch + (held - 1) * quads + own * across;
+  const held = most(Math.min(16, tile & -tile), outputs);
+  return {
+    ...{ down, across, tile, own, depth, fours, pitch, held, step: Math.min(8, held) },
+    stage: Math.max(scores(depth), outputs(held)),
+    chunk: tile * Math.max(1, Math.floor(256 / tile)),
+  };
+};
 
 /** Keys that the program without masks takes at once, so that it visits whole groups of them. */
 export const clearGroup = ({ version, headDim, blocking }: Omit<Variant, "variant">): number =>
   version.file === "attend_tiles"
-    ? tileKeys(headDim)
+    ? tiling(headDim, blocking).tile
     : version.file === "attend_wide"
     ? 1
     : blocking.keys;
@@ -63,15 +86,18 @@ export const clearGroup = ({ version, headDim, blocking }: Omit<Variant, "varian
 const never = 2 ** 30;
 
 /** Query rows of a workgroup. */
-export const groupRows = ({ version, blocking }: Choice, headDim: number): number =>
-  version.file === "attend_wide" ? heldRows(headDim) : blocking.rows * blocking.lanes;
+export const groupRows = ({ version, blocking }: Choice, headDim: number): number => {
+  if (version.file === "attend_wide") return heldRows(headDim);
+  return blocking.rows *
+    (version.file === "attend_tiles" ? tiling(headDim, blocking).down : blocking.lanes);
+};
 
 /**
  * Keys of a dispatch, at most. llvmpipe lets the loops of a program run for 65,535 turns in all, and then ends them
  * without a word: so many keys are fewer turns, with whatever blocking.
  */
 export const mostKeys = ({ version }: Choice): number =>
-  version.file === "attend_wide" ? 2 ** 13 : 2 ** 15;
+  version.file === "attend" ? 2 ** 15 : 2 ** 13;
 
 /** Rows that version `wide` holds in half of the workgroup memory that every adapter has. */
 const heldRows = (headDim: number): number =>
@@ -150,8 +176,8 @@ export const program = (made: Variant): string => {
   const { rows: ROWS, lanes: LANES } = blocking;
   const QUADS = headDim / 4;
   const tiled = version.file === "attend_tiles";
-  const TILE = tileKeys(headDim);
-  const KEYS0 = tiled ? Math.min(blocking.keys, TILE) : blocking.keys;
+  const tiles = tiling(headDim, blocking);
+  const KEYS0 = blocking.keys;
   const KEYS1 = Math.min(KEYS0, mostMaskedKeys);
   // Where each pair is asked about there are no clear keys, and the others are visited first.
   const others = (visit: 0 | 1) => pairwise || visit === 1;
@@ -168,6 +194,16 @@ export const program = (made: Variant): string => {
     PLACED: Number(pairwise || scored),
     BROADCAST: Number(version.subgroups),
     HELD: heldRows(headDim),
+    ...(tiled
+      ? {
+        KEYS: blocking.keys,
+        OWN: tiles.own,
+        FOURS: tiles.fours,
+        FOUR: 4,
+        DEPTH: tiles.depth,
+        STEP: tiles.step,
+      }
+      : {}),
   };
   return [
     `const ROWS = ${ROWS}u;`,
@@ -178,8 +214,21 @@ export const program = (made: Variant): string => {
     `const LANES = ${LANES}u;`,
     `const QUADS = ${QUADS}u;`,
     `const CLEAR = ${pairwise || version.file === "attend_wide" ? never : clearGroup(made)};`,
-    `const HELD = ${numbers.HELD}u;`,
-    ...(tiled ? [`const TILE = ${TILE};`] : []),
+    `const CHUNK = ${tiled ? tiles.chunk : 256};`,
+    ...(tiled
+      ? [
+        `const DOWN = ${tiles.down}u;`,
+        `const ACROSS = ${tiles.across}u;`,
+        `const TILE = ${tiles.tile};`,
+        `const DEPTH = ${tiles.depth}u;`,
+        `const LINE = ${tiles.depth + 1}u;`,
+        `const FOURS = ${tiles.fours}u;`,
+        `const PITCH = ${tiles.pitch}u;`,
+        `const HELD = ${tiles.held};`,
+        `const STEP = ${tiles.step}u;`,
+        `const STAGE = ${tiles.stage};`,
+      ]
+      : [`const HELD = ${numbers.HELD}u;`]),
     keyAccess(dtype, headDim, version.keysIn),
     span,
     workgroups,

@@ -22,9 +22,11 @@ const masks: Readonly<Record<typeof variants[number], Rules & { readonly band: B
 
 /**
  * How many tokens it takes that `group` rows are a workgroup, and there are four: the last one with rows missing, and
- * all in another order than that of the rows. Larger workgroups are fewer, or this would take seconds.
+ * all in another order than that of the rows. Larger workgroups are fewer, or this would take seconds. They are two
+ * times `clear` keys or more.
  */
-const tokensFor = (group: number): number => 16 * Math.ceil(Math.min(3 * group + 12, 272) / 16);
+const tokensFor = (group: number, clear: number): number =>
+  clear * Math.max(2, Math.ceil(Math.min(3 * group + 12, 272) / clear));
 /** So many rows fewer than tokens, so that they are no multiple of anything. */
 const missing = 5;
 
@@ -37,7 +39,7 @@ const numbers = (phase: number, count: number): Float32Array =>
 
 /**
  * Throws where K/V of this format and head dimension give something else than plain loops do, in one of the variants
- * of the program, for workgroups of `group` rows.
+ * of the program, for workgroups of `group` rows, which take `clear` keys at once where they see all.
  */
 export const selfCheck = async (
   kernel: Pick<AttentionKernel, "begin">,
@@ -45,9 +47,11 @@ export const selfCheck = async (
   headDim: number,
   variant: keyof typeof masks,
   group: number,
+  clear: number,
 ): Promise<void> => {
   const rules = masks[variant];
-  const tokens = tokensFor(group);
+  const whole = Math.max(16, clear);
+  const tokens = tokensFor(group, whole);
   const rows = tokens - missing;
   const shape = { batch, heads, kvHeads, headDim, scale: Math.SQRT2 / Math.sqrt(headDim) };
   const width = heads * headDim;
@@ -69,8 +73,8 @@ export const selfCheck = async (
     bytes: encode("f32", q.subarray(0, rows * width)),
   });
   try {
-    // In two tiles, so that the second finds a state; of clear keys each has whole groups of up to 16.
-    const first = variant === "clear" ? 64 : 61;
+    // In two tiles, so that the second finds a state; of clear keys each has whole groups.
+    const first = variant === "clear" ? whole * Math.ceil(64 / whole) : 61;
     const tiles = [contiguous(0, first), contiguous(first, tokens - first)].map((keys): Tile => ({
       row: 0,
       queries: contiguous(0, rows),

@@ -41,6 +41,11 @@ export interface SlabSetting {
   readonly room: number;
   /** Query heads of a slab, at most, unless more share one key head. */
   readonly mostHeads: number;
+  /** Rows and keys of a slab, at most, but for a quad of rows and the keys of one workgroup. */
+  readonly mostRows: number;
+  readonly mostKeys: number;
+  /** Quads of rows of all heads that share keys, at most. */
+  readonly mostQuads: number;
 }
 
 /**
@@ -49,11 +54,8 @@ export interface SlabSetting {
  */
 const gap = 12;
 
-/**
- * Rows and keys of a slab, at most, so that no sum is long. The more rows, the fewer times a workgroup of keys begins and
- * ends, which costs more than that of rows does.
- */
-const most = { rows: 2048, keys: 1024 };
+/** Rows of a slab of a single pass, at most, so that no sum is long. */
+const mostRowsOnce = 2048;
 
 /** Turns of the loop over the quads of rows of all heads that share keys: see `mostKeys` in `program.ts`. */
 const mostTurns = 2 ** 15;
@@ -61,19 +63,19 @@ const mostTurns = 2 ** 15;
 /** Cuts a part into slabs, and leaves out those of which no pair counts. */
 export const slabsOf = <R extends Piece>(
   part: Part<R>,
-  { pairs, sharing, group, room, mostHeads }: SlabSetting,
+  { pairs, sharing, group, room, mostHeads, mostRows, mostKeys, mostQuads }: SlabSetting,
 ): ReadonlyArray<Slab<R>> => {
   const { querySpan, keySpan } = part;
   const mine = Math.floor(room / sharing);
   const atLeastOne = (...limits: ReadonlyArray<number>) =>
     Math.max(1, Math.floor(Math.min(...limits)));
   const keys = group * atLeastOne(
-    Math.ceil(Math.min(keySpan.count, most.keys) / group),
+    Math.ceil(Math.min(keySpan.count, mostKeys) / group),
     (mine - gap) / group,
   );
   const quads = atLeastOne(
-    Math.ceil(Math.min(querySpan.count, most.rows) / 4),
-    mostTurns / sharing,
+    Math.ceil(Math.min(querySpan.count, mostRows) / 4),
+    mostQuads / sharing,
     mine / (keys + gap),
   );
   const together = atLeastOne(mine / ((keys + gap) * quads), mostHeads / sharing);
@@ -107,8 +109,8 @@ export const turnsOf = <R extends Piece>(
 ): ReadonlyArray<Slab<R>> => {
   const together = Math.min(pairs, mostPairs);
   const mostGroups = Math.ceil(workgroups / together);
-  const mostRows = Math.min(most.rows, 4 * Math.max(1, Math.floor(mostTurns / sharing)));
-  return piecesOf(part.querySpan.count, mostRows).flatMap((rows) =>
+  const rowsAtOnce = Math.min(mostRowsOnce, 4 * Math.max(1, Math.floor(mostTurns / sharing)));
+  return piecesOf(part.querySpan.count, rowsAtOnce).flatMap((rows) =>
     wholeGroups(part.keySpan.count, mostGroups * group).flatMap((columns) => {
       const cut = cutOf(part, rows, columns);
       if (pairsBetween(cut.band, cut.querySpan, cut.keySpan) === 0) return [];

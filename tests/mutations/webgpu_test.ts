@@ -313,7 +313,10 @@ const withKernel = async (load: Load, use: (kernel: AttentionKernel) => Promise<
     // Smaller than its own, which compiles faster.
     choices: (_dtype, headDim) => [
       headDim > largestHeld
-        ? { version: wide, blocking: wide.blocking({ headDim, vector: lanes }) }
+        ? {
+          version: wide,
+          blocking: wide.blocking({ headDim, vector: lanes, workgroupBytes: 16384 }),
+        }
         : { version, blocking: { rows: 2, keys: 4, lanes } },
     ],
     directive: "",
@@ -375,7 +378,7 @@ Deno.test({
     const software = isSoftware(adapter!.info);
     const plant = (
       { fault, changes }: Fault,
-      once: boolean,
+      form: "lanes" | "once",
       judge: (cases: ReadonlyArray<Case>) => Promise<void>,
     ) =>
       test.step(fault, () =>
@@ -394,7 +397,7 @@ Deno.test({
               keysIn: software ? "texture" : "buffer",
               lanes: software ? adapter!.info.subgroupMaxSize : 64,
               subgroups: software,
-              once,
+              form,
             }],
             warn: assert.fail,
             directive: "",
@@ -419,15 +422,15 @@ Deno.test({
           }
         }));
     const contract = "gradients, of WGSL";
-    for (const once of software ? [false, true] : [false]) {
-      const faults = once ? singlePassFaults : backwardWgslFaults;
+    for (const form of software ? ["lanes", "once"] as const : ["lanes"] as const) {
+      const faults = form === "once" ? singlePassFaults : backwardWgslFaults;
       for (const fault of faults) {
-        await plant(fault, once, (cases) => assertCaught(fault.fault, contract, cases));
+        await plant(fault, form, (cases) => assertCaught(fault.fault, contract, cases));
       }
       const merited = new Set(table.filter((row) => row[1] === contract).map((row) => row[2]));
       await plant(
         backwardHost("and what caught them passes on a sound copy"),
-        once,
+        form,
         async (cases) => {
           assert.equal(await firstToFail(cases.filter(({ name }) => merited.has(name))), undefined);
         },

@@ -24,7 +24,7 @@ const software = adapter !== undefined && isSoftware(adapter.info);
 testGradients(webgpu, ignored);
 
 // Smaller head dimensions, because these programs compile long on software adapters.
-for (const kernel of ["textures", "registers"]) {
+for (const kernel of ["textures", "registers", ...(software ? ["tiles"] : [])]) {
   testDevice({ ...webgpuWith({ kernel }), name: `webgpu with the memory of "${kernel}"` }, {
     contract: {
       name: "the contract of gradients, for small heads",
@@ -87,19 +87,17 @@ onAdapter("what exceeds a buffer is split, and has the same gradients", () => {
   }).pipe(Effect.runPromise);
 });
 
-onAdapter("more rows and keys than a slab has are added up exactly", () =>
-  checkGradients(
-    whole(
-      problem({
-        tokens: 2304,
-        heads: 1,
-        kvHeads: 1,
-        headDim: 8,
-        attention: window(1500),
-      }),
-      { lengths: [2303, 1] },
-    ),
-  ).pipe(Effect.provide(webgpu.layer), Effect.runPromise));
+onAdapter("more rows and keys than a slab has are added up exactly", async () => {
+  const shape = { heads: 1, kvHeads: 1, headDim: 8, attention: window(1500) };
+  for (
+    const [tokens, device] of [[2304, webgpu], [4352, webgpuWith({ kernel: "tiles" })]] as const
+  ) {
+    await checkGradients(whole(problem({ ...shape, tokens }), { lengths: [tokens - 1, 1] })).pipe(
+      Effect.provide(device.layer),
+      Effect.runPromise,
+    );
+  }
+});
 
 // --- Errors, on this thread ---------------------------------------------------------------------
 
@@ -147,7 +145,7 @@ const withBackward = async (
       keysIn: software ? "texture" : "buffer",
       lanes: software ? adapter!.info.subgroupMaxSize : 64,
       subgroups: software,
-      once: software,
+      form: software ? "once" : "tiles",
     }],
     warn: assert.fail,
     directive: "",
@@ -194,13 +192,21 @@ const inTwo: BackwardAdapter = {
   keysIn: software ? "texture" : "buffer",
   lanes: software ? adapter!.info.subgroupMaxSize : 64,
   subgroups: software,
-  once: false,
+  form: "lanes",
+};
+const inTiles: BackwardAdapter = {
+  keysIn: "buffer",
+  lanes: 64,
+  subgroups: false,
+  form: "tiles",
 };
 /** Passes whose program may be wrong, with what they belong to. */
 const faulty = [
   ["keys", [inTwo]],
   ["queries", [inTwo]],
-  ...(software ? [["keys", [{ ...inTwo, once: true }]] as const] : []),
+  ["keys", [inTiles]],
+  ["queries", [inTiles]],
+  ...(software ? [["keys", [{ ...inTwo, form: "once" }]] as const] : []),
 ] as const;
 
 onAdapter(
@@ -249,7 +255,7 @@ onAdapter("a backward program that computes wrong results is refused, at every u
         // What one tile gave is lost when the next comes.
         text: (of) =>
           of.pass === pass
-            ? backwardProgram(of).replace(/ \+= (d[kq]);/, " = $1;")
+            ? backwardProgram(of).replace(/\] \+= (\w+);/, "] = $1;")
             : backwardProgram(of),
       },
     );
@@ -294,7 +300,7 @@ onAdapter(
           keysIn,
           lanes,
           subgroups: false,
-          once: false,
+          form: "lanes" as const,
         })),
         warn: (sentence) => warnings.push(sentence),
         text: (of) =>
@@ -329,7 +335,7 @@ onAdapter(
         keysIn,
         lanes: software ? adapter!.info.subgroupMaxSize : 64,
         subgroups: false,
-        once: false,
+        form: "lanes" as const,
       })),
       warn: () => {},
       text: (of) =>
