@@ -80,6 +80,7 @@ inFolder("what is no model is refused in one sentence", async (folder) => {
     { vocab_size: 98 },
   );
   await refused(/hidden_act must be "silu": found "gelu"/, { hidden_act: "gelu" });
+  await refused(/head dim must be an even number up to 256: found 7/, { head_dim: 7 });
   await refused(/rope scaling must be one of default, linear, llama3: found "yarn"/, {
     rope_scaling: { rope_type: "yarn", factor: 4 } as never,
   });
