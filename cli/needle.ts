@@ -6,6 +6,7 @@
 import { join } from "node:path";
 import { Effect } from "effect";
 import { Continuation } from "../plugins/models/continuation.ts";
+import { mustBeKnown } from "../plugins/models/prompt.ts";
 import { greedy } from "../plugins/models/sampler.ts";
 import { openTokenizer, type TextTokens } from "../plugins/models/tokenizer.ts";
 import { FileInvalid, InvalidProblem } from "../runtime/errors.ts";
@@ -14,7 +15,7 @@ import { version } from "../runtime/version.ts";
 import { misuse } from "./command_line.ts";
 import { hide, type Needle, needlesFor } from "./haystack.ts";
 import { heatMap } from "./heat_map.ts";
-import { type ModelFlags, mustBeKnown, runModel } from "./model_run.ts";
+import { type ModelFlags, runModel } from "./model_run.ts";
 import { draw, note, print, printJson, sizeInWords } from "./output.ts";
 import { speeches, textsOf } from "./texts.ts";
 

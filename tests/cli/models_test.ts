@@ -179,7 +179,7 @@ inFolder("a conversation reads a file once, and each question alone", async (fol
 inFolder(
   "a text for which there is no room is refused before anything is loaded",
   async (folder) => {
-    await writeConstructedModel(`${folder}/model`, 2 ** 30);
+    await writeConstructedModel(`${folder}/model`, { longest: 2 ** 30 });
     const { code, stderr } = await annulus([
       ...["generate", `${folder}/model`, "a", "--max-tokens", String(2 ** 29), "--ring", "3"],
       ...common,
