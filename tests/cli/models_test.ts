@@ -127,6 +127,8 @@ inFolder("needles are found wherever they are, and not beyond a window", async (
   assert.equal(report.share, 1, JSON.stringify(report.cells));
   assert.equal(report.cells.length, 12);
   assert.match(await Deno.readTextFile(`${folder}/out/needle.svg`), />4\/4<\/text>/);
+  const png = await Deno.readFile(`${folder}/out/needle.png`);
+  assert.equal(new TextDecoder("latin1").decode(png.subarray(1, 4)), "PNG");
   const near = await annulus(
     ["needle", `${folder}/model`, ...flags, "--device", "cpu", "--window", "300"],
   );
