@@ -46,7 +46,8 @@ const program = Effect.gen(function* () {
 });
 
 const { text } = await program.pipe(Effect.scoped, Effect.runPromise);
-const at = book.indexOf(text.trim());
+const quote = text.trim();
+const at = quote === "" ? -1 : book.indexOf(quote);
 console.log(`${question} ...${text}`);
 console.log(
   at < 0 ? "that is not in the book" : `the book says so at character ${at} of ${book.length}`,

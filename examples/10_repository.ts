@@ -50,11 +50,11 @@ const sourcesIn = async (folder: string): Promise<ReadonlyArray<Source>> => {
   return found.sort((a, b) => a.path < b.path ? -1 : 1);
 };
 
-/** Every place where a text stands, as `path:line`. */
+/** Where a text stands first in each file, as `path:line`. */
 const placesOf = (text: string, sources: ReadonlyArray<Source>): ReadonlyArray<string> =>
   sources.flatMap(({ path, text: all }) => {
     const at = all.indexOf(text);
-    return at < 0 ? [] : [`${path}:${all.slice(0, at).split("\n").length}`];
+    return text === "" || at < 0 ? [] : [`${path}:${all.slice(0, at).split("\n").length}`];
   });
 
 const sources = await sourcesIn(folderOfFiles);
