@@ -4,7 +4,7 @@
  *
  * ```sh
  * deno run -A examples/10_repository.ts                                  # seconds
- * deno run -A examples/10_repository.ts "class Decoder" runtime             # 340,000 tokens: minutes
+ * deno run -A examples/10_repository.ts "class Decoder" runtime          # 340,000 tokens: minutes
  * deno run -A examples/10_repository.ts "Quote the line that defines Decoder, and nothing else." runtime .ts MODEL
  * ```
  *
