@@ -53,6 +53,17 @@ export {
 export { cpu, cpuWith } from "./plugins/cpu.ts";
 export { inProcess, memoryLinks, type MemoryLinksOptions } from "./plugins/memory.ts";
 export { type ModelFolder, modelsIn, openModel } from "./plugins/models.ts";
+export { type Answer } from "./plugins/models/answer.ts";
+export { type Piece } from "./plugins/models/continuation.ts";
+export { type Said } from "./plugins/models/engine.ts";
+export { greedy, type Sampling } from "./plugins/models/sampler.ts";
+export {
+  type ModelOptions,
+  type RunningModel,
+  startModel,
+  type Wanted,
+} from "./plugins/models/start_model.ts";
+export { type ChatMessage, openTokenizer, type TextTokens } from "./plugins/models/tokenizer.ts";
 export { type ClusterOptions, onCluster } from "./plugins/nats_cluster.ts";
 export { connectNats, type Nats, type NatsOptions } from "./plugins/nats.ts";
 export { type NatsAccess } from "./plugins/nats_connection.ts";

@@ -6,10 +6,10 @@
  */
 import { Effect, Stream } from "effect";
 import { startEngine } from "../plugins/models/engine.ts";
+import { mustBeKnown, mustFit } from "../plugins/models/prompt.ts";
 import { type ChatMessage, openTokenizer } from "../plugins/models/tokenizer.ts";
-import { InvalidProblem } from "../runtime/errors.ts";
 import { hear, tokensAtOnce } from "./hear.ts";
-import { type ModelFlags, mustBeKnown, runModel } from "./model_run.ts";
+import { type ModelFlags, runModel } from "./model_run.ts";
 import { draw, note, print } from "./output.ts";
 import { type SamplingFlags, samplingOf } from "./sampling.ts";
 import { textsOf } from "./texts.ts";
@@ -47,13 +47,7 @@ export const runChat = Effect.fn("runChat")(function* (flags: ChatFlags) {
     files = "";
     messages.push({ role: "user", content });
     const prompt = tokens.encode(yield* tokens.chat(messages), false);
-    if (prompt.length + flags.maxTokens > longest) {
-      return yield* new InvalidProblem({
-        what: "the conversation with what is to come",
-        needed: `at most ${longest} tokens`,
-        found: `${prompt.length} and up to ${flags.maxTokens} more`,
-      });
-    }
+    yield* mustFit(prompt.length, flags.maxTokens, longest);
     yield* mustBeKnown(prompt, folder.model.vocabulary);
     const limits = { most: flags.maxTokens, ends, stops: flags.stop };
     const { text, cached } = yield* hear(engine.say({ prompt, sampling, limits }), flags.json);

@@ -5,11 +5,11 @@
  */
 import { Effect } from "effect";
 import { startEngine } from "../plugins/models/engine.ts";
+import { mustBeKnown, mustFit } from "../plugins/models/prompt.ts";
 import { openTokenizer } from "../plugins/models/tokenizer.ts";
-import { InvalidProblem } from "../runtime/errors.ts";
 import { misuse } from "./command_line.ts";
 import { hear, tokensAtOnce } from "./hear.ts";
-import { type ModelFlags, mustBeKnown, runModel } from "./model_run.ts";
+import { type ModelFlags, runModel } from "./model_run.ts";
 import { note, print, printJson } from "./output.ts";
 import { type SamplingFlags, samplingOf } from "./sampling.ts";
 import { textsOf } from "./texts.ts";
@@ -45,14 +45,7 @@ export const runGenerate = Effect.fn("runGenerate")(function* (flags: GenerateFl
     return yield* misuse("generate needs a token at least: found none in its prompt and files");
   }
   yield* mustBeKnown(ids, folder.model.vocabulary);
-  const { longest } = folder.model;
-  if (ids.length + flags.maxTokens > longest) {
-    return yield* new InvalidProblem({
-      what: "the text with what is to come",
-      needed: `at most the ${longest} tokens that the model was made for`,
-      found: `${ids.length} and up to ${flags.maxTokens} more`,
-    });
-  }
+  yield* mustFit(ids.length, flags.maxTokens, folder.model.longest);
   let ring = 0;
   const engine = yield* startEngine({
     open: Effect.map(open(ids.length + flags.maxTokens), ({ crew, session }) => {

@@ -1,5 +1,5 @@
 /**
- * A heat map as SVG: one cell for each row and column, with its value in words.
+ * A heat map: one cell for each row and column, with its value in words. Here as SVG.
  *
  * @module
  */
@@ -12,25 +12,31 @@ export interface Cell {
   readonly words: string;
 }
 
-const [cellWidth, cellHeight, left, top] = [84, 30, 90, 64];
+/** What is to be seen. */
+export interface HeatMap {
+  readonly title: string;
+  readonly columns: ReadonlyArray<string>;
+  readonly rows: ReadonlyArray<string>;
+  /** What columns and rows are. */
+  readonly across: string;
+  readonly down: string;
+  readonly cellOf: (row: number, column: number) => Cell;
+}
+
+/** Pixels of a cell, and what is beside and above all of them. */
+export const [cellWidth, cellHeight, left, top] = [84, 30, 90, 64] as const;
 
 const escaped = (text: string): string => text.replace(/[&<>"]/g, (c) => `&#${c.codePointAt(0)};`);
 
 /** From red over yellow to green, in steps that differ in lightness as well. */
-const colourOf = (share: number): string =>
-  `hsl(${Math.round(120 * share)} 65% ${40 + 35 * share}%)`;
+export const colourOf = (share: number) => ({
+  hue: Math.round(120 * share),
+  saturation: 0.65,
+  lightness: 0.4 + 0.35 * share,
+});
 
 /** The picture. */
-export const heatMap = (
-  title: string,
-  { columns, rows, across, down }: {
-    readonly columns: ReadonlyArray<string>;
-    readonly rows: ReadonlyArray<string>;
-    readonly across: string;
-    readonly down: string;
-  },
-  cellOf: (row: number, column: number) => Cell | undefined,
-): string => {
+export const heatMapSvg = ({ title, columns, rows, across, down, cellOf }: HeatMap): string => {
   const width = left + columns.length * cellWidth + 16;
   const height = top + rows.length * cellHeight + 16;
   const text = (x: number, y: number, words: string, rest = "") =>
@@ -46,13 +52,13 @@ export const heatMap = (
     ...rows.flatMap((name, row) => [
       text(left - 8, top + (row + 0.65) * cellHeight, name, ' text-anchor="end"'),
       ...columns.flatMap((_, column) => {
-        const cell = cellOf(row, column);
-        if (cell === undefined) return [];
+        const { share, words } = cellOf(row, column);
+        const { hue, saturation, lightness } = colourOf(share);
         const [x, y] = [left + column * cellWidth, top + row * cellHeight];
         return [
           `<rect x="${x}" y="${y}" width="${cellWidth - 2}" height="${cellHeight - 2}" ` +
-          `fill="${colourOf(cell.share)}"/>`,
-          text(x + cellWidth / 2, y + 0.65 * cellHeight, cell.words, middle),
+          `fill="hsl(${hue} ${100 * saturation}% ${100 * lightness}%)"/>`,
+          text(x + cellWidth / 2, y + 0.65 * cellHeight, words, middle),
         ];
       }),
     ]),

@@ -4,12 +4,13 @@
  * @module
  */
 import { Effect, Result, Schema } from "effect";
+import { mustBeKnown } from "../plugins/models/prompt.ts";
 import { createSafetensors } from "../plugins/safetensors.ts";
 import { bytesOf } from "../runtime/dtype.ts";
 import { FileInvalid, InvalidProblem } from "../runtime/errors.ts";
 import { version } from "../runtime/version.ts";
 import { misuse } from "./command_line.ts";
-import { type ModelFlags, mustBeKnown, runModel } from "./model_run.ts";
+import { type ModelFlags, runModel } from "./model_run.ts";
 import { print, printJson } from "./output.ts";
 
 /** All that `logits` can be told. */

@@ -9,7 +9,6 @@ import { openModel } from "../plugins/models.ts";
 import { contextRefusal, longestContext } from "../runtime/context.ts";
 import { openSession } from "../runtime/session.ts";
 import type { DType } from "../runtime/dtype.ts";
-import { InvalidProblem } from "../runtime/errors.ts";
 import type { Interval } from "../runtime/timeline.ts";
 import type { AccessFlags } from "./access.ts";
 import { findCrew } from "./crews.ts";
@@ -90,18 +89,3 @@ export const runModel = Effect.fn("runModel")(function* (
     });
   return { folder, open };
 });
-
-/** Refuses ids that the model has no row for. */
-export const mustBeKnown = (
-  ids: ReadonlyArray<number>,
-  vocabulary: number,
-): Effect.Effect<void, InvalidProblem> => {
-  const at = ids.findIndex((id) => !(Number.isInteger(id) && id >= 0 && id < vocabulary));
-  return at < 0 ? Effect.void : Effect.fail(
-    new InvalidProblem({
-      what: `token ${at}`,
-      needed: `an id from 0 to ${vocabulary - 1}, the model's vocabulary`,
-      found: String(ids[at]),
-    }),
-  );
-};

@@ -177,7 +177,9 @@ export const needle = Command.make(
         Flag.withDescription("Let no layer see more than W tokens, for comparison"),
       ),
     ),
-    out: Flag.String("out").pipe(Flag.withDescription("A folder for needle.json and needle.svg")),
+    out: Flag.String("out").pipe(
+      Flag.withDescription("A folder for needle.json, needle.svg and needle.png"),
+    ),
   },
   runNeedle,
 ).pipe(Command.withDescription("Is what is hidden in a long text found again?"));

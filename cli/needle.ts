@@ -6,6 +6,7 @@
 import { join } from "node:path";
 import { Effect } from "effect";
 import { Continuation } from "../plugins/models/continuation.ts";
+import { mustBeKnown } from "../plugins/models/prompt.ts";
 import { greedy } from "../plugins/models/sampler.ts";
 import { openTokenizer, type TextTokens } from "../plugins/models/tokenizer.ts";
 import { FileInvalid, InvalidProblem } from "../runtime/errors.ts";
@@ -13,8 +14,9 @@ import type { Session } from "../runtime/session.ts";
 import { version } from "../runtime/version.ts";
 import { misuse } from "./command_line.ts";
 import { hide, type Needle, needlesFor } from "./haystack.ts";
-import { heatMap } from "./heat_map.ts";
-import { type ModelFlags, mustBeKnown, runModel } from "./model_run.ts";
+import { type HeatMap, heatMapSvg } from "./heat_map.ts";
+import { heatMapPng } from "./heat_map_png.ts";
+import { type ModelFlags, runModel } from "./model_run.ts";
 import { draw, note, print, printJson, sizeInWords } from "./output.ts";
 import { speeches, textsOf } from "./texts.ts";
 
@@ -94,7 +96,7 @@ const ask = Effect.fnUntraced(function* (
   return answers;
 });
 
-/** Runs all cells and writes `needle.json` and `needle.svg`. */
+/** Runs all cells and writes `needle.json`, and the heat map as `needle.svg` and `needle.png`. */
 export const runNeedle = Effect.fn("runNeedle")(function* (flags: NeedleFlags) {
   const lengths = flags.lengths.split(",").map(lengthOf);
   const depths = depthsOf(flags.depths);
@@ -195,27 +197,26 @@ export const runNeedle = Effect.fn("runNeedle")(function* (flags: NeedleFlags) {
     share: total / (all * flags.needles),
     cells,
   };
-  const svg = heatMap(
-    `Needles found, ${flags.seeds} seeds × ${flags.needles} a cell${
+  const map: HeatMap = {
+    title: `Needles found, ${flags.seeds} seeds × ${flags.needles} a cell${
       flags.window === undefined ? "" : `, with a window of ${flags.window} in every layer`
     }`,
-    {
-      columns: lengths.map(lengthInWords),
-      rows: depths.map((depth) => `${depth} %`),
-      across: "tokens",
-      down: "depth",
-    },
-    (row, column) => {
+    columns: lengths.map(lengthInWords),
+    rows: depths.map((depth) => `${depth} %`),
+    across: "tokens",
+    down: "depth",
+    cellOf: (row, column) => {
       const { found, needles } = of(lengths[column]!, depths[row]!);
       return { share: found / needles, words: `${found}/${needles}` };
     },
-  );
+  };
   yield* Effect.promise(async () => {
     await Deno.writeTextFile(
       join(flags.out, "needle.json"),
       `${JSON.stringify(report, null, 2)}\n`,
     );
-    await Deno.writeTextFile(join(flags.out, "needle.svg"), svg);
+    await Deno.writeTextFile(join(flags.out, "needle.svg"), heatMapSvg(map));
+    await Deno.writeFile(join(flags.out, "needle.png"), heatMapPng(map));
   });
   if (flags.json) return yield* printJson(report);
   yield* print(
@@ -223,6 +224,6 @@ export const runNeedle = Effect.fn("runNeedle")(function* (flags: NeedleFlags) {
       (100 * report.share).toFixed(1)
     } %), ${crew.ring} ranks, process of ${
       sizeInWords(Deno.memoryUsage().rss)
-    }; see ${flags.out}/needle.svg`,
+    }; see ${flags.out}/needle.svg and needle.png`,
   );
 }, Effect.scoped);

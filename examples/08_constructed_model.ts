@@ -1,29 +1,29 @@
 /**
  * A constructed model: a decoder of two layers whose weights are computed in closed form, none of them trained. It reads
- * bytes, and goes on with what followed the last time that its five last bytes were there: a 5-gram induction head. That is
- * enough to find a needle at any distance, and all that it can do.
+ * bytes, and goes on with what followed where its last bytes, five of them or up to fifteen, were before: an induction
+ * head. Where they never were, it takes what is most like them; where different bytes followed, it gives the one that did
+ * so most often, or none of them. That is enough to find a needle at any distance and to go on with a quotation, and all
+ * that it can do.
  *
  * The first layer looks back: head j attends to the token j places before, by the angle of its queries alone, and copies
- * its code. Now every token knows the five before it. The second layer compares: the queries are the codes of the five
- * last tokens, the keys those of the five tokens before each token, and the value is the token's own code.
+ * its code. Now every token knows those before it. The second layer compares: the queries are the codes of the last
+ * tokens, the keys those of the tokens before each token, and the value is the token's own code.
  *
  * Source: Olsson et al. 2022, "In-context Learning and Induction Heads".
  *
  * ```sh
- * deno run -A examples/08_constructed_model.ts DIR
+ * deno run -A examples/08_constructed_model.ts DIR        # DIR 15 compares fifteen bytes
  * annulus needle DIR --lengths 4k,64k --ring 4 --out needles
  * ```
  *
  * @module
  */
+import { Effect, type Scope } from "effect";
 import { createSafetensors } from "../plugins/safetensors.ts";
-import { Effect } from "effect";
 
-/** Bytes, and how many of them are compared. */
-const [vocabulary, grams] = [256, 5];
-/** Components of a code, and of a head: pair 0 turns by a radian a token, pairs from 6 on hardly in a billion tokens. */
-const [codeSize, headDim, firstStill] = [16, 128, 6];
-const theta = 1e100;
+const vocabulary = 256;
+/** Components of a code, and the first pair of a head's components that hardly turns, in a billion tokens. */
+const [codeSize, firstStill] = [16, 6];
 
 /** x · y in GF(16), with x⁴ = x + 1. */
 const times = (x: number, y: number): number => {
@@ -53,11 +53,6 @@ const codeOf = (byte: number): ReadonlyArray<number> => {
 /** Where things are in x: a number that is always 1, the token's code, those of the tokens before it, and the answer. */
 const one = 0;
 const ofToken = (back: number) => 4 + codeSize * back;
-const answer = ofToken(grams + 1);
-const hidden = answer + codeSize;
-/** Squares of x before each norm: what is there has always the same size, so that the norm divides by a constant. */
-const squares = [1 + codeSize, 1 + codeSize * (grams + 1), 1 + codeSize * (grams + 2)];
-const norm = (which: number) => Math.sqrt(squares[which]! / hidden);
 
 class Matrix {
   readonly values: Float32Array;
@@ -69,13 +64,27 @@ class Matrix {
   }
 }
 
-/** Component c of what does not turn: pairs (i, i + headDim / 2) from the first still one on. */
-const still = (c: number): number => firstStill + (c >> 1) + (c & 1) * headDim / 2;
+/** What a right key has more than a wrong one in the exponent, at least, where tokens are compared and where they are found. */
+const [compare, lookBack] = [80, 46];
 
-/** What a right key has more than a wrong one, at least, in the exponent. */
-const [lookBack, compare] = [100, 80];
+/** Sizes of a model that compares so many bytes. */
+const sizesOf = (grams: number) => {
+  const headDim = 128 * Math.ceil((2 * firstStill + codeSize * grams) / 128);
+  // Pair 0 turns by a radian a token, whatever this is.
+  const theta = 10 ** (100 * headDim / 128);
+  return { grams, headDim, theta, hidden: ofToken(grams + 2) };
+};
 
-const tensors = (): ReadonlyMap<string, Matrix> => {
+const tensors = (grams: number): ReadonlyMap<string, Matrix> => {
+  const { headDim, hidden } = sizesOf(grams);
+  const answer = ofToken(grams + 1);
+  /** Squares of x before each norm: what is there has always the same size, so that the norm divides by a constant. */
+  const squares = [1 + codeSize, 1 + codeSize * (grams + 1), 1 + codeSize * (grams + 2)];
+  const norm = (which: number) => Math.sqrt(squares[which]! / hidden);
+  /** Component c of what does not turn: pairs (i, i + headDim / 2) from the first still one on. */
+  const still = (c: number): number => firstStill + (c >> 1) + (c & 1) * headDim / 2;
+  /** How near the angle of another place can come to that of the right one. */
+  const nearest = Math.max(...Array.from({ length: grams }, (_, i) => Math.cos(i + 1)));
   const found = new Map<string, Matrix>();
   const add = (name: string, rows: number, columns: number) => {
     const matrix = new Matrix(rows, columns);
@@ -111,7 +120,7 @@ const tensors = (): ReadonlyMap<string, Matrix> => {
       // k = (1, 0) and q = (cos j, −sin j) in pair 0: q·k is cos(distance − j) once both have turned.
       k.set(0, one, norm(0));
       for (let j = 1; j <= grams; j++) {
-        const size = lookBack * Math.sqrt(headDim) * norm(0);
+        const size = lookBack / (1 - nearest) * Math.sqrt(headDim) * norm(0);
         q.set((j - 1) * headDim, one, size * Math.cos(j));
         q.set((j - 1) * headDim + headDim / 2, one, -size * Math.sin(j));
         for (let c = 0; c < codeSize; c++) {
@@ -142,7 +151,11 @@ const letters = (): ReadonlyArray<string> => {
 };
 
 /** Writes the model's folder, which is like any other. */
-export const writeConstructedModel = async (folder: string, longest = 2 ** 24): Promise<void> => {
+export const writeConstructedModel = async (
+  folder: string,
+  { grams = 5, longest = 2 ** 24 }: { readonly grams?: number; readonly longest?: number } = {},
+): Promise<void> => {
+  const { headDim, theta, hidden } = sizesOf(grams);
   await Deno.mkdir(folder, { recursive: true });
   const json = (name: string, value: unknown) =>
     Deno.writeTextFile(`${folder}/${name}`, `${JSON.stringify(value, null, 2)}\n`);
@@ -188,7 +201,7 @@ export const writeConstructedModel = async (folder: string, longest = 2 ** 24): 
     clean_up_tokenization_spaces: false,
     chat_template: "{% for message in messages %}{{ message['content'] }}{% endfor %}",
   });
-  const all = tensors();
+  const all = tensors(grams);
   await Effect.runPromise(Effect.scoped(Effect.gen(function* () {
     const writer = yield* createSafetensors(
       `${folder}/model.safetensors`,
@@ -207,9 +220,24 @@ export const writeConstructedModel = async (folder: string, longest = 2 ** 24): 
   })));
 };
 
+/** The model in a folder that ends with the scope. */
+export const constructedModel = (grams: number): Effect.Effect<string, never, Scope.Scope> =>
+  Effect.acquireRelease(
+    Effect.promise(async () => {
+      const folder = await Deno.makeTempDir({ prefix: "annulus-constructed-" });
+      await writeConstructedModel(folder, { grams });
+      return folder;
+    }),
+    (folder) => Effect.promise(() => Deno.remove(folder, { recursive: true })),
+  );
+
 if (import.meta.main) {
   const folder = Deno.args[0] ?? await Deno.makeTempDir({ prefix: "annulus-constructed-" });
-  await writeConstructedModel(folder);
+  const grams = Number(Deno.args[1] ?? 5);
+  if (!(Number.isInteger(grams) && grams >= 1 && grams <= 15)) {
+    throw new Error(`it can compare 1 to 15 bytes: found ${Deno.args[1]}`);
+  }
+  await writeConstructedModel(folder, { grams });
   console.log(
     `${folder} holds a constructed model: ${grams}-gram induction over bytes, two layers`,
   );

@@ -13,7 +13,7 @@ import { meet, type MeetingError, type MeetingParts } from "./meeting.ts";
 import { turnsAt } from "./model.ts";
 import { joined, type Placement, placementOf, positionsOf, tokensIn } from "./placement.ts";
 import { ProgramWriter } from "./program.ts";
-import { apart, concatenated } from "./rows.ts";
+import { apart, concatenated, resized } from "./rows.ts";
 import { type Turn, wantedOf } from "./turn.ts";
 
 /** What a rank works with. */
@@ -90,7 +90,9 @@ export class Decoder {
         );
         writer.give(q, k, v);
         writer.keep(x);
-        const given = yield* run(writer);
+        const given = (yield* run(writer)).map((all) =>
+          resized(all, model.ownHeadDim, model.headDim)
+        );
         const width = model.heads * model.headDim;
         const asked = apart(
           given[0]!,
@@ -117,7 +119,9 @@ export class Decoder {
         );
         writer = new ProgramWriter();
         const residual = layer === last ? writer.pick(x, rows) : x;
-        x = model.combine(writer, layer, residual, writer.put(concatenated(o), width));
+        const attended = resized(concatenated(o), model.headDim, model.ownHeadDim);
+        const put = writer.put(attended, model.heads * model.ownHeadDim);
+        x = model.combine(writer, layer, residual, put);
       }
       writer.give(model.logits(writer, x));
       const [logits] = yield* run(writer);

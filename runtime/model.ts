@@ -10,7 +10,7 @@ import type { DeviceFailed, FileInvalid, ModelInvalid } from "./errors.ts";
 import type { ProgramWriter, Turns, Value, WeightSpec } from "./program.ts";
 import type { Variant } from "./variant.ts";
 
-/** Queries, keys and values of a layer, [rows, heads · headDim] each, or [rows, kvHeads · headDim]. */
+/** Queries, keys and values of a layer, [rows, heads · ownHeadDim] each, or [rows, kvHeads · ownHeadDim]. */
 export interface Projected {
   readonly q: Value;
   readonly k: Value;
@@ -24,7 +24,10 @@ export interface Model {
   readonly heads: number;
   /** Divides `heads`. */
   readonly kvHeads: number;
+  /** Components of a head in the attention, which wants a multiple of 4. */
   readonly headDim: number;
+  /** Of these, the ones that the model has itself; attention gets zeros for the rest, which change no score. */
+  readonly ownHeadDim: number;
   /** Multiplies every score. */
   readonly scale: number;
   /** Tokens that it was made for. */
@@ -49,7 +52,7 @@ export interface Model {
     turns: Turns,
     queries?: { readonly rows: Uint32Array; readonly turns: Turns },
   ) => Projected;
-  /** x of the next layer, of the x and the attention of the same rows. */
+  /** x of the next layer, of the x and the attention of the same rows, [rows, heads · ownHeadDim]. */
   readonly combine: (program: ProgramWriter, layer: number, x: Value, o: Value) => Value;
   /** [rows, vocabulary], of the x after the last layer. */
   readonly logits: (program: ProgramWriter, x: Value) => Value;

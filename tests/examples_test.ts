@@ -13,6 +13,12 @@ const says: Record<string, RegExp> = {
     /packed: \d+ pairs, \d+ bytes moved.*\ncausal: \d+ pairs.*\na ring of four differs from one device by \d/,
   "07_latents.ts": /latents: \d+ bytes moved; keys and values: \d+\n30720 outputs differ by \d/,
   "08_constructed_model.ts": /holds a constructed model: 5-gram induction over bytes, two layers/,
+  "09_book.ts":
+    /The event of the measure is \.\.\. yet unknown to me\nthe book says so at character \d+ of 8356/,
+  "10_repository.ts":
+    /^\d files, .*const upperWindow = \(\nplugins\/models\/families\/qwen2\.ts:\d+\n$/,
+  "11_contract.ts":
+    /Rent: 900 a month, and now 960 a month\nNotice by the owner: six.*three months\nSmall.*\nPets: none, and now nothing\nGarden.*\n12 questions of \d+ tokens, \d+ of which were not read/,
   "04_gradients.ts":
     /dk of a ring of three says \d.*\nrank 0 sent \d+ bytes of K and V and \d+ of gradients/,
 };

@@ -68,15 +68,15 @@ export const modelOf = (
       partial_rotary_factor = 1,
     } = config;
     const kvHeads = config.num_key_value_heads ?? heads;
-    const headDim = config.head_dim ?? hidden / heads;
+    const ownHeadDim = config.head_dim ?? hidden / heads;
     const must = (holds: boolean, needed: string, found: string) =>
       holds
         ? Result.succeed(undefined)
         : Result.fail(new ModelInvalid({ model: name, needed, found }));
     yield* must(
-      Number.isInteger(headDim) && headDim % 4 === 0 && headDim <= 256,
-      "its head dim must be a multiple of 4 up to 256",
-      String(headDim),
+      ownHeadDim % 2 === 0 && ownHeadDim <= 256,
+      "its head dim must be an even number up to 256",
+      String(ownHeadDim),
     );
     yield* must(
       heads % kvHeads === 0,
@@ -89,7 +89,7 @@ export const modelOf = (
       "all components of its heads must turn (partial_rotary_factor 1)",
       String(partial_rotary_factor),
     );
-    const frequencies = yield* frequenciesOf(name, headDim, config);
+    const frequencies = yield* frequenciesOf(name, ownHeadDim, config);
     const windows = yield* windowsOf(name, family, config);
     const biases = family.biases(config);
 
@@ -103,14 +103,14 @@ export const modelOf = (
     const at = (layer: number) => `model.layers.${layer}`;
     const ofLayer = (layer: number): ReadonlyArray<WeightSpec> => [
       ...vector(`${at(layer)}.input_layernorm`, hidden),
-      ...matrix(`${at(layer)}.self_attn.q_proj`, heads * headDim, hidden, biases.qkv),
-      ...matrix(`${at(layer)}.self_attn.k_proj`, kvHeads * headDim, hidden, biases.qkv),
-      ...matrix(`${at(layer)}.self_attn.v_proj`, kvHeads * headDim, hidden, biases.qkv),
-      ...matrix(`${at(layer)}.self_attn.o_proj`, hidden, heads * headDim, biases.o),
+      ...matrix(`${at(layer)}.self_attn.q_proj`, heads * ownHeadDim, hidden, biases.qkv),
+      ...matrix(`${at(layer)}.self_attn.k_proj`, kvHeads * ownHeadDim, hidden, biases.qkv),
+      ...matrix(`${at(layer)}.self_attn.v_proj`, kvHeads * ownHeadDim, hidden, biases.qkv),
+      ...matrix(`${at(layer)}.self_attn.o_proj`, hidden, heads * ownHeadDim, biases.o),
       ...(family.headNorms
         ? [
-          ...vector(`${at(layer)}.self_attn.q_norm`, headDim),
-          ...vector(`${at(layer)}.self_attn.k_norm`, headDim),
+          ...vector(`${at(layer)}.self_attn.q_norm`, ownHeadDim),
+          ...vector(`${at(layer)}.self_attn.k_norm`, ownHeadDim),
         ]
         : []),
       ...vector(`${at(layer)}.post_attention_layernorm`, hidden),
@@ -121,8 +121,9 @@ export const modelOf = (
     const bias = (has: boolean, name: string) => has ? `${name}.bias` : undefined;
 
     return {
-      ...{ layers, vocabulary, heads, kvHeads, headDim, frequencies },
-      scale: 1 / Math.sqrt(headDim),
+      ...{ layers, vocabulary, heads, kvHeads, ownHeadDim, frequencies },
+      headDim: 4 * Math.ceil(ownHeadDim / 4),
+      scale: 1 / Math.sqrt(ownHeadDim),
       longest: config.max_position_embeddings,
       weights: [
         ...matrix("model.embed_tokens", vocabulary, hidden),
@@ -149,7 +150,7 @@ export const modelOf = (
           const normal = family.headNorms
             ? program.rmsNorm(all, `${name}.${which}_norm.weight`, epsilon)
             : all;
-          return program.rope(normal, headDim, by);
+          return program.rope(normal, ownHeadDim, by);
         };
         return {
           q: turned(program.pick(normed, queries?.rows), "q", queries?.turns ?? turns),

@@ -80,6 +80,7 @@ inFolder("what is no model is refused in one sentence", async (folder) => {
     { vocab_size: 98 },
   );
   await refused(/hidden_act must be "silu": found "gelu"/, { hidden_act: "gelu" });
+  await refused(/head dim must be an even number up to 256: found 7/, { head_dim: 7 });
   await refused(/rope scaling must be one of default, linear, llama3: found "yarn"/, {
     rope_scaling: { rope_type: "yarn", factor: 4 } as never,
   });
@@ -126,6 +127,8 @@ inFolder("needles are found wherever they are, and not beyond a window", async (
   assert.equal(report.share, 1, JSON.stringify(report.cells));
   assert.equal(report.cells.length, 12);
   assert.match(await Deno.readTextFile(`${folder}/out/needle.svg`), />4\/4<\/text>/);
+  const png = await Deno.readFile(`${folder}/out/needle.png`);
+  assert.equal(new TextDecoder("latin1").decode(png.subarray(1, 4)), "PNG");
   const near = await annulus(
     ["needle", `${folder}/model`, ...flags, "--device", "cpu", "--window", "300"],
   );
@@ -178,7 +181,7 @@ inFolder("a conversation reads a file once, and each question alone", async (fol
 inFolder(
   "a text for which there is no room is refused before anything is loaded",
   async (folder) => {
-    await writeConstructedModel(`${folder}/model`, 2 ** 30);
+    await writeConstructedModel(`${folder}/model`, { longest: 2 ** 30 });
     const { code, stderr } = await annulus([
       ...["generate", `${folder}/model`, "a", "--max-tokens", String(2 ** 29), "--ring", "3"],
       ...common,

@@ -1,19 +1,12 @@
 /** Models on rings: logits are those of a float64 decoder, whatever the family, the ring and the device. */
-import { Effect, Layer } from "effect";
+import { Effect } from "effect";
 import fc from "fast-check";
 import assert from "node:assert/strict";
-import { cpu } from "../../plugins/cpu.ts";
-import { libraryName } from "../../plugins/cpu/blas.ts";
-import { inProcess } from "../../plugins/memory.ts";
-import { modelsIn, openModel } from "../../plugins/models.ts";
 import { reference } from "../../plugins/reference.ts";
 import { webgpu } from "../../plugins/webgpu.ts";
-import { findAdapter } from "../../plugins/webgpu/adapter.ts";
-import { findLibrary } from "../../runtime/library.ts";
-import type { DevicePlugin } from "../../runtime/plugin.ts";
-import { openSession, type Session } from "../../runtime/session.ts";
 import { decoderLogits } from "../support/decoder.ts";
 import { inFolder } from "../support/in_folder.ts";
+import { apart, devices, everything, mostLikelyAfter, onRings } from "../support/model_rings.ts";
 import {
   asWeights,
   type ModelCase,
@@ -23,52 +16,9 @@ import {
 } from "../support/models.ts";
 import { uniform } from "../support/random.ts";
 
-/** Every family on every device and ring takes many minutes; `deno task models` does that. */
-const everything = Deno.env.get("ANNULUS_MODELS") === "all";
-const all = [1, 2, 4, 5];
-/** Devices that are here, with the rings that are tried on them. */
-const devices: ReadonlyArray<{
-  readonly device: DevicePlugin;
-  readonly rings: ReadonlyArray<number>;
-}> = [
-  { device: reference, rings: all },
-  ...(findLibrary(libraryName) === undefined ? [] : [{ device: cpu, rings: [5] }]),
-  ...(await findAdapter() === undefined ? [] : [{ device: webgpu, rings: [2] }]),
-].map(({ device, rings }) => ({ device, rings: everything ? all : rings }));
-
 const idsFor = (seed: number, count: number) => {
   const next = uniform(seed);
   return Array.from({ length: count }, () => Math.floor(97 * next()));
-};
-
-/** Runs a model of a folder on rings of these sizes, one after the other. */
-const onRings = (
-  folder: string,
-  device: DevicePlugin,
-  rings: ReadonlyArray<number>,
-  use: (session: Session, ring: number) => Effect.Effect<void, unknown>,
-  rowsAtOnce?: number,
-) =>
-  Effect.scoped(Effect.gen(function* () {
-    const found = yield* openModel(folder);
-    const services = yield* Layer.build(inProcess(device, modelsIn([found])));
-    for (const ring of rings) {
-      yield* Effect.scoped(Effect.gen(function* () {
-        const session = yield* openSession({
-          ...{ model: found.hash, vocabulary: found.model.vocabulary, ring },
-          ...(rowsAtOnce === undefined ? {} : { rowsAtOnce }),
-        });
-        yield* use(session, ring);
-      })).pipe(Effect.provideContext(services));
-    }
-  })).pipe(Effect.runPromise);
-
-/** The largest difference, as a share of the largest logit. */
-const apart = (found: Float32Array, needed: ReadonlyArray<Float64Array>) => {
-  const flat = needed.flatMap((row) => [...row]);
-  assert.equal(found.length, flat.length);
-  const largest = Math.max(...flat.map(Math.abs));
-  return Math.max(...flat.map((x, i) => Math.abs(x - found[i]!))) / largest;
 };
 
 const referenceOf = (
@@ -176,18 +126,8 @@ for (const [i, model] of modelCases.entries()) {
           folder,
           device,
           everything ? rings : rings.slice(-1),
-          (session, ring) =>
-            Effect.gen(function* () {
-              const said: Array<number> = [];
-              let next: ReadonlyArray<number> = prompt;
-              for (let n = 0; n < 128; n++) {
-                const [logits] = yield* session.extend([{ sequence: ring, ids: next }]);
-                const id = logits!.indexOf(Math.max(...logits!));
-                said.push(id);
-                next = [id];
-              }
-              all.push(said);
-            }),
+          (session) =>
+            Effect.map(mostLikelyAfter(session, prompt, 128), (said) => void all.push(said)),
         );
       }
       const [first] = all;

@@ -1,0 +1,104 @@
+/**
+ * A model that runs, for scripts: texts and conversations in, text out.
+ *
+ * @module
+ */
+import { Effect, type Scope } from "effect";
+import type { Crew } from "../../runtime/crew.ts";
+import type { DType } from "../../runtime/dtype.ts";
+import type { FileInvalid, InvalidProblem, ModelInvalid } from "../../runtime/errors.ts";
+import type { Links } from "../../runtime/link.ts";
+import { openSession, type SessionError, usualRows } from "../../runtime/session.ts";
+import type { ModelFolder } from "../models.ts";
+import { type Answer, answerOf } from "./answer.ts";
+import { type Said, startEngine } from "./engine.ts";
+import { mustBeKnown, mustFit } from "./prompt.ts";
+import type { Sampling } from "./sampler.ts";
+import { type ChatMessage, openTokenizer, type TextTokens } from "./tokenizer.ts";
+import { usualOf } from "./usual.ts";
+
+/** How to run a model. */
+export interface ModelOptions {
+  readonly ring: number;
+  /** Format in which keys and values are held; float32 by default. */
+  readonly cache?: DType;
+  /**
+   * Tokens for which there is room, of all texts together; as many as the model was made for by default. Texts that have
+   * ended stay as long as there is room, and what begins like one of them is read from there on.
+   */
+  readonly room?: number;
+}
+
+/** What is wanted of the model. */
+export interface Wanted {
+  /**
+   * Tokens at most.
+   * @default 256
+   */
+  readonly most?: number;
+  /** Texts that end it, and are no part of it. */
+  readonly stops?: ReadonlyArray<string>;
+  /** How to choose tokens; what is not given is the model's own. */
+  readonly sampling?: Partial<Sampling>;
+  /** Hears every piece as it comes. */
+  readonly heard?: (said: Said) => Effect.Effect<void>;
+}
+
+/** A model that runs. */
+export interface RunningModel {
+  readonly tokens: TextTokens;
+  /** Goes on with a text. */
+  readonly goOn: (
+    text: string,
+    wanted?: Wanted,
+  ) => Effect.Effect<Answer, InvalidProblem | SessionError>;
+  /** Says what comes next in a conversation. */
+  readonly reply: (
+    messages: ReadonlyArray<ChatMessage>,
+    wanted?: Wanted,
+  ) => Effect.Effect<Answer, InvalidProblem | ModelInvalid | SessionError>;
+}
+
+/** Starts a model on a crew whose members have it; it ends with the scope. */
+export const startModel = Effect.fn("startModel")(function* (
+  found: ModelFolder,
+  { ring, cache = "f32", room = found.model.longest }: ModelOptions,
+): Effect.fn.Return<
+  RunningModel,
+  FileInvalid | ModelInvalid | SessionError,
+  Scope.Scope | Crew | Links
+> {
+  const { vocabulary, longest } = found.model;
+  const tokens = yield* openTokenizer(found.folder);
+  const usual = yield* usualOf(found);
+  const crew = yield* Effect.context<Crew | Links>();
+  const engine = yield* startEngine({
+    open: Effect.provideContext(
+      openSession({ model: found.hash, vocabulary, ring, cache }),
+      crew,
+    ),
+    tokens,
+    piece: usualRows * ring,
+    room: () => room,
+    kept: room,
+  });
+  const say = Effect.fnUntraced(function* (prompt: ReadonlyArray<number>, wanted: Wanted) {
+    const { most = 256, stops = [], sampling = {}, heard = () => Effect.void } = wanted;
+    yield* mustBeKnown(prompt, vocabulary);
+    yield* mustFit(prompt.length, most, Math.min(longest, room));
+    return yield* answerOf(
+      engine.say({
+        prompt,
+        sampling: { ...usual.sampling, ...sampling },
+        limits: { most, ends: usual.ends, stops },
+      }),
+      heard,
+    );
+  });
+  return {
+    tokens,
+    goOn: (text, wanted = {}) => say(tokens.encode(text), wanted),
+    reply: (messages, wanted = {}) =>
+      Effect.flatMap(tokens.chat(messages), (text) => say(tokens.encode(text, false), wanted)),
+  };
+});

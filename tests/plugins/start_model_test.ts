@@ -1,0 +1,86 @@
+/** A model for scripts: what it says, what it remembers, and what it refuses. */
+import { Effect } from "effect";
+import assert from "node:assert/strict";
+import { fileURLToPath } from "node:url";
+import { writeConstructedModel } from "../../examples/08_constructed_model.ts";
+import { inProcess } from "../../plugins/memory.ts";
+import { modelsIn, openModel } from "../../plugins/models.ts";
+import type { Said } from "../../plugins/models/engine.ts";
+import {
+  type ModelOptions,
+  type RunningModel,
+  startModel,
+} from "../../plugins/models/start_model.ts";
+import { usualOf } from "../../plugins/models/usual.ts";
+import { reference } from "../../plugins/reference.ts";
+import { inFolder } from "../support/in_folder.ts";
+
+const foreign = fileURLToPath(new URL("../foreign/qwen3", import.meta.url));
+
+const withModel = (
+  folder: string,
+  options: ModelOptions,
+  use: (model: RunningModel) => Effect.Effect<void, unknown>,
+) =>
+  Effect.gen(function* () {
+    const found = yield* openModel(folder);
+    yield* Effect.flatMap(startModel(found, options), use).pipe(
+      Effect.provide(inProcess(reference, modelsIn([found]))),
+    );
+  }).pipe(Effect.scoped, Effect.runPromise);
+
+inFolder("a model goes on with a text, and does not read again what it has", async (folder) => {
+  await writeConstructedModel(folder);
+  await withModel(folder, { ring: 3 }, (model) =>
+    Effect.gen(function* () {
+      const heard: Array<Said> = [];
+      const begin = "The ship=Pequod;\nThe captain=Ahab;\n";
+      const first = yield* model.goOn(`${begin}The ship=`, {
+        stops: [";"],
+        heard: (said) => Effect.sync(() => void heard.push(said)),
+      });
+      assert.deepEqual(
+        [first.text, first.end, first.prompt, first.cached],
+        ["Pequod", "stop", begin.length + 9, 0],
+      );
+      assert.equal(heard.map((said) => "text" in said ? said.text : "").join(""), "Pequod");
+      const question = { role: "user", content: `${begin}And now, the captain=` };
+      const reply = yield* model.reply([question], { stops: [";"] });
+      assert.deepEqual([reply.text, reply.cached], ["Ahab", 0]);
+      const next = yield* model.reply([
+        question,
+        { role: "assistant", content: reply.text },
+        { role: "user", content: ";\nThe ship=" },
+      ], { most: 3 });
+      assert.deepEqual([next.text, next.end], ["Peq", "length"]);
+      assert.equal(next.cached, reply.prompt + reply.text.length);
+    }));
+});
+
+Deno.test("a text that is too long for the room is refused", () =>
+  withModel(foreign, { ring: 1, room: 20 }, (model) =>
+    Effect.gen(function* () {
+      const error = yield* Effect.flip(model.goOn("What is", { most: 20 }));
+      assert.match(error.message, /at most 20 tokens: found \d and up to 20 more/);
+      assert.equal((yield* model.goOn("What is", { most: 3 })).ids.length, 3);
+    })));
+
+inFolder("generation_config.json says how to choose tokens, or is refused", async (path) => {
+  const model = { folder: path, config: { eos_token_id: 7 } as never };
+  const usual = () => Effect.runPromise(Effect.result(usualOf(model)));
+  const found = await usual();
+  assert.ok(found._tag === "Success");
+  assert.deepEqual([found.success.sampling.temperature, [...found.success.ends]], [0, [7]]);
+  await Deno.writeTextFile(
+    `${path}/generation_config.json`,
+    JSON.stringify({ do_sample: true, top_k: 40, top_p: null, eos_token_id: [1, 2], odd: {} }),
+  );
+  const own = await usual();
+  assert.ok(own._tag === "Success");
+  const { temperature, topK, topP } = own.success.sampling;
+  assert.deepEqual([temperature, topK, topP, ...own.success.ends], [1, 40, 1, 1, 2]);
+  await Deno.writeTextFile(`${path}/generation_config.json`, '{"top_k": "many"}');
+  const odd = await usual();
+  assert.ok(odd._tag === "Failure");
+  assert.match(odd.failure.message, /its generation_config\.json must say how to choose tokens/);
+});
