@@ -104,6 +104,24 @@ export class Cache {
     }
   }
 
+  /** The first tokens as a cache of their own; both have the same memory where neither writes to it any more. */
+  first(tokens: number): Cache {
+    if (tokens > this.#tokens) {
+      throw new RangeError(`${tokens} tokens were asked for, and ${this.#tokens} are there`);
+    }
+    const cache = new Cache(this.#shape);
+    for (const piece of this.#pieces) {
+      const count = Math.min(tokens - cache.#tokens, piece.span.count);
+      if (count === 0) break;
+      cache.#tokens += count;
+      cache.#pieces.push({
+        ...{ span: slice(piece.span, 0, count), capacity: count },
+        layers: piece.layers.map((_, layer) => this.#part(piece, layer, 0, count).keyValues.bytes),
+      });
+    }
+    return cache;
+  }
+
   /** All keys and values of a layer, in the order in which they came. */
   stretches(layer: number): ReadonlyArray<Stretch> {
     return this.#pieces.map((piece) => this.#part(piece, layer, 0, piece.span.count));

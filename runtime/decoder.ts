@@ -11,10 +11,10 @@ import { bytesOf, firstNonFinite } from "./dtype.ts";
 import { NonFinite } from "./errors.ts";
 import { meet, type MeetingError, type MeetingParts } from "./meeting.ts";
 import { turnsAt } from "./model.ts";
-import { joined, type Placement, placementOf, positionsOf, tokensIn } from "./placement.ts";
+import { before, joined, type Placement, placementOf, positionsOf, tokensIn } from "./placement.ts";
 import { ProgramWriter } from "./program.ts";
 import { apart, concatenated } from "./rows.ts";
-import { type Turn, wantedOf } from "./turn.ts";
+import { type Share, type Turn, wantedOf } from "./turn.ts";
 
 /** What a rank works with. */
 export interface DecoderParts extends MeetingParts {
@@ -61,11 +61,12 @@ export class Decoder {
    * @param ids Of this rank's new tokens, sequence by sequence.
    */
   turn(
-    { sequences, dropped }: Turn,
+    { sequences, shared, dropped }: Turn,
     ids: Uint32Array,
   ): Effect.Effect<Float32Array, TurnError, Scope.Scope> {
     return Effect.gen({ self: this }, function* () {
       const { rank, model, device, programs, recorder } = this.#parts;
+      for (const share of shared) this.#share(share);
       for (const id of dropped) this.#sequences.delete(id);
       const growing = sequences.map((growth) => this.#grow(growth));
       const counts = growing.map(({ arriving }) => tokensIn(arriving[rank]!));
@@ -132,6 +133,13 @@ export class Decoder {
         found,
       });
     });
+  }
+
+  #share({ id, from, tokens }: Share): void {
+    const { placement, cache } = this.#sequences.get(from)!;
+    const own = placement.map((spans) => before(spans, tokens));
+    const count = tokensIn(own[this.#parts.rank]!);
+    this.#sequences.set(id, { placement: own, cache: cache.first(count) });
   }
 
   #grow(growth: Turn["sequences"][number]): Growing {

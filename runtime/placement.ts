@@ -33,6 +33,13 @@ export const from = (spans: ReadonlyArray<Span>, position: number): ReadonlyArra
     return before === span.count ? [] : [slice(span, before, span.count - before)];
   });
 
+/** Of the spans, the tokens before a position. */
+export const before = (spans: ReadonlyArray<Span>, position: number): ReadonlyArray<Span> =>
+  spans.flatMap((span) => {
+    const count = countUpTo(span, position - 1);
+    return count === 0 ? [] : [slice(span, 0, count)];
+  });
+
 /** How many tokens there are. */
 export const tokensIn = (spans: ReadonlyArray<Span>): number =>
   spans.reduce((sum, { count }) => sum + count, 0);

@@ -17,7 +17,7 @@ import { sealMark } from "./manifest.ts";
 import { from, placementOf, positionsOf } from "./placement.ts";
 import type { Interval } from "./timeline.ts";
 import { receiveBytes, sendBytes } from "./transfer.ts";
-import { countsOf, encodeTurn, type Growth, transfersOf, type Turn } from "./turn.ts";
+import { countsOf, encodeTurn, type Growth, type Share, transfersOf, type Turn } from "./turn.ts";
 
 /** New tokens on a rank in one turn, at most. */
 export const usualRows = 2048;
@@ -57,6 +57,8 @@ export interface Session {
   readonly extend: (
     extensions: ReadonlyArray<Extension>,
   ) => Effect.Effect<ReadonlyArray<Float32Array>, SessionError>;
+  /** Begins a sequence with the first tokens of another, which stays as it is. */
+  readonly share: (sequence: number, from: number, tokens: number) => void;
   /** Forgets sequences with the next turn. */
   readonly drop: (sequence: number) => void;
   /** Tokens of a sequence that are there. */
@@ -136,6 +138,7 @@ export const openSession = Effect.fn("openSession")(function* (
   ));
 
   const lengths = new Map<number, number>();
+  const shared: Array<Share> = [];
   const dropped: Array<number> = [];
   let turns = 0;
   /** One turn, whose logits come in the order of the tokens of each sequence. */
@@ -143,6 +146,7 @@ export const openSession = Effect.fn("openSession")(function* (
     const n = turns++;
     const said: Turn = {
       sequences: pieces.map(({ growth }) => growth),
+      shared: shared.splice(0),
       dropped: dropped.splice(0),
     };
     const placed = pieces.map(({ growth: { past, tokens } }) => placementOf(past, tokens, ring));
@@ -204,6 +208,10 @@ export const openSession = Effect.fn("openSession")(function* (
   }, sound);
   return {
     extend,
+    share: (id, from, tokens) => {
+      lengths.set(id, tokens);
+      shared.push({ id, from, tokens });
+    },
     drop: (sequence) => {
       lengths.delete(sequence);
       dropped.push(sequence);

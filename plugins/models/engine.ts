@@ -20,8 +20,8 @@ export interface EngineOptions<E> {
   /** Tokens for which there is room, of all texts together; asked once a session is open. */
   readonly room?: () => number;
   /**
-   * Tokens of texts that have ended and are kept where there is room, so that what begins like one of them need not be read
-   * again; what was used longest ago goes first. None by default.
+   * Tokens of texts that have ended and are kept where there is room, so that the begin that a text has in common with one
+   * of them need not be read again; what was used longest ago goes first. None by default.
    */
   readonly kept?: number;
   /** Hears why a session ended that is begun anew. */
@@ -34,9 +34,12 @@ export type Said =
   | { readonly read: number; readonly of: number }
   | Piece;
 
-/** Whether a text begins with all of another, and goes on. */
-const begins = (text: ReadonlyArray<number>, other: ReadonlyArray<number>): boolean =>
-  other.length < text.length && other.every((id, i) => id === text[i]);
+/** With how many equal tokens two texts begin. */
+const alike = (text: ReadonlyArray<number>, other: ReadonlyArray<number>): number => {
+  const most = Math.min(text.length, other.length);
+  for (let i = 0; i < most; i++) if (text[i] !== other[i]) return i;
+  return most;
+};
 
 /** Runs texts. */
 export interface Engine<E> {
@@ -94,10 +97,21 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
   const needOf = ({ asked: { prompt, limits } }: Text<E>) => prompt.length + limits.most;
   const reserved = () =>
     [...texts].reduce((sum, text) => sum + (text.sequence === undefined ? 0 : needOf(text)), 0);
+  /** What the session has of a text. */
+  const readOf = (sequence: number, { continuation }: Text<E>) =>
+    continuation.all.slice(0, session.lengthOf(sequence));
   /** Keeps what the session has of a text that nobody wants any more. */
-  const settle = ({ sequence, continuation }: Text<E>) => {
+  const settle = (text: Text<E>) => {
+    const { sequence } = text;
     if (sequence === undefined) return;
-    ended.set(sequence, continuation.all.slice(0, session.lengthOf(sequence)));
+    const ids = readOf(sequence, text);
+    for (const [other, { length }] of [...ended]) {
+      // Whatever begins like that one begins like this one.
+      if (alike(ids, ended.get(other)!) < length) continue;
+      ended.delete(other);
+      session.drop(other);
+    }
+    ended.set(sequence, ids);
     evict(Math.min(kept, room() - reserved()));
   };
   /** Nobody wants a text any more; what a step is doing for it is done first. */
@@ -106,15 +120,31 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
     if (stepping) left.add(text);
     else settle(text);
   };
-  /** The longest text that has ended and with which this one begins. */
+  /** The sequence that begins with most of the tokens of a text, and with how many: all but one, since logits need one. */
   const known = (prompt: ReadonlyArray<number>) => {
-    let best: number | undefined;
-    for (const [sequence, text] of ended) {
-      const longer = best === undefined || text.length > ended.get(best)!.length;
-      const whole = session.lengthOf(sequence) === text.length;
-      if (longer && whole && begins(prompt, text)) best = sequence;
+    const text = prompt.slice(0, -1);
+    let best: { readonly sequence: number; readonly tokens: number } | undefined;
+    const look = (sequence: number, ids: ReadonlyArray<number>) => {
+      const tokens = alike(text, ids);
+      if (tokens > (best?.tokens ?? 0)) best = { sequence, tokens };
+    };
+    for (const [sequence, ids] of ended) look(sequence, ids);
+    for (const other of texts) {
+      if (other.sequence !== undefined) look(other.sequence, readOf(other.sequence, other));
     }
     return best;
+  };
+  /** A sequence for a text, with what is there of it. */
+  const begin = (prompt: ReadonlyArray<number>): number => {
+    const best = known(prompt);
+    if (best === undefined) return nextSequence++;
+    const ids = ended.get(best.sequence);
+    ended.delete(best.sequence);
+    // It goes on with what has ended; what differs later, or grows itself, stays for others.
+    if (ids?.length === best.tokens) return best.sequence;
+    if (ids !== undefined) ended.set(best.sequence, ids);
+    session.share(nextSequence, best.sequence, best.tokens);
+    return nextSequence++;
   };
   /** Gives sequences to texts that wait, in their order, while there is room. */
   const admit = () => {
@@ -123,13 +153,11 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
       const others = reserved();
       if (others > 0 && others + needOf(text) > room()) return;
       const { prompt } = text.asked;
-      const best = known(prompt);
-      text.sequence = best ?? nextSequence++;
-      const read = best === undefined ? 0 : session.lengthOf(best);
-      ended.delete(text.sequence);
+      text.sequence = begin(text.continuation.all);
+      const read = session.lengthOf(text.sequence);
       text.next = text.continuation.all.slice(read);
       evict(room() - reserved());
-      Queue.offerUnsafe(text.heard, { read, of: prompt.length });
+      Queue.offerUnsafe(text.heard, { read: Math.min(read, prompt.length), of: prompt.length });
     }
   };
 

@@ -30,6 +30,11 @@ class Told {
           return logits;
         });
       }),
+    share: (sequence, from, tokens) => {
+      const all = this.sequences.get(from);
+      assert.ok(all !== undefined && all.length >= tokens && !this.sequences.has(sequence));
+      this.sequences.set(sequence, all.slice(0, tokens));
+    },
     drop: (sequence) => {
       this.sequences.delete(sequence);
       this.dropped.add(sequence);
@@ -112,6 +117,67 @@ it(
     const said = yield* Fiber.join(another);
     assert.deepEqual(idsOf(said), sayings(begin, 4));
     assert.equal(cachedOf(said), 4, "the piece that was on its way");
+  }),
+);
+
+it(
+  "the begin that a text has in common with another is not read again, and the other is as it was",
+  Effect.gen(function* () {
+    const told = new Told();
+    const engine = yield* startEngine({
+      ...{ open: Effect.succeed(told.session), tokens, piece: 4, kept: 1000 },
+    });
+    const say = (prompt: ReadonlyArray<number>, most = 5) =>
+      Effect.map(Stream.runCollect(engine.say(asked(prompt, most))), (said) => {
+        assert.deepEqual(idsOf(said), sayings(prompt, most));
+        return cachedOf(said);
+      });
+    const book = Array.from({ length: 30 }, (_, i) => i * i % 53);
+    const question = (i: number) => [...book, 60 + i, 61 + i, 62];
+    assert.equal(yield* say(question(0)), 0);
+    assert.equal(yield* say(question(1)), book.length);
+    // Both are there, whole, and so is what of them was asked again.
+    assert.equal(yield* say([...question(0), ...sayings(question(0), 5), 9]), 33 + 4);
+    assert.equal(yield* say([...question(1), ...sayings(question(1), 5), 9]), 33 + 4);
+    // Of the same prompt all but the last token, whose logits are needed.
+    assert.equal(yield* say(question(0)), 33 - 1);
+    assert.equal(yield* say(book.slice(0, 7)), 7 - 1);
+    assert.equal(yield* say([52, 51]), 0);
+    // What others begin with is not kept beside them.
+    const held = engine.held();
+    assert.equal(yield* say(question(0)), 33 - 1);
+    assert.equal(engine.held(), held);
+  }),
+);
+
+it(
+  "texts share what one of them has read while it still grows",
+  Effect.gen(function* () {
+    const told = new Told();
+    const [reached, go] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()];
+    const engine = yield* startEngine({ open: Effect.succeed(told.session), tokens, piece: 8 });
+    let steps = 0;
+    told.before = Effect.suspend(() =>
+      ++steps === 3
+        ? Effect.andThen(Deferred.succeed(reached, undefined), Deferred.await(go))
+        : Effect.void
+    );
+    const book = Array.from({ length: 20 }, (_, i) => i + 3);
+    const first = yield* Effect.forkChild(
+      Stream.runCollect(engine.say(asked([...book, 1], 40))),
+      { startImmediately: true },
+    );
+    yield* Deferred.await(reached);
+    const second = yield* Effect.forkChild(
+      Stream.runCollect(engine.say(asked([...book, 2], 9))),
+      { startImmediately: true },
+    );
+    yield* Deferred.succeed(go, undefined);
+    const [one, other] = [yield* Fiber.join(first), yield* Fiber.join(second)];
+    assert.deepEqual(idsOf(one), sayings([...book, 1], 40));
+    assert.deepEqual(idsOf(other), sayings([...book, 2], 9));
+    assert.equal(cachedOf(other), book.length);
+    assert.equal(engine.held(), 0);
   }),
 );
 
