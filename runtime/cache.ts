@@ -127,6 +127,19 @@ export class Cache {
     return this.#pieces.map((piece) => this.#part(piece, layer, 0, piece.span.count));
   }
 
+  /** The memory of a layer's keys and of its values, in the order in which they came. */
+  memory(layer: number): readonly [
+    keys: ReadonlyArray<Uint8Array>,
+    values: ReadonlyArray<Uint8Array>,
+  ] {
+    const halves = (half: number) =>
+      this.#pieces.map(({ span, capacity, layers }) => {
+        const begin = half * capacity * this.#rowBytes;
+        return layers[layer]!.subarray(begin, begin + span.count * this.#rowBytes);
+      });
+    return [halves(0), halves(1)];
+  }
+
   /** `count` tokens of a layer from row `row` on, which lie in one span. */
   rows(layer: number, row: number, count: number): Uint8Array {
     let from = row;

@@ -44,6 +44,21 @@ export const before = (spans: ReadonlyArray<Span>, position: number): ReadonlyAr
 export const tokensIn = (spans: ReadonlyArray<Span>): number =>
   spans.reduce((sum, { count }) => sum + count, 0);
 
+/** Whether these are all tokens up to that one, each of them once, and those of each rank in ascending order. */
+export const coversAll = (placement: Placement, tokens: number): boolean => {
+  if (placement.reduce((sum, spans) => sum + tokensIn(spans), 0) !== tokens) return false;
+  const seen = new Uint8Array(tokens);
+  return placement.every((spans) => {
+    let last = -1;
+    return positionsOf(spans).every((position) => {
+      if (!(position > last && position < tokens) || seen[position] === 1) return false;
+      seen[position] = 1;
+      last = position;
+      return true;
+    });
+  });
+};
+
 /** The positions of all tokens, in the order of their rows. */
 export const positionsOf = (spans: ReadonlyArray<Span>): ReadonlyArray<number> =>
   spans.flatMap((span) => Array.from({ length: span.count }, (_, i) => positionAt(span, i)));

@@ -8,6 +8,7 @@ import { Result, Schema } from "effect";
 import type { Model } from "./model.ts";
 import { type DType, elementBytes } from "./dtype.ts";
 import type { Inference } from "./inference.ts";
+import { Order } from "./parts_messages.ts";
 import { from, type Placement, placementOf, tokensIn } from "./placement.ts";
 import type { Transfer } from "./transfer.ts";
 
@@ -30,6 +31,8 @@ export const Turn = Schema.Struct({
   })),
   /** Sequences that nobody needs any more once these have begun. */
   dropped: Schema.Array(Schema.Natural),
+  /** What is to be done about parts, once these have begun and before any of them grows. */
+  orders: Schema.Array(Order),
 });
 /** Some sequences, and what comes to each of them. */
 export type Turn = typeof Turn.Type;

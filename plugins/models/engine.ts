@@ -5,9 +5,11 @@
  *
  * @module
  */
-import { Cause, Effect, Exit, Queue, Scope, Stream } from "effect";
+import { Cause, Effect, Exit, FiberSet, Queue, Scope, Stream } from "effect";
 import type { Session, SessionError } from "../../runtime/session.ts";
+import type { Way } from "../../runtime/turn.ts";
 import { type Asked, Continuation, type Piece } from "./continuation.ts";
+import { alike, type SavedTexts } from "./saved_texts.ts";
 import type { TextTokens } from "./tokenizer.ts";
 
 /** How to run texts. */
@@ -24,22 +26,26 @@ export interface EngineOptions<E> {
    * of them need not be read again; what was used longest ago goes first. None by default.
    */
   readonly kept?: number;
+  /** Texts that are kept beyond the process. */
+  readonly saved?: SavedTexts;
   /** Hears why a session ended that is begun anew. */
   readonly lost?: (error: SessionError) => Effect.Effect<void>;
 }
 
+/** So many tokens of a text's prompt are read. */
+export interface PromptSaid {
+  readonly read: number;
+  readonly of: number;
+  /** At first, where so many were already, if any were. */
+  readonly from?: "memory" | "disk";
+  /** At last, how those were read that were not. */
+  readonly ways?: Readonly<Record<Way, number>>;
+}
+
 /** Something that happened to a text. */
 export type Said =
-  /** So many tokens of its prompt are read; at first, so many were there already. */
-  | { readonly read: number; readonly of: number }
+  | PromptSaid
   | Piece;
-
-/** With how many equal tokens two texts begin. */
-const alike = (text: ReadonlyArray<number>, other: ReadonlyArray<number>): number => {
-  const most = Math.min(text.length, other.length);
-  for (let i = 0; i < most; i++) if (text[i] !== other[i]) return i;
-  return most;
-};
 
 /** Runs texts. */
 export interface Engine<E> {
@@ -49,6 +55,8 @@ export interface Engine<E> {
   readonly active: () => number;
   /** Tokens whose keys and values are held, of texts that grow and of those that have ended. */
   readonly held: () => number;
+  /** Returns when nothing is being saved. */
+  readonly settled: Effect.Effect<void>;
 }
 
 /** A text in work. */
@@ -60,16 +68,22 @@ interface Text<E> {
   sequence: number | undefined;
   /** What the session does not have yet. */
   next: ReadonlyArray<number>;
+  /** Nothing has been said since its sequence began. */
+  reading: boolean;
+  /** How the tokens of its sequence had been read by then. */
+  ways: Readonly<Record<Way, number>>;
 }
+
+/** Of a text that has no sequence yet. */
+const unread = { reading: true, ways: { ring: 0, star: 0 } };
 
 /** Sessions that may end in turn without anything new. */
 const patience = 3;
 
 /** Starts an engine; it ends with the scope, and so does what it is saying. */
 export const startEngine = Effect.fn("startEngine")(function* <E>(
-  { open, tokens, piece, room = () => Infinity, kept = 0, lost = () => Effect.void }: EngineOptions<
-    E
-  >,
+  { open, tokens, piece, room = () => Infinity, kept = 0, saved, lost = () => Effect.void }:
+    EngineOptions<E>,
 ): Effect.fn.Return<Engine<E>, E, Scope.Scope> {
   /** Texts that are wanted, from the one that came first on. */
   const texts = new Set<Text<E>>();
@@ -83,6 +97,8 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
   const outer = yield* Effect.scope;
   let scope = yield* Scope.fork(outer);
   let session = yield* Scope.provide(open, scope);
+  const saving = yield* FiberSet.make<void, never>();
+  const fork = yield* FiberSet.runtime(saving)();
 
   /** Lets texts that have ended go until the others have so much room. */
   const evict = (most: number) => {
@@ -100,11 +116,21 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
   /** What the session has of a text. */
   const readOf = (sequence: number, { continuation }: Text<E>) =>
     continuation.all.slice(0, session.lengthOf(sequence));
+  /** Keeps what the session has of a text beyond the process, where that is worth it. */
+  const save = (sequence: number, ids: ReadonlyArray<number>) => {
+    const saving = saved?.offer(session, ids);
+    if (saving === undefined) return;
+    // A sequence of its own, whatever becomes of the text meanwhile.
+    const [{ drop }, own] = [session, nextSequence++];
+    session.share(own, sequence, ids.length);
+    fork(Effect.ensuring(saving(own), Effect.sync(() => drop(own))));
+  };
   /** Keeps what the session has of a text that nobody wants any more. */
   const settle = (text: Text<E>) => {
     const { sequence } = text;
     if (sequence === undefined) return;
     const ids = readOf(sequence, text);
+    save(sequence, ids);
     for (const [other, { length }] of [...ended]) {
       // Whatever begins like that one begins like this one.
       if (alike(ids, ended.get(other)!) < length) continue;
@@ -134,32 +160,50 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
     }
     return best;
   };
-  /** A sequence for a text, with what is there of it. */
-  const begin = (prompt: ReadonlyArray<number>): number => {
-    const best = known(prompt);
-    if (best === undefined) return nextSequence++;
-    const ids = ended.get(best.sequence);
-    ended.delete(best.sequence);
-    // It goes on with what has ended; what differs later, or grows itself, stays for others.
-    if (ids?.length === best.tokens) return best.sequence;
-    if (ids !== undefined) ended.set(best.sequence, ids);
-    session.share(nextSequence, best.sequence, best.tokens);
-    return nextSequence++;
-  };
+  /** Gives a text a sequence, with what is there of it. */
+  const begin = Effect.fnUntraced(function* (text: Text<E>) {
+    const { all } = text.continuation;
+    for (;;) {
+      const best = known(all);
+      const found = saved && (yield* saved.find(session, all, best?.tokens ?? 0));
+      if (saved !== undefined && found !== undefined) {
+        const own = text.sequence = nextSequence++;
+        evict(room() - reserved());
+        if (yield* saved.use(session, own, found)) return "disk";
+        session.drop(own);
+        text.sequence = undefined;
+        continue;
+      }
+      text.sequence = nextSequence;
+      if (best !== undefined) {
+        const { sequence, tokens } = best;
+        const ids = ended.get(sequence);
+        ended.delete(sequence);
+        // It goes on with what has ended; what differs later, or grows itself, stays for others.
+        if (ids?.length === tokens) text.sequence = sequence;
+        else session.share(nextSequence, sequence, tokens);
+        if (ids !== undefined && ids.length > tokens) ended.set(sequence, ids);
+      }
+      if (text.sequence === nextSequence) nextSequence++;
+      evict(room() - reserved());
+      return "memory";
+    }
+  });
   /** Gives sequences to texts that wait, in their order, while there is room. */
-  const admit = () => {
+  const admit = Effect.gen(function* () {
     for (const text of texts) {
       if (text.sequence !== undefined) continue;
       const others = reserved();
       if (others > 0 && others + needOf(text) > room()) return;
-      const { prompt } = text.asked;
-      text.sequence = begin(text.continuation.all);
-      const read = session.lengthOf(text.sequence);
-      text.next = text.continuation.all.slice(read);
-      evict(room() - reserved());
-      Queue.offerUnsafe(text.heard, { read: Math.min(read, prompt.length), of: prompt.length });
+      const from = yield* begin(text);
+      const length = session.lengthOf(text.sequence!);
+      text.next = text.continuation.all.slice(length);
+      text.ways = session.waysOf(text.sequence!);
+      const of = text.asked.prompt.length;
+      const read = Math.min(length, of);
+      Queue.offerUnsafe(text.heard, { read, of, ...(read === 0 ? {} : { from }) });
     }
-  };
+  });
 
   /** Enters what a step found for a text. */
   const enter = (text: Text<E>, count: number, logits: Float32Array | undefined) => {
@@ -169,6 +213,14 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
       const of = text.asked.prompt.length;
       return Queue.offerUnsafe(text.heard, { read: session.lengthOf(text.sequence!), of });
     }
+    if (text.reading) {
+      const [sequence, of] = [text.sequence!, text.asked.prompt.length];
+      const [now, then] = [session.waysOf(sequence), text.ways];
+      const ways = { ring: now.ring - then.ring, star: now.star - then.star };
+      Queue.offerUnsafe(text.heard, { read: of, of, ways });
+      save(sequence, readOf(sequence, text));
+    }
+    text.reading = false;
     try {
       const said = text.continuation.next(logits);
       text.next = [said.id];
@@ -182,13 +234,13 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
   };
   /** One step of all texts. */
   const step = Effect.gen(function* () {
-    admit();
+    stepping = true;
+    yield* admit;
     const growing = [...texts].filter(({ sequence }) => sequence !== undefined);
     const pieces = growing.map(({ next }) => {
       const count = Math.min(piece, next.length);
       return { count, wanted: count === next.length ? 1 : 0 };
     });
-    stepping = true;
     const found = yield* session.extend(growing.map(({ sequence, next }, i) => ({
       sequence: sequence!,
       ids: next.slice(0, pieces[i]!.count),
@@ -224,6 +276,7 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
       for (const text of texts) {
         text.sequence = undefined;
         text.next = [];
+        Object.assign(text, unread);
       }
     });
   const work = Effect.gen(function* () {
@@ -237,6 +290,7 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
   yield* Effect.forkScoped(Effect.forever(work));
 
   return {
+    settled: FiberSet.awaitEmpty(saving),
     active: () => texts.size,
     held: () =>
       [...[...texts].flatMap(({ sequence }) => sequence ?? []), ...ended.keys()]
@@ -247,7 +301,7 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
         yield* Effect.acquireRelease(
           Effect.sync((): Text<E> => {
             const continuation = new Continuation(asked, tokens);
-            const text = { asked, continuation, heard, sequence: undefined, next: [] };
+            const text = { asked, continuation, heard, sequence: undefined, next: [], ...unread };
             texts.add(text);
             Queue.offerUnsafe(arrivals, undefined);
             return text;

@@ -39,6 +39,7 @@ class Told {
       this.sequences.delete(sequence);
       this.dropped.add(sequence);
     },
+    waysOf: () => ({ ring: 0, star: 1 }),
     lengthOf: (sequence) => this.sequences.get(sequence)?.length ?? 0,
   };
 }

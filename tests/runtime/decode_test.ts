@@ -42,7 +42,7 @@ inFolder("a token takes one round trip a layer, and one to the driver", async (f
         ),
       )));
       const run = Effect.gen(function* () {
-        const session = yield* openSession({ model: found.hash, vocabulary: 97, ring });
+        const session = yield* openSession({ model: found.hash, shape: found.model, ring });
         const ids = Array.from({ length: 40 }, (_, i) => i);
         yield* session.extend([{ sequence: 0, ids }, { sequence: 1, ids: ids.slice(0, 23) }]);
         for (let i = 0; i < 7; i++) {
