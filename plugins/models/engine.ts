@@ -89,6 +89,8 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
   const texts = new Set<Text<E>>();
   /** Texts that have ended, as far as the session has them, from the one that was used longest ago on. */
   const ended = new Map<number, ReadonlyArray<number>>();
+  /** What is being saved, by the sequence that holds it meanwhile: of which one, and how much. */
+  const saves = new Map<number, { readonly of: number; readonly tokens: number }>();
   /** Texts that were given up while a step was going on with them. */
   const left = new Set<Text<E>>();
   let stepping = false;
@@ -111,6 +113,12 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
     }
   };
   const needOf = ({ asked: { prompt, limits } }: Text<E>) => prompt.length + limits.most;
+  /** Tokens that are being saved of texts that do not grow any more: their memory is not free before that. */
+  const unfinished = () => {
+    const growing = new Set([...texts].map(({ sequence }) => sequence));
+    return [...saves.values()]
+      .reduce((sum, { of, tokens }) => sum + (growing.has(of) ? 0 : tokens), 0);
+  };
   const reserved = () =>
     [...texts].reduce((sum, text) => sum + (text.sequence === undefined ? 0 : needOf(text)), 0);
   /** What the session has of a text. */
@@ -123,7 +131,13 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
     // A sequence of its own, whatever becomes of the text meanwhile.
     const [{ drop }, own] = [session, nextSequence++];
     session.share(own, sequence, ids.length);
-    fork(Effect.ensuring(saving(own), Effect.sync(() => drop(own))));
+    saves.set(own, { of: sequence, tokens: ids.length });
+    const done = Effect.sync(() => {
+      drop(own);
+      saves.delete(own);
+      Queue.offerUnsafe(arrivals, undefined);
+    });
+    fork(Effect.ensuring(saving(own), done));
   };
   /** Keeps what the session has of a text that nobody wants any more. */
   const settle = (text: Text<E>) => {
@@ -193,7 +207,7 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
   const admit = Effect.gen(function* () {
     for (const text of texts) {
       if (text.sequence !== undefined) continue;
-      const others = reserved();
+      const others = reserved() + unfinished();
       if (others > 0 && others + needOf(text) > room()) return;
       const from = yield* begin(text);
       const length = session.lengthOf(text.sequence!);
@@ -232,11 +246,8 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
       Queue.failCauseUnsafe(text.heard, Cause.die(cause));
     }
   };
-  /** One step of all texts. */
-  const step = Effect.gen(function* () {
-    stepping = true;
-    yield* admit;
-    const growing = [...texts].filter(({ sequence }) => sequence !== undefined);
+  /** Lets texts grow. */
+  const grow = Effect.fnUntraced(function* (growing: ReadonlyArray<Text<E>>) {
     const pieces = growing.map(({ next }) => {
       const count = Math.min(piece, next.length);
       return { count, wanted: count === next.length ? 1 : 0 };
@@ -250,9 +261,18 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
       const { count, wanted } = pieces[i]!;
       enter(text, count, wanted === 0 ? undefined : found[i]!);
     }
+  });
+  /** One step of all texts. */
+  const step = Effect.gen(function* () {
+    stepping = true;
+    yield* admit;
+    const growing = [...texts].filter(({ sequence }) => sequence !== undefined);
+    if (growing.length > 0) yield* grow(growing);
     stepping = false;
     for (const text of left) settle(text);
     left.clear();
+    // Whoever waits does so until something is saved.
+    if (growing.length === 0) yield* Queue.take(arrivals);
   });
   let failures = 0;
   const failAll = (cause: Cause.Cause<E | SessionError>) =>
@@ -273,6 +293,7 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
       stepping = false;
       ended.clear();
       left.clear();
+      saves.clear();
       for (const text of texts) {
         text.sequence = undefined;
         text.next = [];
