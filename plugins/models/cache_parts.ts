@@ -106,7 +106,8 @@ export const partsIn = (folder: CacheFolder): Layer.Layer<Parts> =>
     Parts,
     Parts.of({
       there: Effect.promise(async () =>
-        (await keptIn(folder.path)).flatMap(({ name, parts }) =>
+        // A folder that was taken away has none.
+        (await keptIn(folder.path).catch(() => [])).flatMap(({ name, parts }) =>
           parts.map((part) => ({ name, part }))
         )
       ),

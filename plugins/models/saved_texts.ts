@@ -1,6 +1,6 @@
 /**
  * Texts whose keys and values are kept beyond the process: which there are, with what others begin like them, and which are
- * worth keeping. The ids of a text are compared one by one: they are a thousandth of what is kept with them.
+ * worth keeping. The ids of texts are compared one by one: they are little beside what is kept with them.
  *
  * @module
  */

@@ -228,6 +228,8 @@ itKeeps(
       yield* refused(/its parts do not hold each of its tokens once$/, 2);
       yield* write({ placement: [head.placement[0], head.placement[0]] });
       yield* refused(/its parts do not hold each of its tokens once$/, 2);
+      yield* write({ name: "fedcba9876543210-01234567" });
+      yield* refused(/it is of fedcba9876543210-01234567$/, 2);
       yield* write({ hash: "0" });
       yield* refused(/its tokens are not those of its hash$/, 2);
       // Placements of another text: parts say what they are of.
@@ -345,7 +347,8 @@ inFolder("what was begun is tidied up by whoever is alone with the folder", asyn
   assert.match(refused.message, /notes\.txt": it must be a folder that may be written to: found/);
 });
 
-inFolder("whatever becomes of a part's file, it is whole or refused", async (path) => {
+inFolder("whatever becomes of a part's file, it is whole or refused", async (outer) => {
+  const path = `${outer}/caches`;
   const shape = { layers: 2, kvHeads: 1, headDim: 4, dtype: "f32" } as const;
   const spans = [contiguous(0, 9), contiguous(20, 4)];
   const full = (fill: boolean, tokens = 13) => {
@@ -405,6 +408,8 @@ inFolder("whatever becomes of a part's file, it is whole or refused", async (pat
         { numRuns: 200, examples: [[whole], [new Uint8Array(0)], [whole.subarray(0, 40)]] },
       )
     );
+    yield* Effect.promise(() => Deno.remove(path, { recursive: true }));
+    assert.deepEqual(yield* parts.there, []);
   }).pipe(Effect.scoped, Effect.runPromise);
 });
 
