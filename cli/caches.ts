@@ -96,6 +96,7 @@ export const listCaches = Effect.fn("listCaches")(function* (flags: CachesVerbFl
 const faultsOf = async (dir: string, kept: Kept): Promise<ReadonlyArray<string>> => {
   const text = await textOf(dir, kept);
   if (typeof text === "string") return [`${textFile}: ${text}`];
+  if (!kept.finished && kept.parts.length === 0) return ["it was never finished"];
   const parts = text === undefined || text.head.apart
     ? kept.parts
     : Array.from(text.head.parts.keys());

@@ -117,6 +117,10 @@ inFolder("a folder that cannot be one, and sizes that are none, are refused", as
     "list",
     `${folder}/x`,
   );
+  await Deno.mkdir(`${folder}/caches/0123456789abcdef-01234567`, { recursive: true });
+  const unfinished = await annulus(["caches", "verify", `${folder}/caches`]);
+  assert.equal(unfinished.code, 1);
+  assert.match(unfinished.stdout, /^✗ 0123456789abcdef-01234567: it was never finished$/m);
   await refused(1, /it must have x: found none/, "caches", "remove", folder, "x");
 });
 
