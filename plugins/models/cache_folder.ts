@@ -149,11 +149,12 @@ export class CacheFolder {
 
   /** Lets go of what was used longest ago, but for one, until there is room for so many bytes; gives what went. */
   async makeRoom(bytes: number, but: string): Promise<ReadonlyArray<string>> {
-    if (bytes > this.#limit) {
-      throw new Error(`it has ${bytes} bytes, and --caches-limit is ${this.#limit}`);
-    }
     if (this.#limit === Infinity) return [];
     const all = await keptIn(this.#path);
+    const needed = bytes + (all.find(({ name }) => name === but)?.bytes ?? 0);
+    if (needed > this.#limit) {
+      throw new Error(`it has ${needed} bytes, and --caches-limit is ${this.#limit}`);
+    }
     let sum = all.reduce((sum, { bytes }) => sum + bytes, bytes);
     const gone: Array<string> = [];
     for (const { name, bytes } of all) {
