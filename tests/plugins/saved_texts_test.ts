@@ -304,6 +304,25 @@ itKeeps(
   { limit: 100_000 },
 );
 
+inFolder("room is never made of what is being written", async (path) => {
+  const names = ["0123456789abcdef-00000000", "0123456789abcdef-00000001"] as const;
+  await Effect.gen(function* () {
+    const folder = yield* opened(path, 100);
+    for (const [i, name] of names.entries()) {
+      yield* Effect.promise(async () => {
+        await Deno.mkdir(`${path}/${name}`);
+        await Deno.writeTextFile(`${path}/${name}/${textFile}`, "x".repeat(40));
+        await Deno.utime(`${path}/${name}`, i, i);
+      });
+    }
+    const makeRoom = (bytes: number, but: string) =>
+      Effect.promise(() => folder.makeRoom(bytes, but).catch(String));
+    assert.deepEqual(yield* makeRoom(20, names[0]), []);
+    assert.match(String(yield* makeRoom(61, names[0])), /it has 101 bytes, and .* is 100$/);
+    assert.deepEqual(yield* makeRoom(60, names[0]), [names[1]]);
+  }).pipe(Effect.scoped, Effect.runPromise);
+});
+
 itKeeps(
   "a disk that is full costs what would be kept, not the text",
   ({ folder, begin }) =>
