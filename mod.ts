@@ -123,6 +123,7 @@ export {
   type RankPlan,
   type StepPlan,
 } from "./runtime/plan.ts";
+export { type KeptPart, type PartHead, type PartName, Parts } from "./runtime/parts.ts";
 export { chooseDevice, type DevicePlugin } from "./runtime/plugin.ts";
 export {
   type Program,
@@ -140,6 +141,7 @@ export {
   type SessionError,
   type SessionOptions,
 } from "./runtime/session.ts";
+export { type PartsError, type SessionParts, type Used } from "./runtime/session_parts.ts";
 export { countUpTo, positionAt, type Span } from "./runtime/span.ts";
 export { chromeTrace, hiddenFraction, type Interval } from "./runtime/timeline.ts";
 export {

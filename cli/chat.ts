@@ -8,14 +8,14 @@ import { Effect, Stream } from "effect";
 import { startEngine } from "../plugins/models/engine.ts";
 import { mustBeKnown, mustFit } from "../plugins/models/prompt.ts";
 import { type ChatMessage, openTokenizer } from "../plugins/models/tokenizer.ts";
-import { hear, tokensAtOnce } from "./hear.ts";
-import { type ModelFlags, runModel } from "./model_run.ts";
+import { hear, promptInWords, promptUsage, tokensAtOnce } from "./hear.ts";
+import { type CachesFlags, laterNotes, type ModelFlags, runModel } from "./model_run.ts";
 import { draw, note, print } from "./output.ts";
 import { type SamplingFlags, samplingOf } from "./sampling.ts";
 import { textsOf } from "./texts.ts";
 
 /** All that `chat` can be told. */
-export interface ChatFlags extends ModelFlags, SamplingFlags {
+export interface ChatFlags extends ModelFlags, CachesFlags, SamplingFlags {
   readonly file: ReadonlyArray<string>;
   readonly system: string | undefined;
 }
@@ -23,7 +23,8 @@ export interface ChatFlags extends ModelFlags, SamplingFlags {
 /** Talks until standard input ends. */
 export const runChat = Effect.fn("runChat")(function* (flags: ChatFlags) {
   const texts = yield* textsOf(flags.file);
-  const { folder, open } = yield* runModel(flags);
+  const later = laterNotes();
+  const { folder, open, ...keeping } = yield* runModel(flags, undefined, later.tell);
   const tokens = yield* openTokenizer(folder.folder);
   const { sampling, ends } = yield* samplingOf(folder, flags);
   let longest = 0;
@@ -32,6 +33,7 @@ export const runChat = Effect.fn("runChat")(function* (flags: ChatFlags) {
       longest = opened.longest;
       return opened.session;
     }),
+    ...keeping,
     tokens,
     piece: tokensAtOnce,
     kept: Infinity,
@@ -50,13 +52,15 @@ export const runChat = Effect.fn("runChat")(function* (flags: ChatFlags) {
     yield* mustFit(prompt.length, flags.maxTokens, longest);
     yield* mustBeKnown(prompt, folder.model.vocabulary);
     const limits = { most: flags.maxTokens, ends, stops: flags.stop };
-    const { text, cached } = yield* hear(engine.say({ prompt, sampling, limits }), flags.json);
-    messages.push({ role: "assistant", content: text });
-    if (!flags.json) return yield* print("");
-    yield* print(JSON.stringify({
-      text,
-      usage: { prompt_tokens: prompt.length, cached_tokens: cached },
-    }));
+    const heard = yield* hear(engine.say({ prompt, sampling, limits }), flags.json);
+    messages.push({ role: "assistant", content: heard.text });
+    if (!flags.json) {
+      yield* print("");
+      yield* later.flush;
+      return yield* note(`annulus: ${promptInWords(heard.prompt)}`);
+    }
+    yield* later.flush;
+    yield* print(JSON.stringify({ text: heard.text, usage: promptUsage(heard.prompt) }));
   });
   const prompted = terminal ? draw("> ") : Effect.void;
   yield* prompted;
@@ -71,4 +75,7 @@ export const runChat = Effect.fn("runChat")(function* (flags: ChatFlags) {
       Effect.andThen(line.trim() === "" ? Effect.void : answer(line), prompted)
     ),
   );
+  // What was read is kept before the command ends.
+  yield* engine.settled;
+  yield* later.flush;
 }, Effect.scoped);

@@ -24,20 +24,25 @@ const project = new URL("..", import.meta.url);
  * its device may need: OpenBLAS alone, or what was measured of the WebGPU kernel.
  *
  * @param server `host:port` of the NATS server.
- * @param files What else it reads: plugins, and the folder of its certificate.
+ * @param files What else it reads: plugins, models, and the folder of its certificate.
+ * @param folder Where it writes parts of texts, if anywhere.
  */
 export const nodePermissions = (
   server: string,
   device: string,
   files: ReadonlyArray<string> = [],
+  folder?: string,
 ): ReadonlyArray<string> => {
   const library = ["auto", "cpu"].includes(device) ? findLibrary(libraryName) : undefined;
   const tuning = ["auto", "webgpu"].includes(device) ? tuningPath() : undefined;
-  const readable = [fromFileUrl(project), tuning, library, ...files.map((file) => resolve(file))]
+  const own = folder === undefined ? [] : [resolve(folder)];
+  const read = [...files.map((file) => resolve(file)), ...own];
+  const readable = [fromFileUrl(project), tuning, library, ...read]
     .filter((file) => file !== undefined);
   return [
     `--allow-net=${server}`,
     `--allow-read=${readable.join(",")}`,
+    ...own.map((folder) => `--allow-write=${folder}`),
     "--allow-env",
     "--allow-sys",
     ...(library === undefined ? [] : [`--allow-ffi=${library}`]),
@@ -72,11 +77,13 @@ export const heapFlag = "--v8-flags=--initial-old-space-size=80";
 export const startNode = Effect.fn("startNode")(function* (
   url: string,
   cluster: string,
-  { device, plugin, model = [], ...access }: AccessFlags & {
+  { device, plugin, model = [], caches, ...access }: AccessFlags & {
     readonly device: string;
     readonly plugin: ReadonlyArray<string>;
     /** Folders of models. */
     readonly model?: ReadonlyArray<string>;
+    /** Where it keeps parts of texts, and how many bytes of them. */
+    readonly caches?: { readonly path: string; readonly limit: number } | undefined;
   },
   nodes: number,
 ): Effect.fn.Return<Child, NodeRefused, Scope.Scope> {
@@ -95,11 +102,14 @@ export const startNode = Effect.fn("startNode")(function* (
             ...plugin,
             ...model,
             ...(access.tls === undefined ? [] : [access.tls]),
-          ]),
+          ], caches?.path),
           fromFileUrl(mainModule),
           ...["node", "--nats", url, "--cluster", cluster, "--device", device],
           ...plugin.flatMap((file) => ["--plugin", file]),
           ...model.flatMap((folder) => ["--model", folder]),
+          ...(caches === undefined
+            ? []
+            : ["--caches", caches.path, "--caches-limit", `${caches.limit}B`]),
           ...accessArguments(access),
           "--json",
           "--until-stdin-ends",

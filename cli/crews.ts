@@ -7,6 +7,8 @@
 import { Context, Effect, Layer, type Scope } from "effect";
 import { inProcess } from "../plugins/memory.ts";
 import { type ModelFolder, modelsIn } from "../plugins/models.ts";
+import type { CacheFolder } from "../plugins/models/cache_folder.ts";
+import { partsIn } from "../plugins/models/cache_parts.ts";
 import { joinCluster } from "../plugins/nats_cluster.ts";
 import { dialNats } from "../plugins/nats_connection.ts";
 import { keepNatsServer } from "../plugins/nats_server.ts";
@@ -48,6 +50,8 @@ export interface CrewOptions extends AccessFlags {
     readonly folder: ModelFolder;
     readonly progress: (done: number, all: number) => Effect.Effect<void>;
   };
+  /** Where members that are started keep parts of its texts. */
+  readonly caches?: CacheFolder | undefined;
 }
 
 /** A crew that is ready. */
@@ -60,12 +64,18 @@ export interface ReadyCrew {
   readonly devices: ReadonlyArray<DeviceInfo>;
 }
 
-const fibers = Effect.fnUntraced(function* ({ device, devices, ring = 1, model }: CrewOptions) {
+const fibers = Effect.fnUntraced(function* (
+  { device, devices, ring = 1, model, caches }: CrewOptions,
+) {
   const plugin = yield* chooseDevice(devices, device);
   const services = yield* Layer.build(
-    model === undefined
-      ? inProcess(plugin)
-      : inProcess(plugin, modelsIn([model.folder], model.progress)),
+    model === undefined ? inProcess(plugin) : inProcess(
+      plugin,
+      Layer.mergeAll(
+        modelsIn([model.folder], model.progress),
+        caches === undefined ? Layer.empty : partsIn(caches),
+      ),
+    ),
   );
   const { info } = Context.get(services, Device);
   // The ranks share one machine.

@@ -53,6 +53,26 @@ export const cluster = Flag.String("cluster").pipe(
 /** Not less than that. */
 export const atLeast = (least: number) => (flag: Flag.Flag<number>) =>
   Flag.filter(flag, (value) => value >= least, () => `a number of at least ${least}`);
+/** "1.5GiB" in bytes. */
+const sizeOf = (words: string): number => {
+  const [, number, unit] = /^(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB|TiB)?$/i.exec(words.trim()) ?? [];
+  const power = ["b", "kib", "mib", "gib", "tib"].indexOf((unit ?? "B").toLowerCase());
+  return Math.floor(Number(number) * 2 ** (10 * power));
+};
+/** Where keys and values of texts are kept beyond the process. */
+export const caches = {
+  caches: optional(
+    Flag.String("caches").pipe(
+      Flag.withDescription("A folder that keeps keys and values of long texts for another time"),
+    ),
+  ),
+  cachesLimit: Flag.String("caches-limit").pipe(
+    Flag.withDefault("64GiB"),
+    Flag.map(sizeOf),
+    Flag.filter((bytes) => bytes > 0, () => "a size like 64GiB"),
+    Flag.withDescription("What it may have in all; what was used longest ago goes first"),
+  ),
+};
 /** Every rank plans the whole ring: beyond this, planning takes longer than computing. */
 const mostRanks = 1024;
 /** Not more than that. */

@@ -8,14 +8,14 @@ import { startEngine } from "../plugins/models/engine.ts";
 import { mustBeKnown, mustFit } from "../plugins/models/prompt.ts";
 import { openTokenizer } from "../plugins/models/tokenizer.ts";
 import { misuse } from "./command_line.ts";
-import { hear, tokensAtOnce } from "./hear.ts";
-import { type ModelFlags, runModel } from "./model_run.ts";
+import { hear, promptInWords, promptUsage, tokensAtOnce } from "./hear.ts";
+import { type CachesFlags, laterNotes, type ModelFlags, runModel } from "./model_run.ts";
 import { note, print, printJson } from "./output.ts";
 import { type SamplingFlags, samplingOf } from "./sampling.ts";
 import { textsOf } from "./texts.ts";
 
 /** All that `generate` can be told. */
-export interface GenerateFlags extends ModelFlags, SamplingFlags {
+export interface GenerateFlags extends ModelFlags, CachesFlags, SamplingFlags {
   /** From standard input where it is `-`, and nothing where it is absent. */
   readonly prompt: string | undefined;
   readonly file: ReadonlyArray<string>;
@@ -30,7 +30,8 @@ export const runGenerate = Effect.fn("runGenerate")(function* (flags: GenerateFl
   if (prompt === "" && texts.length === 0) {
     return yield* misuse("generate needs a prompt: an argument, - for standard input, or --file");
   }
-  const { folder, open } = yield* runModel(flags);
+  const later = laterNotes();
+  const { folder, open, ...keeping } = yield* runModel(flags, undefined, later.tell);
   const tokens = yield* openTokenizer(folder.folder);
   const { sampling, ends } = yield* samplingOf(folder, flags);
   const files = texts.map(({ name, text }, i) => ({ name, ids: tokens.encode(text, i === 0) }));
@@ -52,22 +53,28 @@ export const runGenerate = Effect.fn("runGenerate")(function* (flags: GenerateFl
       ring = crew.ring;
       return session;
     }),
+    ...keeping,
     tokens,
     piece: tokensAtOnce,
     lost: ({ message }) => note(`annulus: beginning anew, since: ${message}`),
   });
   const limits = { most: flags.maxTokens, ends, stops: flags.stop };
   const heard = yield* hear(engine.say({ prompt: ids, sampling, limits }), flags.json);
+  // What was read is kept before the command ends.
+  yield* engine.settled;
   const { text, end, seconds } = heard;
   if (!flags.json) {
     yield* print("");
+    yield* later.flush;
     return yield* note(
-      `annulus: ${ids.length} tokens read in ${seconds.first.toFixed(1)} s, ${heard.ids.length} ` +
-        `said in ${(seconds.all - seconds.first).toFixed(1)} s, ${ring} ranks`,
+      `annulus: ${promptInWords(heard.prompt)} in ${seconds.first.toFixed(1)} s, ` +
+        `${heard.ids.length} said in ${(seconds.all - seconds.first).toFixed(1)} s, ${ring} ranks`,
     );
   }
+  yield* later.flush;
   yield* printJson({
-    ...{ text, end, prompt_tokens: ids.length, tokens: heard.ids, ring, seconds },
+    ...{ text, end, tokens: heard.ids, ring, seconds },
+    ...promptUsage(heard.prompt),
     files: files.map(({ name, ids }) => ({ name, tokens: ids.length })),
   });
 }, Effect.scoped);

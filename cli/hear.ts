@@ -6,10 +6,30 @@
 import { Effect, type Stream } from "effect";
 import { type Answer, answerOf } from "../plugins/models/answer.ts";
 import type { Said } from "../plugins/models/engine.ts";
+import type { PromptRead } from "../plugins/models/prompt_read.ts";
 import { draw, printPart } from "./output.ts";
 
 /** Tokens of a prompt that are read in one step. */
 export const tokensAtOnce = 8192;
+
+/** The same as every command has it in JSON. */
+export const promptUsage = (prompt: PromptRead) => ({
+  prompt_tokens: prompt.tokens,
+  ...cacheUsage(prompt),
+});
+/** Of it what is beyond the number of tokens. */
+export const cacheUsage = ({ cached, from, ways }: PromptRead) => ({
+  cached_tokens: cached,
+  cached_from: from ?? null,
+  read_by: ways,
+});
+/** "6071 tokens: 6000 were in a cache, 71 read by star" */
+export const promptInWords = ({ tokens, cached, from, ways }: PromptRead): string => {
+  const read = Object.entries(ways).filter(([, count]) => count > 0)
+    .map(([way, count]) => `${count} read by ${way}`).join(", ");
+  const there = cached === 0 ? "" : `${cached} were in ${from === "disk" ? "a cache" : "memory"}, `;
+  return `${tokens} tokens: ${there}${read === "" ? "none read" : read}`;
+};
 
 /** What a model has said, and how long it took. */
 export interface Heard extends Answer {
@@ -25,11 +45,9 @@ export const hear = Effect.fn("hear")(function* <E>(
   const terminal = Deno.stderr.isTerminal() && !silent;
   const began = performance.now();
   const since = () => (performance.now() - began) / 1000;
-  let cached: number | undefined;
   let first = 0;
-  const answer = yield* answerOf(said, (heard) => {
+  const answer = yield* answerOf(said, (heard, { cached }) => {
     if ("read" in heard) {
-      cached ??= heard.read;
       if (!terminal || heard.read === cached) return Effect.void;
       const left = since() * (heard.of - heard.read) / (heard.read - cached);
       return draw(`\x1b[2K\r${heard.read} of ${heard.of} tokens read, ${left.toFixed(0)} s left`);

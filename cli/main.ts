@@ -20,6 +20,7 @@ import {
   access,
   atLeast,
   boolean,
+  caches as cachesOptions,
   cluster,
   crew,
   device,
@@ -29,7 +30,7 @@ import {
   plugin,
   ringSize,
 } from "./flags.ts";
-import { chat, generate, logits, needle, pull, serve } from "./model_verbs.ts";
+import { caches, chat, generate, logits, needle, pull, serve } from "./model_verbs.ts";
 import { runNode } from "./node.ts";
 import { listNodes } from "./nodes.ts";
 import { print } from "./output.ts";
@@ -156,6 +157,7 @@ const node = Command.make("node", {
     Flag.atLeast(0),
     Flag.withDescription("The folder of a model that it may run; may be given several times"),
   ),
+  ...cachesOptions,
   json,
   untilStdinEnds: boolean("until-stdin-ends").pipe(
     Flag.withDescription("End when standard input does, for programs that start nodes"),
@@ -315,6 +317,7 @@ const annulus = Command.make("annulus").pipe(
     chat,
     logits,
     serve,
+    caches,
     needle,
     why,
     up,

@@ -3,11 +3,12 @@
  *
  * @module
  */
-import { Config, Option } from "effect";
+import { Config, Effect, Option } from "effect";
 import { Argument, Command, Flag } from "effect/cli";
 import { dtypes } from "../runtime/dtype.ts";
+import { listCaches, removeCaches, verifyCaches } from "./caches.ts";
 import { runChat } from "./chat.ts";
-import { atLeast, boolean, crew, json, optional } from "./flags.ts";
+import { atLeast, boolean, caches as cachesOptions, crew, json, optional } from "./flags.ts";
 import { runGenerate } from "./generate.ts";
 import { runLogits } from "./logits.ts";
 import { runNeedle } from "./needle.ts";
@@ -78,6 +79,7 @@ export const generate = Command.make(
       Flag.atLeast(0),
       Flag.withDescription("A text file, or a folder of such, to come before the prompt"),
     ),
+    ...cachesOptions,
     ...samplingFlags,
   },
   runGenerate,
@@ -95,6 +97,7 @@ export const chat = Command.make(
     system: optional(
       Flag.String("system").pipe(Flag.withDescription("What the model is told before all else")),
     ),
+    ...cachesOptions,
     ...samplingFlags,
   },
   runChat,
@@ -138,6 +141,7 @@ export const serve = Command.make(
         Flag.withDescription("What clients must know; ANNULUS_API_KEY by default"),
       ),
     ),
+    ...cachesOptions,
     seed: samplingFlags.seed,
     kept: Flag.Int("kept").pipe(
       atLeast(0),
@@ -147,6 +151,35 @@ export const serve = Command.make(
   },
   runServe,
 ).pipe(Command.withDescription("A model behind the OpenAI API"));
+
+const cachesFlags = {
+  dir: Argument.String("DIR").pipe(Argument.withDescription("The folder of --caches")),
+  names: Argument.String("NAME").pipe(
+    Argument.variadic(),
+    Argument.withDescription("Some of them; all by default"),
+  ),
+  json,
+};
+
+/** `annulus caches`. */
+export const caches = Command.make("caches").pipe(
+  Command.withDescription("What --caches has kept of texts"),
+  Command.withSubcommands([
+    Command.make("list", cachesFlags, listCaches).pipe(
+      Command.withDescription("Which texts there are"),
+    ),
+    Command.make(
+      "verify",
+      cachesFlags,
+      Effect.fn(function* (flags) {
+        if (!(yield* verifyCaches(flags))) Deno.exitCode = 1;
+      }),
+    ).pipe(Command.withDescription("Reads all files, and says which are not as they were")),
+    Command.make("remove", cachesFlags, removeCaches).pipe(
+      Command.withDescription("Removes them"),
+    ),
+  ]),
+);
 
 /** `annulus needle`. */
 export const needle = Command.make(

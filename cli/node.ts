@@ -6,6 +6,8 @@
 import { Effect, Layer } from "effect";
 import { type NodeState, serveNode } from "../plugins/nats_cluster.ts";
 import { modelsIn, openModel } from "../plugins/models.ts";
+import { CacheFolder } from "../plugins/models/cache_folder.ts";
+import { partsIn } from "../plugins/models/cache_parts.ts";
 import { connectNats } from "../plugins/nats.ts";
 import { natsLinks } from "../plugins/nats_links.ts";
 import { rosterOf } from "../plugins/nats_roster.ts";
@@ -26,6 +28,9 @@ export interface NodeFlags extends AccessFlags {
   readonly plugin: ReadonlyArray<string>;
   /** Folders of models that it may run. */
   readonly model: ReadonlyArray<string>;
+  /** Where it keeps parts of texts, and how many bytes. */
+  readonly caches: string | undefined;
+  readonly cachesLimit: number;
   readonly json: boolean;
   /** End when standard input does, so as not to outlive the process that started this one. */
   readonly untilStdinEnds: boolean;
@@ -44,8 +49,11 @@ export const runNode = Effect.fn("runNode")(function* (flags: NodeFlags) {
   const roster = rosterOf(name);
   const plugin = yield* chooseDevice(devices, flags.device);
   const models = yield* Effect.forEach(flags.model, openModel);
+  const caches = flags.caches === undefined
+    ? Layer.empty
+    : partsIn(yield* CacheFolder.open(flags.caches, flags.cachesLimit, false));
   const services = yield* Layer.build(
-    modelsIn(models).pipe(
+    Layer.mergeAll(modelsIn(models), caches).pipe(
       Layer.provideMerge(
         Layer.mergeAll(plugin.layer, natsLinks(nats, { cluster: flags.cluster, roster })),
       ),

@@ -10,12 +10,13 @@ import { PrometheusMetrics } from "effect/observability";
 import type { Asked, Piece } from "../plugins/models/continuation.ts";
 import { type Said, startEngine } from "../plugins/models/engine.ts";
 import { mustBeKnown } from "../plugins/models/prompt.ts";
+import { PromptWatch } from "../plugins/models/prompt_read.ts";
 import { openTokenizer } from "../plugins/models/tokenizer.ts";
 import { PortUnavailable } from "../runtime/errors.ts";
 import { isLoopback } from "../plugins/nats_connection.ts";
 import { misuse } from "./command_line.ts";
 import { tokensAtOnce } from "./hear.ts";
-import { type ModelFlags, runModel } from "./model_run.ts";
+import { type CachesFlags, type ModelFlags, runModel } from "./model_run.ts";
 import { note, print } from "./output.ts";
 import { samplingOf } from "./sampling.ts";
 import * as metrics from "./serve/metrics.ts";
@@ -31,7 +32,7 @@ import {
 } from "./serve/protocol.ts";
 
 /** All that `serve` can be told. */
-export interface ServeFlags extends ModelFlags {
+export interface ServeFlags extends ModelFlags, CachesFlags {
   readonly host: string;
   readonly port: number;
   /** What clients must know. */
@@ -95,7 +96,7 @@ export const runServe = Effect.fn("runServe")(function* (flags: ServeFlags) {
       `--host ${flags.host} lets other machines ask: it needs --api-key, or ANNULUS_API_KEY`,
     );
   }
-  const { folder, open } = yield* runModel(
+  const { folder, open, ...keeping } = yield* runModel(
     flags,
     ({ activity, begin, end, bytes }) =>
       activity !== "receive" ? Effect.void : Effect.andThen(
@@ -116,6 +117,7 @@ export const runServe = Effect.fn("runServe")(function* (flags: ServeFlags) {
     }),
     kept: flags.kept,
     room: () => longest,
+    ...keeping,
     tokens,
     piece: tokensAtOnce,
     lost: ({ message }) =>
@@ -214,8 +216,8 @@ export const runServe = Effect.fn("runServe")(function* (flags: ServeFlags) {
         throw error._tag === "Some" ? error.value : new Refusal(499, "the client has gone");
       }
       const pieces = exit.value.filter((said) => "id" in said);
-      const [begin] = exit.value;
-      const cached = begin !== undefined && "read" in begin ? begin.read : 0;
+      const read = new PromptWatch();
+      for (const said of exit.value) read.see(said);
       const text = pieces.map(({ text }) => text).join("");
       return json({
         ...about(form.object),
@@ -223,7 +225,7 @@ export const runServe = Effect.fn("runServe")(function* (flags: ServeFlags) {
           ...{ index: 0, finish_reason: reason(pieces) },
           ...form.choice(text, pieces),
         }],
-        usage: usageOf(asked.prompt.length, pieces.length, cached),
+        usage: usageOf(asked.prompt.length, pieces.length, read),
       });
     }
     const same = about(form.chunk);
@@ -236,16 +238,11 @@ export const runServe = Effect.fn("runServe")(function* (flags: ServeFlags) {
         ...(withUsage ? { usage: null } : {}),
       });
     let said = 0;
-    let cached: number | undefined;
+    const read = new PromptWatch();
     const encoder = new TextEncoder();
     const begin = form.begin === undefined ? "" : chunk(form.begin, null);
     const events = say(asked).pipe(
-      Stream.tap((said) =>
-        Effect.sync(() => {
-          if ("id" in said) cached ??= 0;
-          else cached ??= said.read;
-        })
-      ),
+      Stream.tap((said) => Effect.sync(() => read.see(said))),
       Stream.map((said) =>
         "read" in said
           ? `: ${said.read} of ${said.of} tokens read\n\n`
@@ -262,7 +259,7 @@ export const runServe = Effect.fn("runServe")(function* (flags: ServeFlags) {
             ? event({
               ...same,
               choices: [],
-              usage: usageOf(asked.prompt.length, said, cached ?? 0),
+              usage: usageOf(asked.prompt.length, said, read),
             })
             : "") + "data: [DONE]\n\n",
         )

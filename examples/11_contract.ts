@@ -63,7 +63,7 @@ const compare = Effect.fnUntraced(function* (folder: ModelFolder) {
     const answer = yield* model.reply(messages, { most: 60, stops: ["."] });
     messages.push({ role: "assistant", content: answer.text });
     before = ".\n";
-    [read, cached] = [read + answer.prompt, cached + answer.cached];
+    [read, cached] = [read + answer.prompt.tokens, cached + answer.prompt.cached];
     return terms.includes(`${begin}${answer.text}.`) ? answer.text.trim() : "nothing";
   });
   for (const subject of subjects) {

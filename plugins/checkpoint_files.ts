@@ -2,15 +2,15 @@
  * Checkpoints as files: two generations of each rank in a folder, the last one and the one before. A file is written
  * under another name, forced to the disk and renamed, so that whatever happens one of them is whole.
  *
- * A file is one line of JSON, o, lse, and the CRC-32 of all that, little-endian.
+ * Such a file (`sealed.ts`) has o, then lse.
  *
  * @module
  */
 import { join } from "node:path";
-import { crc32 } from "node:zlib";
 import { Effect, Result, Schema, Semaphore } from "effect";
 import type { Checkpoint, Checkpoints, Mark } from "../runtime/checkpoint.ts";
 import { FileInvalid } from "../runtime/errors.ts";
+import { readFully, readSealed, reasonOf, Sealing, settle } from "./sealed.ts";
 
 /** What the first line of a file says. */
 const Head = Schema.fromJsonString(Schema.Struct({
@@ -26,9 +26,6 @@ const [encodeHead, decodeHead] = [Schema.encodeSync(Head), Schema.decodeUnknownR
 
 /** A longer first line is none. */
 const longestHead = 4096;
-const sumBytes = 4;
-/** Read or written at once. */
-const pieceBytes = 4 * 1024 * 1024;
 
 /** What a job's checkpoints have in common. */
 export interface CheckpointFilesOptions {
@@ -44,56 +41,28 @@ export interface CheckpointFilesOptions {
   readonly tell: (words: string) => Effect.Effect<void>;
 }
 
-/** Fills the array; throws where the file has no more. */
-const readFully = async (file: Deno.FsFile, into: Uint8Array): Promise<void> => {
-  for (let at = 0; at < into.length;) {
-    const count = await file.read(into.subarray(at));
-    if (count === null) throw new Error("it ends too early");
-    at += count;
-  }
-};
-
-const writeFully = async (file: Deno.FsFile, bytes: Uint8Array): Promise<void> => {
-  for (let at = 0; at < bytes.length;) at += await file.write(bytes.subarray(at));
-};
-
 /** Throws an error that says what is wrong with a file, if it is not a whole checkpoint of that rank. */
 const check = async (
   path: string,
   rank: number,
   { job, bytes }: Pick<CheckpointFilesOptions, "job" | "bytes">,
 ): Promise<Omit<Checkpoint, "read"> & { readonly begin: number }> => {
-  // Opening a pipe would wait for somebody to write into it.
-  if (!(await Deno.stat(path)).isFile) throw new Error("it is not a regular file");
-  using file = await Deno.open(path);
-  const { size } = await file.stat();
-  const first = new Uint8Array(Math.min(size, longestHead));
-  await readFully(file, first);
-  const end = first.indexOf(10);
-  if (end < 0) throw new Error("it does not begin with a line of JSON");
-  const head = decodeHead(new TextDecoder().decode(first.subarray(0, end)));
-  if (Result.isFailure(head)) throw new Error("it does not begin as a checkpoint does");
-  const { rank: whose, merged, final, bytes: { o, lse }, job: which } = head.success;
-  const needed = bytes[rank]!;
-  if (which !== job || whose !== rank || o !== needed.o || lse !== needed.lse) {
-    throw new Error("it is of another rank or another run");
-  }
-  const begin = end + 1;
-  const whole = begin + o + lse + sumBytes;
-  if (size !== whole) throw new Error(`it must have ${whole} bytes: found ${size}`);
-  await file.seek(0, Deno.SeekMode.Start);
-  const piece = new Uint8Array(pieceBytes);
-  let sum = 0;
-  for (let at = 0; at < size - sumBytes;) {
-    const part = piece.subarray(0, Math.min(pieceBytes, size - sumBytes - at));
-    await readFully(file, part);
-    sum = crc32(part, sum);
-    at += part.length;
-  }
-  const told = new Uint8Array(sumBytes);
-  await readFully(file, told);
-  if (new DataView(told.buffer).getUint32(0, true) !== sum) throw new Error("its CRC-32 differs");
-  return { rank, merged, final, begin };
+  let mark: Mark | undefined;
+  const { begin } = await readSealed(path, {
+    longestHead,
+    head: (line) => {
+      const head = decodeHead(line);
+      if (Result.isFailure(head)) throw new Error("it does not begin as a checkpoint does");
+      const { rank: whose, merged, final, bytes: { o, lse }, job: which } = head.success;
+      const needed = bytes[rank]!;
+      if (which !== job || whose !== rank || o !== needed.o || lse !== needed.lse) {
+        throw new Error("it is of another rank or another run");
+      }
+      mark = { rank, merged, final };
+      return o + lse;
+    },
+  });
+  return { ...mark!, begin };
 };
 
 /** Removes what a driver that was killed had begun to write. */
@@ -105,12 +74,6 @@ const sweep = async (folder: string): Promise<void> => {
   } catch {
     // There is no folder yet, or whoever may not write to it will be told soon.
   }
-};
-
-/** Makes renames in a folder last. */
-export const settle = async (folder: string): Promise<void> => {
-  using directory = await Deno.open(folder);
-  await directory.sync();
 };
 
 /** Removes the checkpoints of so many ranks, and their folder if nothing else is in it. */
@@ -126,8 +89,6 @@ export const forgetCheckpoints = async (folder: string, ranks: number): Promise<
 
 const pathOf = (folder: string, rank: number) => join(folder, `rank-${rank}.checkpoint`);
 const formerOf = (folder: string, rank: number) => join(folder, `rank-${rank}.former`);
-
-const reasonOf = (cause: unknown): string => cause instanceof Error ? cause.message : String(cause);
 
 /** The checkpoints of a job in a folder, with those that are there. */
 export const checkpointFiles = Effect.fn("checkpointFiles")(function* (
@@ -179,25 +140,18 @@ export const checkpointFiles = Effect.fn("checkpointFiles")(function* (
     const temporary = join(folder, `.rank-${rank}.${crypto.randomUUID().slice(0, 8)}.part`);
     const { o, lse } = bytes[rank]!;
     let failed: unknown;
-    let sum = 0;
-    let written = 0;
     let begin = 0;
-    let file: Deno.FsFile | undefined;
+    let file: Sealing | undefined;
     /** Nothing further is tried after something went wrong. */
     const unlessFailed = (work: () => Promise<void>) =>
       Effect.promise(async () => {
         if (failed !== undefined) return;
         await work().catch((cause) => void (failed = cause ?? "nothing"));
       });
-    const write = async (part: Uint8Array) => {
-      await writeFully(file!, part);
-      sum = crc32(part, sum);
-      written += part.length;
-    };
     yield* Effect.addFinalizer(() =>
       Effect.promise(async () => {
         if (file === undefined) return;
-        file.close();
+        file[Symbol.dispose]();
         await Deno.remove(temporary).catch(() => {}); // it has its name by now
       })
     );
@@ -206,21 +160,20 @@ export const checkpointFiles = Effect.fn("checkpointFiles")(function* (
       await Deno.mkdir(folder, { mode: 0o700 }).catch((cause) => {
         if (!(cause instanceof Deno.errors.AlreadyExists)) throw cause;
       });
-      file = await Deno.open(temporary, { write: true, createNew: true, mode: 0o600 });
-      const head = encodeHead({
-        ...{ annulus: "checkpoint 1", job, rank, merged, final },
-        bytes: { o, lse },
-      });
-      await write(new TextEncoder().encode(`${head}\n`));
-      begin = written;
+      file = await Sealing.create(
+        temporary,
+        encodeHead({
+          ...{ annulus: "checkpoint 1", job, rank, merged, final },
+          bytes: { o, lse },
+        }),
+      );
+      begin = file.written;
     });
     const commit = unlessFailed(async () => {
       if (merged <= (there.get(rank)?.merged ?? 0)) return;
-      if (written !== begin + o + lse) throw new Error(`${written - begin} bytes are not a rank`);
-      const told = new DataView(new ArrayBuffer(sumBytes));
-      told.setUint32(0, sum, true);
-      await writeFully(file!, new Uint8Array(told.buffer));
-      await file!.sync();
+      const rows = file!.written - begin;
+      if (rows !== o + lse) throw new Error(`${rows} bytes are not a rank`);
+      await file!.seal();
       const [path, former] = [pathOf(folder, rank), formerOf(folder, rank)];
       // One that is whole becomes the one before, and keeps its name until the other one takes it.
       if (there.get(rank)?.path === path) {
@@ -244,7 +197,7 @@ export const checkpointFiles = Effect.fn("checkpointFiles")(function* (
       Effect.uninterruptible,
       Semaphore.withPermits(one, 1),
     );
-    return { write: (part: Uint8Array) => unlessFailed(() => write(part)), commit };
+    return { write: (part: Uint8Array) => unlessFailed(() => file!.write(part)), commit };
   });
 
   return { every, of: (rank: number) => there.get(rank), keep } satisfies Checkpoints;

@@ -104,9 +104,40 @@ export class Cache {
     }
   }
 
+  /** The first tokens as a cache of their own; both have the same memory where neither writes to it any more. */
+  first(tokens: number): Cache {
+    if (tokens > this.#tokens) {
+      throw new RangeError(`${tokens} tokens were asked for, and ${this.#tokens} are there`);
+    }
+    const cache = new Cache(this.#shape);
+    for (const piece of this.#pieces) {
+      const count = Math.min(tokens - cache.#tokens, piece.span.count);
+      if (count === 0) break;
+      cache.#tokens += count;
+      cache.#pieces.push({
+        ...{ span: slice(piece.span, 0, count), capacity: count },
+        layers: piece.layers.map((_, layer) => this.#part(piece, layer, 0, count).keyValues.bytes),
+      });
+    }
+    return cache;
+  }
+
   /** All keys and values of a layer, in the order in which they came. */
   stretches(layer: number): ReadonlyArray<Stretch> {
     return this.#pieces.map((piece) => this.#part(piece, layer, 0, piece.span.count));
+  }
+
+  /** The memory of a layer's keys and of its values, in the order in which they came. */
+  memory(layer: number): readonly [
+    keys: ReadonlyArray<Uint8Array>,
+    values: ReadonlyArray<Uint8Array>,
+  ] {
+    const halves = (half: number) =>
+      this.#pieces.map(({ span, capacity, layers }) => {
+        const begin = half * capacity * this.#rowBytes;
+        return layers[layer]!.subarray(begin, begin + span.count * this.#rowBytes);
+      });
+    return [halves(0), halves(1)];
   }
 
   /** `count` tokens of a layer from row `row` on, which lie in one span. */

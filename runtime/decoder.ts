@@ -11,10 +11,10 @@ import { bytesOf, firstNonFinite } from "./dtype.ts";
 import { NonFinite } from "./errors.ts";
 import { meet, type MeetingError, type MeetingParts } from "./meeting.ts";
 import { turnsAt } from "./model.ts";
-import { joined, type Placement, placementOf, positionsOf, tokensIn } from "./placement.ts";
+import { before, joined, type Placement, placementOf, positionsOf, tokensIn } from "./placement.ts";
 import { ProgramWriter } from "./program.ts";
 import { apart, concatenated, resized } from "./rows.ts";
-import { type Turn, wantedOf } from "./turn.ts";
+import { type Share, type Turn, wantedOf } from "./turn.ts";
 
 /** What a rank works with. */
 export interface DecoderParts extends MeetingParts {
@@ -56,17 +56,24 @@ export class Decoder {
   }
 
   /**
-   * Does one turn, and gives the logits of this rank's tokens that were asked for, [tokens, vocabulary].
+   * Begins sequences with the first tokens of others, and forgets those that nobody needs any more.
+   */
+  regroup({ shared, dropped }: Pick<Turn, "shared" | "dropped">): void {
+    for (const share of shared) this.#share(share);
+    for (const id of dropped) this.#sequences.delete(id);
+  }
+
+  /**
+   * Lets sequences grow, and gives the logits of this rank's tokens that were asked for, [tokens, vocabulary].
    *
    * @param ids Of this rank's new tokens, sequence by sequence.
    */
   turn(
-    { sequences, dropped }: Turn,
+    { sequences }: Pick<Turn, "sequences">,
     ids: Uint32Array,
   ): Effect.Effect<Float32Array, TurnError, Scope.Scope> {
     return Effect.gen({ self: this }, function* () {
       const { rank, model, device, programs, recorder } = this.#parts;
-      for (const id of dropped) this.#sequences.delete(id);
       const growing = sequences.map((growth) => this.#grow(growth));
       const counts = growing.map(({ arriving }) => tokensIn(arriving[rank]!));
       const positions = growing.flatMap(({ arriving }) => positionsOf(arriving[rank]!));
@@ -136,6 +143,30 @@ export class Decoder {
         found,
       });
     });
+  }
+
+  /** A sequence that is here. */
+  sequence(id: number): { readonly placement: Placement; readonly cache: Cache } {
+    const found = this.#sequences.get(id);
+    if (found === undefined) throw new RangeError(`sequence ${id} is not there`);
+    return found;
+  }
+
+  /** A new sequence that begins with the first of these tokens, and the memory for this rank's, which is still empty. */
+  begin(id: number, whole: Placement, tokens: number): Cache {
+    const { job, rank, model } = this.#parts;
+    const placement = whole.map((spans) => before(spans, tokens));
+    const cache = new Cache({ ...model, dtype: job.cache });
+    cache.extend(placement[rank]!);
+    this.#sequences.set(id, { placement, cache });
+    return cache;
+  }
+
+  #share({ id, from, tokens }: Share): void {
+    const { placement, cache } = this.sequence(from);
+    const own = placement.map((spans) => before(spans, tokens));
+    const count = tokensIn(own[this.#parts.rank]!);
+    this.#sequences.set(id, { placement: own, cache: cache.first(count) });
   }
 
   #grow(growth: Turn["sequences"][number]): Growing {

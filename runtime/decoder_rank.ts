@@ -14,6 +14,7 @@ import { type Ends, Links, type Slot, slotName } from "./link.ts";
 import { openMark } from "./manifest.ts";
 import { Models } from "./model.ts";
 import type { Observer } from "./rank.ts";
+import { tendParts } from "./rank_parts.ts";
 import { Recorder } from "./recorder.ts";
 import { whileSound } from "./sound.ts";
 import { receiveBytes, sendBytes } from "./transfer.ts";
@@ -46,9 +47,10 @@ export const inferRank = Effect.fn("inferRank")(function* (
       ),
       (opened) => new Map(opened),
     );
-  const [opened, answers] = yield* Effect.all([
+  const [opened, answers, lanes] = yield* Effect.all([
     openAll(["driver", ...peers]),
     openAll(peers, { lane: "answers" }),
+    openAll(job.parts === true ? ["driver"] : [], { lane: "parts" }),
   ], { concurrency: "unbounded" });
   const driver = opened.get("driver")!;
   // Only now: it may take minutes, and nobody waits so long for a link to open.
@@ -62,6 +64,8 @@ export const inferRank = Effect.fn("inferRank")(function* (
   const decoder = new Decoder({
     ...{ job, rank, model, device, programs, recorder, links: opened, answers },
   });
+  const lane = lanes.get("driver");
+  const tend = lane === undefined ? undefined : yield* tendParts(job, rank, model, decoder, lane);
 
   const odd = (field: string, needed: string, found: string) =>
     new FrameRejected({
@@ -78,17 +82,24 @@ export const inferRank = Effect.fn("inferRank")(function* (
     if (Result.isFailure(turn)) return yield* odd("text", "a turn", turn.failure);
     const { arriving, wanted } = countsOf(turn.success, job.ring, rank);
     const ids = yield* receiveBytes(driver, transfers.ids(arriving));
-    const logits = yield* Effect.scoped(decoder.turn(turn.success, new Uint32Array(ids.buffer)));
-    const bytes = 4 * wanted * model.vocabulary;
-    yield* sendBytes(driver, transfers.logits(bytes), bytesOf(logits));
+    decoder.regroup(turn.success);
+    if (tend !== undefined) yield* Effect.forEach(turn.success.orders, tend);
+    // It may be about what is kept alone.
+    if (turn.success.sequences.length > 0) {
+      const logits = yield* Effect.scoped(decoder.turn(turn.success, new Uint32Array(ids.buffer)));
+      const bytes = 4 * wanted * model.vocabulary;
+      yield* sendBytes(driver, transfers.logits(bytes), bytesOf(logits));
+    }
     turns++;
   });
-  yield* whileSound([...opened.values(), ...answers.values()], Effect.forever(next)).pipe(
-    Effect.catchTag(
-      "LinkClosed",
-      (error) => error.done && error.peer === slotName("driver") ? Effect.void : Effect.fail(error),
-    ),
-  );
+  yield* whileSound([...opened, ...answers, ...lanes].map(([, link]) => link), Effect.forever(next))
+    .pipe(
+      Effect.catchTag(
+        "LinkClosed",
+        (error) =>
+          error.done && error.peer === slotName("driver") ? Effect.void : Effect.fail(error),
+      ),
+    );
   yield* observer.finished({
     ...{ rank, device: device.info, sentBytes: 0, sentGradientBytes: 0 },
     kvPeakBytes: decoder.cacheBytes,

@@ -6,6 +6,7 @@
  * | --- | --- |
  * | `InvalidProblem`, `VariantInvalid`, `PlanRefused`, `TensorInvalid`, `FileInvalid`, `ModelInvalid` | the caller: change the input or a flag |
  * | `DeviceUnavailable`, `DownloadFailed`, `PortUnavailable`, `ServerUnavailable`, `NotEnoughNodes`, `NotPermitted`, `VersionMismatch`, `NodeRefused` | the operator: install, start or update something |
+ * | `CacheUnusable` | nobody: the text is read as if none had been kept |
  * | `DeviceFailed`, `LinkFailed`, `LinkClosed`, `FrameRejected`, `RankFailed` | nobody yet: the run is lost, start it again |
  * | `MergeViolation`, `NonFinite`, `NotExact` | us: the answer would have been wrong, so there is none |
  *
@@ -78,6 +79,18 @@ export class ModelInvalid extends Schema.TaggedError<ModelInvalid>()("ModelInval
 }) {
   override get message() {
     return `Cannot use model "${this.model}": ${this.needed}: found ${this.found}`;
+  }
+}
+
+/** Keys and values of a text could not be kept, or are not as they were. */
+export class CacheUnusable extends Schema.TaggedError<CacheUnusable>()("CacheUnusable", {
+  cache: Schema.String,
+  attempted: Schema.String,
+  rank: Schema.Number,
+  reason: Schema.String,
+}) {
+  override get message() {
+    return `Cannot ${this.attempted} cache ${this.cache} with rank ${this.rank}: ${this.reason}`;
   }
 }
 

@@ -32,11 +32,11 @@ const magic = 0x534c4e41; // "ANLS", read as a little-endian number
 /**
  * What the payload is part of: queries, a K/V block, a rank's result; for gradients the cotangent, a K/V block on its
  * second way around, the gradients of a block on their way home, and dq. A checkpoint begins with its mark, and so does a
- * turn of a model, which brings ids of tokens and gives logits.
+ * turn of a model, which brings ids of tokens and gives logits, and what a rank tells of what it keeps.
  */
 export const kinds = [
   ...["q", "kv", "o", "lse", "do", "kv again", "dkv", "dq", "up", "mark"] as const,
-  ...["turn", "ids", "logits"] as const,
+  ...["turn", "ids", "logits", "told"] as const,
 ] as const;
 /** What the payload is part of. */
 export type Kind = typeof kinds[number];

@@ -20,6 +20,8 @@ export const Inference = Schema.Struct({
   ring: Schema.Natural.check(Schema.isBetween({ minimum: 1, maximum: 65_534 })),
   /** Format in which keys and values are held, and travel. */
   cache: Schema.Literals([...dtypes]),
+  /** Ranks say what parts of texts they keep, and are asked to keep and to use some. */
+  parts: Schema.optionalKey(Schema.Boolean),
   /** Payload bytes of a frame; a multiple of 8. */
   chunkBytes: Schema.Natural,
 });

@@ -22,7 +22,7 @@ export interface Ends {
   /** Version of the run's membership, 0 by default; nothing of another one is ever delivered. */
   readonly epoch?: number;
   /** A link of its own between the same two members, so that neither order nor back-pressure of one binds the other. */
-  readonly lane?: "gradients" | "events" | "checkpoints" | "answers";
+  readonly lane?: "gradients" | "events" | "checkpoints" | "answers" | "parts";
 }
 
 /** One end of an open link; both directions are independent. */

@@ -33,9 +33,31 @@ export const from = (spans: ReadonlyArray<Span>, position: number): ReadonlyArra
     return before === span.count ? [] : [slice(span, before, span.count - before)];
   });
 
+/** Of the spans, the tokens before a position. */
+export const before = (spans: ReadonlyArray<Span>, position: number): ReadonlyArray<Span> =>
+  spans.flatMap((span) => {
+    const count = countUpTo(span, position - 1);
+    return count === 0 ? [] : [slice(span, 0, count)];
+  });
+
 /** How many tokens there are. */
 export const tokensIn = (spans: ReadonlyArray<Span>): number =>
   spans.reduce((sum, { count }) => sum + count, 0);
+
+/** Whether these are all tokens up to that one, each of them once, and those of each rank in ascending order. */
+export const coversAll = (placement: Placement, tokens: number): boolean => {
+  if (placement.reduce((sum, spans) => sum + tokensIn(spans), 0) !== tokens) return false;
+  const seen = new Uint8Array(tokens);
+  return placement.every((spans) => {
+    let last = -1;
+    return positionsOf(spans).every((position) => {
+      if (!(position > last && position < tokens) || seen[position] === 1) return false;
+      seen[position] = 1;
+      last = position;
+      return true;
+    });
+  });
+};
 
 /** The positions of all tokens, in the order of their rows. */
 export const positionsOf = (spans: ReadonlyArray<Span>): ReadonlyArray<number> =>

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { Deferred, Effect, type Scope } from "effect";
+import { Deferred, Effect, type Scope, Semaphore } from "effect";
 import { chunkFor } from "./attend.ts";
 import { Watch } from "./beat.ts";
 import { Crew } from "./crew.ts";
@@ -12,12 +12,32 @@ import type { DType } from "./dtype.ts";
 import type { FrameRejected, LinkError, RankFailed } from "./errors.ts";
 import type { Inference } from "./inference.ts";
 import { newRun } from "./job.ts";
-import { type Link, Links } from "./link.ts";
+import { type Ends, type Link, Links } from "./link.ts";
 import { sealMark } from "./manifest.ts";
-import { from, placementOf, positionsOf } from "./placement.ts";
+import type { Model } from "./model.ts";
+import type { Order } from "./parts_messages.ts";
+import {
+  before,
+  from,
+  joined,
+  type Placement,
+  placementOf,
+  positionsOf,
+  tokensIn,
+} from "./placement.ts";
+import { openParts, type SessionParts } from "./session_parts.ts";
 import type { Interval } from "./timeline.ts";
 import { receiveBytes, sendBytes } from "./transfer.ts";
-import { countsOf, encodeTurn, type Growth, transfersOf, type Turn } from "./turn.ts";
+import {
+  countsOf,
+  encodeTurn,
+  type Growth,
+  type Share,
+  transfersOf,
+  type Turn,
+  type Way,
+  wayOf,
+} from "./turn.ts";
 
 /** New tokens on a rank in one turn, at most. */
 export const usualRows = 2048;
@@ -26,7 +46,7 @@ export const usualRows = 2048;
 export interface SessionOptions {
   /** Of its files. */
   readonly model: string;
-  readonly vocabulary: number;
+  readonly shape: Pick<Model, "vocabulary" | "heads" | "kvHeads" | "headDim">;
   readonly ring: number;
   /** Tokens that every layer sees at most; as many as it was made for by default. */
   readonly window?: number;
@@ -34,6 +54,8 @@ export interface SessionOptions {
   readonly cache?: DType;
   /** New tokens on a rank in one turn, at most: its activations are of so many. */
   readonly rowsAtOnce?: number;
+  /** Ranks keep parts of texts and use them again, where they have a place for that. */
+  readonly parts?: boolean;
   readonly interval?: (interval: Interval) => Effect.Effect<void>;
 }
 
@@ -57,16 +79,26 @@ export interface Session {
   readonly extend: (
     extensions: ReadonlyArray<Extension>,
   ) => Effect.Effect<ReadonlyArray<Float32Array>, SessionError>;
+  /** Begins a sequence with the first tokens of another, which stays as it is. */
+  readonly share: (sequence: number, from: number, tokens: number) => void;
   /** Forgets sequences with the next turn. */
   readonly drop: (sequence: number) => void;
   /** Tokens of a sequence that are there. */
   readonly lengthOf: (sequence: number) => number;
+  /**
+   * Tokens of a sequence that were read here, by the way that their queries met the keys in every layer but the last, of
+   * which only those have queries whose logits are asked for. Of what it shares or was kept none was.
+   */
+  readonly waysOf: (sequence: number) => Readonly<Record<Way, number>>;
+  /** What ranks keep beyond the session, where that was asked for. */
+  readonly parts?: SessionParts;
 }
 
 /** A piece of an extension, in one turn. */
 interface Piece {
   readonly growth: Growth;
   readonly ids: ArrayLike<number>;
+  readonly arriving: Placement;
 }
 
 /** Sends a turn to a rank and takes its logits, [tokens, vocabulary]. */
@@ -95,15 +127,17 @@ const askRank = Effect.fnUntraced(function* (
 
 /** Starts a model on a crew; it ends with the scope. */
 export const openSession = Effect.fn("openSession")(function* (
-  { model, vocabulary, ring, cache = "f32", rowsAtOnce = usualRows, window, interval }:
+  { model, shape, ring, cache = "f32", rowsAtOnce = usualRows, window, parts, interval }:
     SessionOptions,
 ): Effect.fn.Return<Session, SessionError, Scope.Scope | Crew | Links> {
+  const { vocabulary } = shape;
   const crew = yield* Crew;
   const links = yield* Links;
   const job: Inference = {
     ...{ kind: "model", run: yield* newRun, epoch: 0, model, ring, cache },
     chunkBytes: chunkFor(links.maxFrame),
     ...(window === undefined ? {} : { window }),
+    ...(parts === true ? { parts } : {}),
   };
   const failure = yield* Deferred.make<never, SessionError>();
   const blame = (error: SessionError) => Effect.asVoid(Deferred.fail(failure, error));
@@ -129,23 +163,40 @@ export const openSession = Effect.fn("openSession")(function* (
       failed: blame,
     }).pipe(Effect.catch(blame), Effect.forkScoped);
   }
-  const opened = yield* sound(Effect.forEach(
-    ranks,
-    (peer) => links.open({ run: job.run, epoch: 0, self: "driver", peer }),
-    { concurrency: "unbounded" },
-  ));
+  const openAll = (peers: ReadonlyArray<number>, lane: Pick<Ends, "lane"> = {}) =>
+    Effect.forEach(
+      peers,
+      (peer) => links.open({ run: job.run, epoch: 0, self: "driver", peer, ...lane }),
+      { concurrency: "unbounded" },
+    );
+  const [opened, lanes] = yield* sound(Effect.all([
+    openAll(ranks),
+    openAll(parts === true ? ranks : [], { lane: "parts" }),
+  ], { concurrency: "unbounded" }));
 
-  const lengths = new Map<number, number>();
+  /** Where the tokens of each sequence are. */
+  const sequences = new Map<number, Placement>();
+  const lengthOf = (sequence: number) =>
+    (sequences.get(sequence) ?? []).reduce((sum, spans) => sum + tokensIn(spans), 0);
+  const ways = new Map<number, Readonly<Record<Way, number>>>();
+  const waysOf = (sequence: number) => ways.get(sequence) ?? { ring: 0, star: 0 };
+  const shared: Array<Share> = [];
   const dropped: Array<number> = [];
+  const one = yield* Semaphore.make(1);
   let turns = 0;
   /** One turn, whose logits come in the order of the tokens of each sequence. */
-  const turn = Effect.fnUntraced(function* (pieces: ReadonlyArray<Piece>) {
+  const turn = Effect.fnUntraced(function* (
+    pieces: ReadonlyArray<Piece>,
+    orders: ReadonlyArray<Order> = [],
+  ) {
     const n = turns++;
     const said: Turn = {
       sequences: pieces.map(({ growth }) => growth),
+      shared: shared.splice(0),
       dropped: dropped.splice(0),
+      orders,
     };
-    const placed = pieces.map(({ growth: { past, tokens } }) => placementOf(past, tokens, ring));
+    const placed = pieces.map(({ arriving }) => arriving);
     const found = yield* Effect.forEach(ranks, (rank) => {
       const ids = pieces.flatMap(({ ids, growth: { past } }, i) =>
         positionsOf(placed[i]![rank]!).map((position) => ids[position - past]!)
@@ -164,7 +215,7 @@ export const openSession = Effect.fn("openSession")(function* (
       }
       return all;
     });
-  });
+  }, Semaphore.withPermits(one, 1));
 
   const extend: Session["extend"] = Effect.fnUntraced(function* (extensions) {
     const asked = extensions.map(({ sequence, ids, wanted = 1 }) => {
@@ -187,10 +238,16 @@ export const openSession = Effect.fn("openSession")(function* (
         const first = ids.length - wanted;
         const own = Math.max(0, at + tokens - Math.max(at, first));
         const before = Math.max(0, at - first);
-        const past = lengths.get(sequence) ?? 0;
-        lengths.set(sequence, past + tokens);
+        const past = lengthOf(sequence);
+        const arriving = placementOf(past, tokens, ring);
+        const there = sequences.get(sequence) ?? ranks.map(() => []);
+        sequences.set(sequence, there.map((spans, rank) => joined(spans, arriving[rank]!)));
+        const way = wayOf(shape, cache, { keys: past + tokens, queries: tokens }, ring);
+        const counted = waysOf(sequence);
+        ways.set(sequence, { ...counted, [way]: counted[way] + tokens });
         pieces.push({
           growth: { id: sequence, past, tokens, wanted: own },
+          arriving,
           ids: Array.prototype.slice.call(ids, at, at + tokens),
         });
         rows.push(logits.subarray(before * vocabulary, (before + own) * vocabulary));
@@ -202,12 +259,31 @@ export const openSession = Effect.fn("openSession")(function* (
     }
     return asked.map(({ logits }) => logits);
   }, sound);
+  const kept = parts === true
+    ? yield* sound(
+      openParts(job, lanes, (order) => Effect.asVoid(turn([], [order])), sequences),
+    )
+    : undefined;
   return {
     extend,
+    share: (id, from, tokens) => {
+      sequences.set(id, sequences.get(from)!.map((spans) => before(spans, tokens)));
+      shared.push({ id, from, tokens });
+    },
     drop: (sequence) => {
-      lengths.delete(sequence);
+      sequences.delete(sequence);
+      ways.delete(sequence);
       dropped.push(sequence);
     },
-    lengthOf: (sequence) => lengths.get(sequence) ?? 0,
+    lengthOf,
+    waysOf,
+    ...(kept === undefined ? {} : {
+      parts: {
+        there: kept.there,
+        keep: (...of) => sound(kept.keep(...of)),
+        use: (...of) => sound(kept.use(...of)),
+        forget: (name) => sound(kept.forget(name)),
+      },
+    }),
   };
 });

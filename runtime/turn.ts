@@ -8,6 +8,7 @@ import { Result, Schema } from "effect";
 import type { Model } from "./model.ts";
 import { type DType, elementBytes } from "./dtype.ts";
 import type { Inference } from "./inference.ts";
+import { Order } from "./parts_messages.ts";
 import { from, type Placement, placementOf, tokensIn } from "./placement.ts";
 import type { Transfer } from "./transfer.ts";
 
@@ -22,13 +23,23 @@ export const Turn = Schema.Struct({
     /** Of how many of them, from the last one backwards, the logits are asked for. */
     wanted: Schema.Natural,
   })),
-  /** Sequences that nobody needs any more. */
+  /** New sequences, each of which begins with the first tokens of another, as it is before this turn. */
+  shared: Schema.Array(Schema.Struct({
+    id: Schema.Natural,
+    from: Schema.Natural,
+    tokens: Schema.Natural,
+  })),
+  /** Sequences that nobody needs any more once these have begun. */
   dropped: Schema.Array(Schema.Natural),
+  /** What is to be done about parts, once these have begun and before any of them grows. */
+  orders: Schema.Array(Order),
 });
 /** Some sequences, and what comes to each of them. */
 export type Turn = typeof Turn.Type;
 /** One of them. */
 export type Growth = Turn["sequences"][number];
+/** A sequence that begins like another. */
+export type Share = Turn["shared"][number];
 
 /** How queries and keys meet: blocks of keys go around the ring, or queries go to all ranks and results come back. */
 export type Way = "ring" | "star";

@@ -12,9 +12,10 @@ const mayImport: Record<string, RegExp> = {
   "plugins": /^(runtime|kernels)\//,
   "cli": /^(cli|plugins|kernels|runtime)\/|^deno\.json$/,
 };
-/** But for what a plugin is made of: a decoder is attention and a folder of tensors. */
+/** But for what a plugin is made of: a decoder is attention and a folder of tensors; what is kept, sealed files. */
 const madeOf: Record<string, RegExp> = {
-  "models": /^plugins\/(attention|safetensors)\.ts$/,
+  "models": /^plugins\/(attention|safetensors|sealed)\.ts$/,
+  "checkpoint": /^plugins\/sealed\.ts$/,
 };
 /** Packages that a folder must not know. */
 const mayNotKnow: Record<string, RegExp> = {

@@ -5,6 +5,8 @@
  */
 import { Schema } from "effect";
 import type { Piece } from "../../plugins/models/continuation.ts";
+import type { PromptRead } from "../../plugins/models/prompt_read.ts";
+import { cacheUsage } from "../hear.ts";
 
 const text = Schema.String;
 const share = Schema.Number.check(Schema.isBetween({ minimum: 0, maximum: 1 }));
@@ -79,12 +81,12 @@ export class Refusal extends Error {
   }
 }
 
-/** How much was read and said, and of what was read, how much was there already. */
-export const usageOf = (prompt: number, said: number, cached: number) => ({
+/** How much was read and said, and of what was read, how much was there already and how the rest was read. */
+export const usageOf = (prompt: number, said: number, read: PromptRead) => ({
   prompt_tokens: prompt,
   completion_tokens: said,
   total_tokens: prompt + said,
-  prompt_tokens_details: { cached_tokens: cached },
+  prompt_tokens_details: cacheUsage(read),
 });
 
 /** Names of tokens and what they had, as `logprobs` of a chat says it. */

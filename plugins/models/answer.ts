@@ -6,6 +6,7 @@
 import { Effect, Stream } from "effect";
 import type { Piece } from "./continuation.ts";
 import type { Said } from "./engine.ts";
+import { type PromptRead, PromptWatch } from "./prompt_read.ts";
 
 /** What a model has said. */
 export interface Answer {
@@ -13,32 +14,26 @@ export interface Answer {
   readonly ids: ReadonlyArray<number>;
   /** Why nothing follows. */
   readonly end: Piece["end"];
-  /** Tokens of the prompt. */
-  readonly prompt: number;
-  /** Of these, the ones that were there already. */
-  readonly cached: number;
+  readonly prompt: PromptRead;
 }
 
 /** Hears a model to its end, and tells of every piece as it comes. */
 export const answerOf = Effect.fn("answerOf")(function* <E>(
   said: Stream.Stream<Said, E>,
-  heard: (said: Said) => Effect.Effect<void>,
+  heard: (said: Said, prompt: PromptRead) => Effect.Effect<void>,
 ): Effect.fn.Return<Answer, E> {
   let text = "";
-  let prompt = 0;
-  let cached: number | undefined;
   let end: Piece["end"];
   const ids: Array<number> = [];
+  const prompt = new PromptWatch();
   yield* Stream.runForEach(said, (one) => {
-    if ("read" in one) {
-      prompt = one.of;
-      cached ??= one.read;
-    } else {
+    prompt.see(one);
+    if ("id" in one) {
       ids.push(one.id);
       text += one.text;
       end = one.end;
     }
-    return heard(one);
+    return heard(one, prompt);
   });
-  return { text, ids, end, prompt, cached: cached ?? 0 };
+  return { text, ids, end, prompt };
 });

@@ -5,9 +5,11 @@
  *
  * @module
  */
-import { Cause, Effect, Exit, Queue, Scope, Stream } from "effect";
+import { Cause, Effect, Exit, FiberSet, Queue, Scope, Stream } from "effect";
 import type { Session, SessionError } from "../../runtime/session.ts";
+import type { Way } from "../../runtime/turn.ts";
 import { type Asked, Continuation, type Piece } from "./continuation.ts";
+import { alike, type SavedTexts } from "./saved_texts.ts";
 import type { TextTokens } from "./tokenizer.ts";
 
 /** How to run texts. */
@@ -20,23 +22,30 @@ export interface EngineOptions<E> {
   /** Tokens for which there is room, of all texts together; asked once a session is open. */
   readonly room?: () => number;
   /**
-   * Tokens of texts that have ended and are kept where there is room, so that what begins like one of them need not be read
-   * again; what was used longest ago goes first. None by default.
+   * Tokens of texts that have ended and are kept where there is room, so that the begin that a text has in common with one
+   * of them need not be read again; what was used longest ago goes first. None by default.
    */
   readonly kept?: number;
+  /** Texts that are kept beyond the process. */
+  readonly saved?: SavedTexts;
   /** Hears why a session ended that is begun anew. */
   readonly lost?: (error: SessionError) => Effect.Effect<void>;
 }
 
+/** So many tokens of a text's prompt are read. */
+export interface PromptSaid {
+  readonly read: number;
+  readonly of: number;
+  /** At first, where so many were already, if any were. */
+  readonly from?: "memory" | "disk";
+  /** At last, how those were read that were not. */
+  readonly ways?: Readonly<Record<Way, number>>;
+}
+
 /** Something that happened to a text. */
 export type Said =
-  /** So many tokens of its prompt are read; at first, so many were there already. */
-  | { readonly read: number; readonly of: number }
+  | PromptSaid
   | Piece;
-
-/** Whether a text begins with all of another, and goes on. */
-const begins = (text: ReadonlyArray<number>, other: ReadonlyArray<number>): boolean =>
-  other.length < text.length && other.every((id, i) => id === text[i]);
 
 /** Runs texts. */
 export interface Engine<E> {
@@ -46,6 +55,8 @@ export interface Engine<E> {
   readonly active: () => number;
   /** Tokens whose keys and values are held, of texts that grow and of those that have ended. */
   readonly held: () => number;
+  /** Returns when nothing is being saved. */
+  readonly settled: Effect.Effect<void>;
 }
 
 /** A text in work. */
@@ -57,21 +68,29 @@ interface Text<E> {
   sequence: number | undefined;
   /** What the session does not have yet. */
   next: ReadonlyArray<number>;
+  /** Nothing has been said since its sequence began. */
+  reading: boolean;
+  /** How the tokens of its sequence had been read by then. */
+  ways: Readonly<Record<Way, number>>;
 }
+
+/** Of a text that has no sequence yet. */
+const unread = { reading: true, ways: { ring: 0, star: 0 } };
 
 /** Sessions that may end in turn without anything new. */
 const patience = 3;
 
 /** Starts an engine; it ends with the scope, and so does what it is saying. */
 export const startEngine = Effect.fn("startEngine")(function* <E>(
-  { open, tokens, piece, room = () => Infinity, kept = 0, lost = () => Effect.void }: EngineOptions<
-    E
-  >,
+  { open, tokens, piece, room = () => Infinity, kept = 0, saved, lost = () => Effect.void }:
+    EngineOptions<E>,
 ): Effect.fn.Return<Engine<E>, E, Scope.Scope> {
   /** Texts that are wanted, from the one that came first on. */
   const texts = new Set<Text<E>>();
   /** Texts that have ended, as far as the session has them, from the one that was used longest ago on. */
   const ended = new Map<number, ReadonlyArray<number>>();
+  /** What is being saved, by the sequence that holds it meanwhile: of which one, and how much. */
+  const saves = new Map<number, { readonly of: number; readonly tokens: number }>();
   /** Texts that were given up while a step was going on with them. */
   const left = new Set<Text<E>>();
   let stepping = false;
@@ -80,6 +99,8 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
   const outer = yield* Effect.scope;
   let scope = yield* Scope.fork(outer);
   let session = yield* Scope.provide(open, scope);
+  const saving = yield* FiberSet.make<void, never>();
+  const fork = yield* FiberSet.runtime(saving)();
 
   /** Lets texts that have ended go until the others have so much room. */
   const evict = (most: number) => {
@@ -92,12 +113,45 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
     }
   };
   const needOf = ({ asked: { prompt, limits } }: Text<E>) => prompt.length + limits.most;
+  /** Tokens that are being saved of texts that do not grow any more: their memory is not free before that. */
+  const unfinished = () => {
+    const growing = new Set([...texts].map(({ sequence }) => sequence));
+    return [...saves.values()]
+      .reduce((sum, { of, tokens }) => sum + (growing.has(of) ? 0 : tokens), 0);
+  };
   const reserved = () =>
     [...texts].reduce((sum, text) => sum + (text.sequence === undefined ? 0 : needOf(text)), 0);
+  /** What the session has of a text. */
+  const readOf = (sequence: number, { continuation }: Text<E>) =>
+    continuation.all.slice(0, session.lengthOf(sequence));
+  /** Keeps what the session has of a text beyond the process, where that is worth it. */
+  const save = (sequence: number, ids: ReadonlyArray<number>) => {
+    const saving = saved?.offer(session, ids);
+    if (saving === undefined) return;
+    // A sequence of its own, whatever becomes of the text meanwhile.
+    const [{ drop }, own] = [session, nextSequence++];
+    session.share(own, sequence, ids.length);
+    saves.set(own, { of: sequence, tokens: ids.length });
+    const done = Effect.sync(() => {
+      drop(own);
+      saves.delete(own);
+      Queue.offerUnsafe(arrivals, undefined);
+    });
+    fork(Effect.ensuring(saving(own), done));
+  };
   /** Keeps what the session has of a text that nobody wants any more. */
-  const settle = ({ sequence, continuation }: Text<E>) => {
+  const settle = (text: Text<E>) => {
+    const { sequence } = text;
     if (sequence === undefined) return;
-    ended.set(sequence, continuation.all.slice(0, session.lengthOf(sequence)));
+    const ids = readOf(sequence, text);
+    save(sequence, ids);
+    for (const [other, { length }] of [...ended]) {
+      // Whatever begins like that one begins like this one.
+      if (alike(ids, ended.get(other)!) < length) continue;
+      ended.delete(other);
+      session.drop(other);
+    }
+    ended.set(sequence, ids);
     evict(Math.min(kept, room() - reserved()));
   };
   /** Nobody wants a text any more; what a step is doing for it is done first. */
@@ -106,32 +160,64 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
     if (stepping) left.add(text);
     else settle(text);
   };
-  /** The longest text that has ended and with which this one begins. */
+  /** The sequence that begins with most of the tokens of a text, and with how many: all but one, since logits need one. */
   const known = (prompt: ReadonlyArray<number>) => {
-    let best: number | undefined;
-    for (const [sequence, text] of ended) {
-      const longer = best === undefined || text.length > ended.get(best)!.length;
-      const whole = session.lengthOf(sequence) === text.length;
-      if (longer && whole && begins(prompt, text)) best = sequence;
+    const text = prompt.slice(0, -1);
+    let best: { readonly sequence: number; readonly tokens: number } | undefined;
+    const look = (sequence: number, ids: ReadonlyArray<number>) => {
+      const tokens = alike(text, ids);
+      if (tokens > (best?.tokens ?? 0)) best = { sequence, tokens };
+    };
+    for (const [sequence, ids] of ended) look(sequence, ids);
+    for (const other of texts) {
+      if (other.sequence !== undefined) look(other.sequence, readOf(other.sequence, other));
     }
     return best;
   };
+  /** Gives a text a sequence, with what is there of it. */
+  const begin = Effect.fnUntraced(function* (text: Text<E>) {
+    const { all } = text.continuation;
+    for (;;) {
+      const best = known(all);
+      const found = saved && (yield* saved.find(session, all, best?.tokens ?? 0));
+      if (saved !== undefined && found !== undefined) {
+        const own = text.sequence = nextSequence++;
+        evict(room() - reserved());
+        if (yield* saved.use(session, own, found)) return "disk";
+        session.drop(own);
+        text.sequence = undefined;
+        continue;
+      }
+      text.sequence = nextSequence;
+      if (best !== undefined) {
+        const { sequence, tokens } = best;
+        const ids = ended.get(sequence);
+        ended.delete(sequence);
+        // It goes on with what has ended; what differs later, or grows itself, stays for others.
+        if (ids?.length === tokens) text.sequence = sequence;
+        else session.share(nextSequence, sequence, tokens);
+        if (ids !== undefined && ids.length > tokens) ended.set(sequence, ids);
+      }
+      if (text.sequence === nextSequence) nextSequence++;
+      evict(room() - reserved());
+      return "memory";
+    }
+  });
   /** Gives sequences to texts that wait, in their order, while there is room. */
-  const admit = () => {
+  const admit = Effect.gen(function* () {
     for (const text of texts) {
       if (text.sequence !== undefined) continue;
-      const others = reserved();
+      const others = reserved() + unfinished();
       if (others > 0 && others + needOf(text) > room()) return;
-      const { prompt } = text.asked;
-      const best = known(prompt);
-      text.sequence = best ?? nextSequence++;
-      const read = best === undefined ? 0 : session.lengthOf(best);
-      ended.delete(text.sequence);
-      text.next = text.continuation.all.slice(read);
-      evict(room() - reserved());
-      Queue.offerUnsafe(text.heard, { read, of: prompt.length });
+      const from = yield* begin(text);
+      const length = session.lengthOf(text.sequence!);
+      text.next = text.continuation.all.slice(length);
+      text.ways = session.waysOf(text.sequence!);
+      const of = text.asked.prompt.length;
+      const read = Math.min(length, of);
+      Queue.offerUnsafe(text.heard, { read, of, ...(read === 0 ? {} : { from }) });
     }
-  };
+  });
 
   /** Enters what a step found for a text. */
   const enter = (text: Text<E>, count: number, logits: Float32Array | undefined) => {
@@ -141,6 +227,14 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
       const of = text.asked.prompt.length;
       return Queue.offerUnsafe(text.heard, { read: session.lengthOf(text.sequence!), of });
     }
+    if (text.reading) {
+      const [sequence, of] = [text.sequence!, text.asked.prompt.length];
+      const [now, then] = [session.waysOf(sequence), text.ways];
+      const ways = { ring: now.ring - then.ring, star: now.star - then.star };
+      Queue.offerUnsafe(text.heard, { read: of, of, ways });
+      save(sequence, readOf(sequence, text));
+    }
+    text.reading = false;
     try {
       const said = text.continuation.next(logits);
       text.next = [said.id];
@@ -152,15 +246,12 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
       Queue.failCauseUnsafe(text.heard, Cause.die(cause));
     }
   };
-  /** One step of all texts. */
-  const step = Effect.gen(function* () {
-    admit();
-    const growing = [...texts].filter(({ sequence }) => sequence !== undefined);
+  /** Lets texts grow. */
+  const grow = Effect.fnUntraced(function* (growing: ReadonlyArray<Text<E>>) {
     const pieces = growing.map(({ next }) => {
       const count = Math.min(piece, next.length);
       return { count, wanted: count === next.length ? 1 : 0 };
     });
-    stepping = true;
     const found = yield* session.extend(growing.map(({ sequence, next }, i) => ({
       sequence: sequence!,
       ids: next.slice(0, pieces[i]!.count),
@@ -170,9 +261,18 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
       const { count, wanted } = pieces[i]!;
       enter(text, count, wanted === 0 ? undefined : found[i]!);
     }
+  });
+  /** One step of all texts. */
+  const step = Effect.gen(function* () {
+    stepping = true;
+    yield* admit;
+    const growing = [...texts].filter(({ sequence }) => sequence !== undefined);
+    if (growing.length > 0) yield* grow(growing);
     stepping = false;
     for (const text of left) settle(text);
     left.clear();
+    // Whoever waits does so until something is saved.
+    if (growing.length === 0) yield* Queue.take(arrivals);
   });
   let failures = 0;
   const failAll = (cause: Cause.Cause<E | SessionError>) =>
@@ -193,9 +293,11 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
       stepping = false;
       ended.clear();
       left.clear();
+      saves.clear();
       for (const text of texts) {
         text.sequence = undefined;
         text.next = [];
+        Object.assign(text, unread);
       }
     });
   const work = Effect.gen(function* () {
@@ -209,6 +311,7 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
   yield* Effect.forkScoped(Effect.forever(work));
 
   return {
+    settled: FiberSet.awaitEmpty(saving),
     active: () => texts.size,
     held: () =>
       [...[...texts].flatMap(({ sequence }) => sequence ?? []), ...ended.keys()]
@@ -219,7 +322,7 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
         yield* Effect.acquireRelease(
           Effect.sync((): Text<E> => {
             const continuation = new Continuation(asked, tokens);
-            const text = { asked, continuation, heard, sequence: undefined, next: [] };
+            const text = { asked, continuation, heard, sequence: undefined, next: [], ...unread };
             texts.add(text);
             Queue.offerUnsafe(arrivals, undefined);
             return text;

@@ -74,7 +74,7 @@ export const startModel = Effect.fn("startModel")(function* (
   const crew = yield* Effect.context<Crew | Links>();
   const engine = yield* startEngine({
     open: Effect.provideContext(
-      openSession({ model: found.hash, vocabulary, ring, cache }),
+      openSession({ model: found.hash, shape: found.model, ring, cache }),
       crew,
     ),
     tokens,

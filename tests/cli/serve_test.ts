@@ -96,6 +96,13 @@ inFolder("the official client chats, streams, stops and cancels", async (folder)
       again.usage!.prompt_tokens_details!.cached_tokens,
       question(3).length + facts[3]!.value.length,
     );
+    const { cached_from, read_by } = again.usage!.prompt_tokens_details as unknown as Record<
+      string,
+      unknown
+    >;
+    assert.equal(cached_from, "memory");
+    const read = `;\nAnd the code of ${facts[7]!.name}=`.length;
+    assert.deepEqual(read_by, { ring: 0, star: read });
 
     // A client that goes away leaves nothing behind that grows.
     const controller = new AbortController();

@@ -2,6 +2,7 @@
 import { Deferred, Effect, Fiber, type Scope, Stream } from "effect";
 import assert from "node:assert/strict";
 import { type Said, startEngine } from "../../plugins/models/engine.ts";
+import { alike, type SavedTexts } from "../../plugins/models/saved_texts.ts";
 import { greedy } from "../../plugins/models/sampler.ts";
 import { LinkFailed } from "../../runtime/errors.ts";
 import type { Session } from "../../runtime/session.ts";
@@ -30,10 +31,16 @@ class Told {
           return logits;
         });
       }),
+    share: (sequence, from, tokens) => {
+      const all = this.sequences.get(from);
+      assert.ok(all !== undefined && all.length >= tokens && !this.sequences.has(sequence));
+      this.sequences.set(sequence, all.slice(0, tokens));
+    },
     drop: (sequence) => {
       this.sequences.delete(sequence);
       this.dropped.add(sequence);
     },
+    waysOf: () => ({ ring: 0, star: 0 }),
     lengthOf: (sequence) => this.sequences.get(sequence)?.length ?? 0,
   };
 }
@@ -112,6 +119,189 @@ it(
     const said = yield* Fiber.join(another);
     assert.deepEqual(idsOf(said), sayings(begin, 4));
     assert.equal(cachedOf(said), 4, "the piece that was on its way");
+  }),
+);
+
+it(
+  "the begin that a text has in common with another is not read again, and the other is as it was",
+  Effect.gen(function* () {
+    const told = new Told();
+    const engine = yield* startEngine({
+      ...{ open: Effect.succeed(told.session), tokens, piece: 4, kept: 1000 },
+    });
+    const say = (prompt: ReadonlyArray<number>, most = 5) =>
+      Effect.map(Stream.runCollect(engine.say(asked(prompt, most))), (said) => {
+        assert.deepEqual(idsOf(said), sayings(prompt, most));
+        return cachedOf(said);
+      });
+    const book = Array.from({ length: 30 }, (_, i) => i * i % 53);
+    const question = (i: number) => [...book, 60 + i, 61 + i, 62];
+    assert.equal(yield* say(question(0)), 0);
+    assert.equal(yield* say(question(1)), book.length);
+    // Both are there, whole, and so is what of them was asked again.
+    assert.equal(yield* say([...question(0), ...sayings(question(0), 5), 9]), 33 + 4);
+    assert.equal(yield* say([...question(1), ...sayings(question(1), 5), 9]), 33 + 4);
+    // Of the same prompt all but the last token, whose logits are needed.
+    assert.equal(yield* say(question(0)), 33 - 1);
+    assert.equal(yield* say(book.slice(0, 7)), 7 - 1);
+    assert.equal(yield* say([52, 51]), 0);
+    // What others begin with is not kept beside them.
+    const held = engine.held();
+    assert.equal(yield* say(question(0)), 33 - 1);
+    assert.equal(engine.held(), held);
+  }),
+);
+
+it(
+  "texts share what one of them has read while it still grows",
+  Effect.gen(function* () {
+    const told = new Told();
+    const [reached, go] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()];
+    const engine = yield* startEngine({ open: Effect.succeed(told.session), tokens, piece: 8 });
+    let steps = 0;
+    told.before = Effect.suspend(() =>
+      ++steps === 3
+        ? Effect.andThen(Deferred.succeed(reached, undefined), Deferred.await(go))
+        : Effect.void
+    );
+    const book = Array.from({ length: 20 }, (_, i) => i + 3);
+    const first = yield* Effect.forkChild(
+      Stream.runCollect(engine.say(asked([...book, 1], 40))),
+      { startImmediately: true },
+    );
+    yield* Deferred.await(reached);
+    const second = yield* Effect.forkChild(
+      Stream.runCollect(engine.say(asked([...book, 2], 9))),
+      { startImmediately: true },
+    );
+    yield* Deferred.succeed(go, undefined);
+    const [one, other] = [yield* Fiber.join(first), yield* Fiber.join(second)];
+    assert.deepEqual(idsOf(one), sayings([...book, 1], 40));
+    assert.deepEqual(idsOf(other), sayings([...book, 2], 9));
+    assert.equal(cachedOf(other), book.length);
+    assert.equal(engine.held(), 0);
+  }),
+);
+
+/** Texts in no files: what is offered is kept if it is as long as that, and used unless it is told to fail. */
+class Shelf implements SavedTexts {
+  readonly kept: Array<ReadonlyArray<number>> = [];
+  readonly told: Told;
+  readonly #least: number;
+  fails = 0;
+  /** Before anything is kept. */
+  before: Effect.Effect<void> = Effect.void;
+
+  constructor(told: Told, least: number) {
+    this.told = told;
+    this.#least = least;
+  }
+
+  readonly find: SavedTexts["find"] = (_, ids, known) =>
+    Effect.sync(() => {
+      const text = this.kept.find((kept) => alike(ids.slice(0, -1), kept) >= known + this.#least);
+      if (text === undefined) return undefined;
+      const found = { ids: Uint32Array.from(text), head: undefined as never };
+      return { text: found, tokens: alike(ids.slice(0, -1), text), parts: [] };
+    });
+  readonly use: SavedTexts["use"] = (_, sequence, { text, tokens }) =>
+    Effect.sync(() => {
+      if (this.fails-- > 0) {
+        this.kept.splice(0, 1);
+        return false;
+      }
+      assert.ok(!this.told.sequences.has(sequence));
+      this.told.sequences.set(sequence, [...text.ids.slice(0, tokens)]);
+      return true;
+    });
+  readonly offer: SavedTexts["offer"] = (_, ids) =>
+    ids.length < this.#least ? undefined : (sequence) =>
+      Effect.andThen(
+        this.before,
+        Effect.sync(() => void this.kept.push([...this.told.sequences.get(sequence)!])),
+      );
+}
+
+it(
+  "texts go on from what was kept beyond the process, and where that fails from what is there",
+  Effect.gen(function* () {
+    const told = new Told();
+    const shelf = new Shelf(told, 10);
+    const book = Array.from({ length: 30 }, (_, i) => i * i % 53);
+    const begin = (kept: number) =>
+      startEngine({ open: Effect.succeed(told.session), tokens, piece: 4, kept, saved: shelf });
+    const [reached, go] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()];
+    shelf.before = Effect.andThen(Deferred.succeed(reached, undefined), Deferred.await(go));
+    const engine = yield* begin(0);
+    const said = yield* Stream.runCollect(engine.say(asked([...book, 1], 12)));
+    assert.deepEqual(idsOf(said), sayings([...book, 1], 12));
+    // The text has ended and nothing of it is held, but for what is being kept.
+    yield* Deferred.await(reached);
+    assert.equal(engine.held(), 0);
+    assert.equal(shelf.kept.length, 0);
+    shelf.before = Effect.void;
+    yield* Deferred.succeed(go, undefined);
+    yield* engine.settled;
+    // Its prompt, and what was said.
+    assert.deepEqual(shelf.kept, [
+      [...book, 1],
+      [...book, 1, ...sayings([...book, 1], 12).slice(0, -1)],
+    ]);
+    assert.equal(told.sequences.size, 0);
+
+    const later = yield* begin(1000);
+    const ask = (prompt: ReadonlyArray<number>) =>
+      Effect.map(Stream.runCollect(later.say(asked(prompt, 5))), (said) => {
+        assert.deepEqual(idsOf(said), sayings(prompt, 5));
+        const [first, ...more] = said;
+        const of = prompt.length;
+        const last = more.findLast((one) => "read" in one);
+        assert.deepEqual(last, { read: of, of, ways: { ring: 0, star: 0 } });
+        return first;
+      });
+    assert.deepEqual(yield* ask([...book, 2]), { read: 30, of: 31, from: "disk" });
+    // Now in memory, which is nearer.
+    assert.deepEqual(yield* ask([...book, 3]), { read: 30, of: 31, from: "memory" });
+    // One that is longer, and not as it was.
+    const longer = [...book, 3, ...Array.from({ length: 12 }, () => 1)];
+    shelf.kept.splice(0, Infinity, longer);
+    shelf.fails = 1;
+    assert.deepEqual(yield* ask(longer), { read: 31, of: 43, from: "memory" });
+    assert.equal(shelf.fails, 0);
+  }),
+);
+
+it(
+  "what is being saved has its memory until it is, and texts wait for that",
+  Effect.gen(function* () {
+    const told = new Told();
+    const shelf = new Shelf(told, 10);
+    const [reached, go] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()];
+    const order: Array<string> = [];
+    shelf.before = Deferred.succeed(reached, undefined).pipe(
+      Effect.andThen(Deferred.await(go)),
+      Effect.tap(Effect.sync(() => void order.push("saved"))),
+    );
+    const engine = yield* startEngine({
+      ...{ open: Effect.succeed(told.session), tokens, piece: 40, room: () => 80, saved: shelf },
+    });
+    const [one, other] = [3, 5].map((step) => Array.from({ length: 30 }, (_, i) => i * step));
+    // Its prompt is kept, and the text: 60 tokens.
+    yield* Stream.runCollect(engine.say(asked(one!, 1)));
+    yield* Deferred.await(reached);
+    told.before = Effect.sync(() => void order.push("read"));
+    // This one has room beside it, and the next one has not.
+    const small = yield* Stream.runCollect(engine.say(asked([1, 2], 1)));
+    assert.deepEqual(idsOf(small), sayings([1, 2], 1));
+    const waiting = yield* Effect.forkChild(
+      Stream.runCollect(engine.say(asked(other!, 1))),
+      { startImmediately: true },
+    );
+    for (let i = 0; i < 50; i++) yield* Effect.yieldNow;
+    assert.deepEqual(order, ["read"]);
+    yield* Deferred.succeed(go, undefined);
+    assert.deepEqual(idsOf(yield* Fiber.join(waiting)), sayings(other!, 1));
+    assert.deepEqual(order.slice(0, 4), ["read", "saved", "saved", "read"]);
   }),
 );
 

@@ -89,6 +89,58 @@ inFolder("whatever the turns in which a text comes, its logits are the same", as
     ));
 });
 
+inFolder(
+  "a text that shares the begin of another has its own logits, wherever that is cut",
+  async (folder) => {
+    const model = modelCases.find(({ name }) => name === "Qwen3 with layer types")!;
+    const tensors = tensorsFor(model, 22);
+    await writeModel(folder, model, tensors);
+    const [ids, others] = [idsFor(8, 61), idsFor(9, 61)];
+    const needed = referenceOf(model, tensors, ids);
+    await onRings(folder, reference, [1, 3, 4], (session, ring) =>
+      Effect.gen(function* () {
+        // In zigzag, token by token, and in zigzag again.
+        let read = 0;
+        for (const count of [23, 1, 1, 1, 1, 19, 1, 1]) {
+          yield* session.extend([{ sequence: 0, ids: ids.slice(read, read + count) }]);
+          read += count;
+        }
+        let sequence = 1;
+        const check = (
+          what: string,
+          found: Float32Array,
+          needed: ReadonlyArray<Float64Array>,
+        ) => {
+          const error = apart(found, needed);
+          assert.ok(error < 1e-5, `ring of ${ring}, ${what}: ${error}`);
+        };
+        for (const cut of [1, 5, 11, 22, 23, 25, 27, 33, 46, 48]) {
+          const own = [...ids.slice(0, cut), ...others.slice(cut)];
+          const wanted = own.length - cut;
+          session.share(sequence, 0, cut);
+          // One that was shared is shared again, and the one between them is let go at once.
+          session.share(sequence + 1, sequence, cut);
+          session.drop(sequence);
+          const shared = sequence + 1;
+          assert.equal(session.lengthOf(shared), cut);
+          const rest = own.slice(cut);
+          const all = yield* Effect.forEach(
+            [rest.slice(0, 1), rest.slice(1, 3), rest.slice(3)],
+            (ids) => session.extend([{ sequence: shared, ids, wanted: ids.length }]),
+          );
+          const mine = referenceOf(model, tensors, own).slice(-wanted);
+          check(`cut at ${cut}`, Float32Array.from(all.flatMap(([some]) => [...some!])), mine);
+          session.drop(shared);
+          sequence += 2;
+        }
+        const [last] = yield* session.extend([
+          { sequence: 0, ids: ids.slice(read), wanted: ids.length - read },
+        ]);
+        check("the one that was shared", last!, needed.slice(read));
+      }));
+  },
+);
+
 inFolder("logits of more tokens than a turn has come from several turns", async (folder) => {
   const model = modelCases[0]!;
   const tensors = tensorsFor(model, 9);

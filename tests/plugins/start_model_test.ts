@@ -40,20 +40,20 @@ inFolder("a model goes on with a text, and does not read again what it has", asy
         heard: (said) => Effect.sync(() => void heard.push(said)),
       });
       assert.deepEqual(
-        [first.text, first.end, first.prompt, first.cached],
+        [first.text, first.end, first.prompt.tokens, first.prompt.cached],
         ["Pequod", "stop", begin.length + 9, 0],
       );
       assert.equal(heard.map((said) => "text" in said ? said.text : "").join(""), "Pequod");
       const question = { role: "user", content: `${begin}And now, the captain=` };
       const reply = yield* model.reply([question], { stops: [";"] });
-      assert.deepEqual([reply.text, reply.cached], ["Ahab", 0]);
+      assert.deepEqual([reply.text, reply.prompt.cached], ["Ahab", begin.length]);
       const next = yield* model.reply([
         question,
         { role: "assistant", content: reply.text },
         { role: "user", content: ";\nThe ship=" },
       ], { most: 3 });
       assert.deepEqual([next.text, next.end], ["Peq", "length"]);
-      assert.equal(next.cached, reply.prompt + reply.text.length);
+      assert.equal(next.prompt.cached, reply.prompt.tokens + reply.text.length);
     }));
 });
 

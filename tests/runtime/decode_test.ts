@@ -42,7 +42,7 @@ inFolder("a token takes one round trip a layer, and one to the driver", async (f
         ),
       )));
       const run = Effect.gen(function* () {
-        const session = yield* openSession({ model: found.hash, vocabulary: 97, ring });
+        const session = yield* openSession({ model: found.hash, shape: found.model, ring });
         const ids = Array.from({ length: 40 }, (_, i) => i);
         yield* session.extend([{ sequence: 0, ids }, { sequence: 1, ids: ids.slice(0, 23) }]);
         for (let i = 0; i < 7; i++) {
@@ -146,5 +146,23 @@ Deno.test("a cache gives what was put into it, by stretches and by rows", () => 
     assert.deepEqual([...part], [...k.slice(240, 300), ...v.slice(240, 300)]);
   }
   assert.equal(cache.tokens, 78);
+  // Its first tokens, whatever comes to either of them later.
+  for (const count of [0, 3, 5, 7, 8, 50, 72, 78]) {
+    const first = cache.first(count);
+    assert.equal(first.tokens, count);
+    const before = count === 0 ? [] : [...first.rows(1, 0, count)];
+    assert.deepEqual(before, count === 0 ? [] : [...cache.rows(1, 0, count)]);
+    first.extend([single(1000)]);
+    first.put(1, normals(1, 4), normals(2, 4));
+    assert.deepEqual([...first.rows(1, 0, Math.max(1, count))].slice(0, before.length), before);
+  }
+  assert.deepEqual([...new Float32Array(cache.rows(1, 0, 78).slice().buffer)], [
+    ...rowsOf(1, "k"),
+    ...rowsOf(1, "v"),
+  ]);
+  assert.throws(() => cache.first(79), /79 tokens were asked for, and 78 are there/);
+  // What is full is not copied.
+  const [own] = cache.first(5).stretches(0), [mine] = cache.stretches(0);
+  assert.equal(own!.keyValues.bytes.buffer, mine!.keyValues.bytes.buffer);
   assert.equal(cache.bytes, 78 * tokenBytesOf(shape));
 });

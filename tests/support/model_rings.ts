@@ -44,7 +44,7 @@ export const onRings = (
     for (const ring of rings) {
       yield* Effect.scoped(Effect.gen(function* () {
         const session = yield* openSession({
-          ...{ model: found.hash, vocabulary: found.model.vocabulary, ring },
+          ...{ model: found.hash, shape: found.model, ring },
           ...(rowsAtOnce === undefined ? {} : { rowsAtOnce }),
         });
         yield* use(session, ring);
