@@ -71,7 +71,7 @@ export interface Child {
  * A node's heap is small and what it passes on is large. Where V8 expects no more than the heap to begin with, that sets
  * off a full collection every 20 ms, which takes half of the processor. The tasks of deno.json have the same.
  */
-export const heapFlag = "--v8-flags=--initial-old-space-size=80";
+export const heapFlag = "--v8-flags=--initial-old-space-size=128";
 
 /** Starts one of so many nodes on this machine, and returns when it waits for work. It ends with the scope. */
 export const startNode = Effect.fn("startNode")(function* (

@@ -13,6 +13,8 @@ import { headerBytes, type Message } from "./message.ts";
 const overtaking = 3;
 /** Bytes on their way at once: more would only wait in sockets, and leave the processor's cache meanwhile. */
 const mostOnWay = 4 * 1024 * 1024;
+/** Bytes of memory that is kept for frames to come. */
+const mostSpare = mostOnWay;
 /** Milliseconds between looks at what may be lost. */
 export const tickMilliseconds = 10;
 /** Milliseconds before anything is known of the way, and the least and the most between two probes. */
@@ -42,6 +44,9 @@ export class Outgoing {
   #dispatch = 0;
   #heard = 0;
   readonly #pending = new Map<number, Pending>();
+  /** Memory of frames that have arrived, from the one that was free first on. */
+  readonly #spare: Array<Pending["bytes"]> = [];
+  #spareBytes = 0;
   /** When what the peer may still hear of was dispatched. */
   readonly #dispatchedAt = new Map<number, number>();
   #roundTrip: number | undefined;
@@ -84,7 +89,7 @@ export class Outgoing {
       this.#frames = (this.#frames + 1) >>> 0;
       this.#charged = (this.#charged + chargeOf(body)) >>> 0;
     }
-    const bytes = new Uint8Array(headerBytes + body.length);
+    const bytes = this.#memory(headerBytes + body.length);
     bytes.set(body, headerBytes);
     const pending = {
       kind,
@@ -127,6 +132,7 @@ export class Outgoing {
       if (distance > 0 && bit === 0n) continue;
       this.#pending.delete(number);
       this.#onWay -= bytes.length;
+      this.#keep(bytes);
     }
     if (ahead(this.#received, received) > 0) this.#received = received;
     if (ahead(this.#taken, taken) > 0) this.#taken = taken;
@@ -179,6 +185,27 @@ export class Outgoing {
   begun(): void {
     this.#probes = 0;
     this.#quietSince = -Infinity;
+  }
+
+  /**
+   * Memory for a message. What collects garbage would otherwise go through all of the heap for a few frames, since it counts
+   * their bytes: that costs a link in bad weather, whose frames live longer, half of its time.
+   */
+  #memory(size: number): Pending["bytes"] {
+    const at = this.#spare.findIndex(({ length }) => length === size);
+    if (at < 0) return new Uint8Array(size);
+    this.#spareBytes -= size;
+    return this.#spare.splice(at, 1)[0]!;
+  }
+
+  /**
+   * Keeps the memory of a frame that has arrived. Another copy of it may still wait to be written to a socket, and then it is
+   * the next frame that goes out twice, or a mixture of both, which the peer refuses by its checksum.
+   */
+  #keep(bytes: Pending["bytes"]): void {
+    this.#spare.push(bytes);
+    this.#spareBytes += bytes.length;
+    while (this.#spareBytes > mostSpare) this.#spareBytes -= this.#spare.shift()!.length;
   }
 
   /** Smooths round trips as TCP does (RFC 6298). */
