@@ -100,6 +100,12 @@ export const casesOf = async (
   }));
 };
 
+/** The same cases, beginning with those that are about the fault, if one says which: any may notice, these do at once. */
+export const soonest = (cases: ReadonlyArray<Case>, about: string | undefined) =>
+  cases.toSorted((a, b) =>
+    about === undefined ? 0 : Number(b.name.startsWith(about)) - Number(a.name.startsWith(about))
+  );
+
 /** The first case that fails. */
 export const firstToFail = async (cases: ReadonlyArray<Case>): Promise<string | undefined> => {
   for (const { name, run } of cases) {
