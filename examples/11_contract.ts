@@ -53,6 +53,9 @@ const terms = [
 ];
 const subjects = new Set(terms.map((term) => term.slice(0, term.search(/, (old|new):/))));
 
+/** What is told where the model has not said what a version has. */
+const unquoted = "something that it did not quote";
+
 const compare = Effect.fnUntraced(function* (folder: ModelFolder) {
   const model = yield* startModel(folder, { ring: 4 });
   const messages: Array<ChatMessage> = [];
@@ -60,15 +63,17 @@ const compare = Effect.fnUntraced(function* (folder: ModelFolder) {
   let [read, cached] = [0, 0];
   const ask = Effect.fnUntraced(function* (begin: string) {
     messages.push({ role: "user", content: `${before}${begin}` });
-    const answer = yield* model.reply(messages, { most: 60, stops: ["."] });
+    const answer = yield* model.reply(messages, { most: 60, stops: [".\n"] });
     messages.push({ role: "assistant", content: answer.text });
     before = ".\n";
     [read, cached] = [read + answer.prompt.tokens, cached + answer.prompt.cached];
-    return terms.includes(`${begin}${answer.text}.`) ? answer.text.trim() : "nothing";
+    const said = answer.text.trim().replace(/\.$/, "");
+    if (terms.includes(`${begin} ${said}.`)) return said;
+    return terms.some((term) => term.startsWith(begin)) ? unquoted : "nothing";
   });
   for (const subject of subjects) {
     const [was, is] = [yield* ask(`${subject}, old:`), yield* ask(`${subject}, new:`)];
-    if (was !== is) console.log(`${subject}: ${was}, and now ${is}`);
+    if (was !== is || was === unquoted) console.log(`${subject}: ${was}, and now ${is}`);
   }
   // A conversation begins with all that was said before, of which keys and values are still there.
   console.log(`${2 * subjects.size} questions of ${read} tokens, ${cached} of which were not read`);

@@ -1,6 +1,6 @@
 // What all versions of attention have in common: the task, the state in memory, and which keys a row sees.
 //
-// | grid            | x: LANES · ROWS rows of the tile    y: query head    z: batch entry |
+// | grid            | x: a workgroup's rows of the tile    y: query head    z: batch entry |
 // | task            | the tile and the shapes, one record per dispatch                    |
 // | queries         | [batch, queryTokens, heads, QUADS]                                  |
 // | keys, values    | [batch, keyTokens, kvHeads, QUADS], bindings 2 and 3                |

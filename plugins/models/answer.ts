@@ -35,5 +35,6 @@ export const answerOf = Effect.fn("answerOf")(function* <E>(
     }
     return heard(one, prompt);
   });
-  return { text, ids, end, prompt };
+  const { tokens, cached, from, ways } = prompt;
+  return { text, ids, end, prompt: { tokens, cached, from, ways } };
 });

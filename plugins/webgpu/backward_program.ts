@@ -28,7 +28,7 @@ export type Form = "lanes" | "once" | "tiles";
 /** What the programs of a device depend on. */
 export interface BackwardAdapter {
   readonly keysIn: KeysIn;
-  /** Invocations of a workgroup; those of tiles follow from the head dimension. */
+  /** Invocations of a workgroup, unless it computes in tiles, which have their own. */
   readonly lanes: number;
   /** A workgroup is one subgroup, which can be relied on. */
   readonly subgroups: boolean;
@@ -90,7 +90,7 @@ const rowsOfTiles = { down: 8, mine: 8 };
 /**
  * How a workgroup of tiles is divided: it has `down` by `across` invocations, each with `mine` keys, or rows in the pass of
  * queries; of the other ones it takes `tile` at a time. All of it is at most 16 KiB where an adapter has no more, and
- * 32 KiB else.
+ * 32 KiB else, up to head dimensions of 256 and 512; beyond them there is no such program.
  */
 const tilingOf = (variant: Tiled) => {
   const quads = variant.headDim / 4;
@@ -188,15 +188,17 @@ export const backwardProgram = (variant: BackwardVariant): string => {
       `const DOWN = ${down}u;`,
       `const ACROSS = ${across}u;`,
       `const KEYS = ${keys.mine};`,
-      `const KEYS_DOWN = ${keys.down};`,
-      `const ROWS = ${mine};`,
+      ...(ofKeys ? [] : [
+        `const KEYS_DOWN = ${keys.down};`,
+        `const ROWS = ${mine};`,
+        `const QUARTER = ${held / 4}u;`,
+      ]),
       `const TILE = ${tile};`,
       `const DEPTH = ${depth}u;`,
       `const LINE = ${ofKeys ? depth + 1 : held / 4 + 1}u;`,
       `const FOURS = ${mine / 4}u;`,
       `const PITCH = ${pitch}u;`,
       `const HELD = ${held};`,
-      `const QUARTER = ${held / 4}u;`,
       `const STEP = ${step}u;`,
       `const CHUNK = ${chunk};`,
       `const STAGE = ${sizes.stage};`,

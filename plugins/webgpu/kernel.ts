@@ -268,7 +268,7 @@ export class WebgpuAttention {
       const tokenBytes = batch * kvHeads * headDim * elementBytes(dtype);
       const most = Math.min(
         tokensThatFit(tokenBytes, largestKeys(limits, choice, dtype, headDim)),
-        mostKeys(choice),
+        mostKeys(choice, headDim),
       );
       const group = groupRows(choice, headDim);
       const clear = clearGroup({ ...choice, dtype, headDim });

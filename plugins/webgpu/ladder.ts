@@ -156,10 +156,11 @@ export const candidates = (software: boolean, setting: Setting): ReadonlyArray<C
   const [best, ...others] = bestFirst(software);
   const own = best!.blocking(setting);
   const around = (x: number, most: number) => [x / 2, x, 2 * x].filter((y) => y >= 1 && y <= most);
-  const sizes = around(own.rows, 8).flatMap((rows) =>
+  const most = Math.min(8, mostRows(setting.headDim));
+  const sizes = around(own.rows, most).flatMap((rows) =>
     around(own.keys, 16).flatMap((keys) =>
       // A subgroup has the size that it has.
-      (best!.subgroups ? [own.lanes] : around(own.lanes, 128)).map((lanes) => ({
+      (best!.subgroups ? [own.lanes] : around(own.lanes, 256)).map((lanes) => ({
         rows,
         keys,
         lanes,

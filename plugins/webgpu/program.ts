@@ -71,6 +71,11 @@ const tiling = (headDim: number, { rows, keys, lanes }: Blocking) => {
     ...{ down, across, tile, own, depth, fours, pitch, held, step: Math.min(8, held) },
     stage: Math.max(scores(depth), outputs(held)),
     chunk: tile * Math.max(1, Math.floor(256 / tile)),
+    // Of all loops, for one tile: bringing parts of rows and keys, maxima, bringing values and using them.
+    turns: 2 + 2 * across +
+      Math.ceil(quads / depth) *
+        (1 + Math.ceil(down * rows * depth / lanes) + Math.ceil(tile * depth / lanes)) +
+      tile / held * (1 + Math.ceil(held * quads / lanes) + held / Math.min(8, held)),
   };
 };
 
@@ -92,12 +97,16 @@ export const groupRows = ({ version, blocking }: Choice, headDim: number): numbe
     (version.file === "attend_tiles" ? tiling(headDim, blocking).down : blocking.lanes);
 };
 
-/**
- * Keys of a dispatch, at most. llvmpipe lets the loops of a program run for 65,535 turns in all, and then ends them
- * without a word: so many keys are fewer turns, with whatever blocking.
- */
-export const mostKeys = ({ version }: Choice): number =>
-  version.file === "attend" ? 2 ** 15 : 2 ** 13;
+/** llvmpipe lets the loops of a program run for 65,535 turns in all, and then ends them without a word. */
+const mostTurns = 2 ** 15;
+
+/** Keys of a dispatch, at most: so many take fewer turns than a driver may allow, with whatever blocking. */
+export const mostKeys = ({ version, blocking }: Choice, headDim: number): number => {
+  if (version.file === "attend_wide") return 2 ** 13;
+  if (version.file === "attend") return mostTurns;
+  const { tile, turns } = tiling(headDim, blocking);
+  return Math.min(mostTurns, tile * Math.max(1, Math.floor(mostTurns / turns)));
+};
 
 /** Rows that version `wide` holds in half of the workgroup memory that every adapter has. */
 const heldRows = (headDim: number): number =>

@@ -12,12 +12,15 @@ import type { variants } from "./program.ts";
 
 const batch = 1, heads = 4, kvHeads = 2;
 
-/** The masks that bring a variant's keys about. */
-const masks: Readonly<Record<typeof variants[number], Rules & { readonly band: Band }>> = {
+type Name = typeof variants[number];
+
+/** The masks that bring a variant's keys about, for workgroups of `group` rows. */
+const maskOf = (variant: Name, group: number, clear: number): Rules & { readonly band: Band } => {
   // Keys that every row sees.
-  clear: { sees: () => true, band: { back: unbounded, ahead: unbounded } },
-  // Keys that every row of a workgroup sees, with others before and after them.
-  masked: { sees: (_b, _h, q, k) => k <= q && k > q - 100, band: { back: 99, ahead: 0 } },
+  if (variant === "clear") return { sees: () => true, band: { back: unbounded, ahead: unbounded } };
+  // Whole groups of keys that every row of a workgroup sees, with others before and after them.
+  const back = Math.max(99, Math.min(group + 2 * clear, 200));
+  return { sees: (_b, _h, q, k) => k <= q && k >= q - back, band: { back, ahead: 0 } };
 };
 
 /**
@@ -45,12 +48,12 @@ export const selfCheck = async (
   kernel: Pick<AttentionKernel, "begin">,
   dtype: DType,
   headDim: number,
-  variant: keyof typeof masks,
+  variant: Name,
   group: number,
   clear: number,
 ): Promise<void> => {
-  const rules = masks[variant];
-  const whole = Math.max(16, clear);
+  const rules = maskOf(variant, group, clear);
+  const whole = clear * Math.ceil(16 / clear);
   const tokens = tokensFor(group, whole);
   const rows = tokens - missing;
   const shape = { batch, heads, kvHeads, headDim, scale: Math.SQRT2 / Math.sqrt(headDim) };

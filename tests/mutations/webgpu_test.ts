@@ -34,7 +34,7 @@ const attendWgsl = unchecked("plugins/webgpu/programs.ts", [[
 ]]);
 const wgsl = (
   fault: string,
-  file: "attend" | "attend_task" | "attend_wide" | "span" | "workgroups",
+  file: "attend" | "attend_task" | "attend_tiles" | "attend_wide" | "span" | "workgroups",
   ...changes: Changes
 ): Fault => attendWgsl(fault, `kernels/${file}.wgsl`, ...changes);
 
@@ -138,6 +138,42 @@ const wgslFaults: ReadonlyArray<Fault> = [
   ]),
 ];
 
+/** The same in the version for GPUs. */
+const tilesFaults: ReadonlyArray<Fault> = [
+  wgsl("a score beyond the range is passed over", "attend_tiles", [
+    "select(l$r, -1.0, worst$r >= INFINITE)",
+    "l$r",
+  ]),
+  wgsl("each invocation has a maximum of its own", "attend_tiles", [
+    "max(highest$r, shares[(down + DOWN * $ru) * ACROSS + a]);",
+    "max(highest$r, shares[(down + DOWN * $ru) * ACROSS + across + 0u * a]);",
+  ]),
+  wgsl("one invocation's weights are the sum of all", "attend_tiles", [
+    "sum$r += share$r;",
+    "sum$r = share$r;",
+  ]),
+  wgsl("only the last part of a row counts", "attend_tiles", [
+    "score$r_$j = fma(q$r[$e], k$j[$e], score$r_$j);",
+    "score$r_$j = fma(q$r[$e], k$j[$e], select(score$r_$j, 0.0, part > 0u && $cu + $eu == 0u));",
+  ]),
+  wgsl("what earlier chunks gave is not rescaled", "attend_tiles", [
+    "outputs[output + ACROSS * $ou] * keep",
+    "outputs[output + ACROSS * $ou]",
+  ]),
+  wgsl("the sum of earlier chunks is lost", "attend_tiles", [
+    "before$r.y * keep + sum$r * add",
+    "sum$r * add",
+  ]),
+  wgsl("values are those of other keys", "attend_tiles", [
+    "(k + $su) * QUADS + across",
+    "k * QUADS + across",
+  ]),
+  wgsl("the mask is that of a neighbour", "attend_tiles", [
+    "let sees$r = seenBy[down + DOWN * $ru];",
+    "let sees$r = seenBy[down];",
+  ]),
+];
+
 const keysPass = (fault: string, ...changes: Changes) =>
   backwardWgsl(fault, "kernels/attend_backward_keys.wgsl", ...changes);
 const queriesPass = (fault: string, ...changes: Changes) =>
@@ -214,6 +250,38 @@ const backwardWgslFaults: ReadonlyArray<Fault> = [
     "encoder.clearBuffer(gradients, 0, size);",
     "",
   ]),
+];
+
+const keysTiles = (fault: string, ...changes: Changes) =>
+  backwardWgsl(fault, "kernels/attend_backward_keys_tiles.wgsl", ...changes);
+const queriesTiles = (fault: string, ...changes: Changes) =>
+  backwardWgsl(fault, "kernels/attend_backward_queries_tiles.wgsl", ...changes);
+
+/** The same in tiles, which GPUs have. */
+const tilesBackwardFaults: ReadonlyArray<Fault> = [
+  keysTiles("D is forgotten in tiles", ["product1_$r_$j -= outcome$j.y;", ""]),
+  keysTiles("P is used for dk as well", [
+    "line$m_$j_$[$r / FOUR][$[$r % FOUR]] = product$m_$r_$j;",
+    "line$m_$j_$[$r / FOUR][$[$r % FOUR]] = product0_$r_$j;",
+  ]),
+  keysTiles("the heads that share a key are not summed up in tiles", [
+    "n < sharing; n++",
+    "n < 1u; n++",
+  ]),
+  keysTiles("what another tile gave to dv is lost", ["+= sum0_$r_$o;", "= sum0_$r_$o;"]),
+  keysTiles("the mask of a key is that of a neighbour", [
+    "let sees$r = seenBy[down + DOWN * $ru];",
+    "let sees$r = seenBy[down];",
+  ]),
+  queriesTiles("keys are in the order of memory", [
+    "number / KEYS + KEYS_DOWN * (number % KEYS)",
+    "number",
+  ]),
+  queriesTiles("dS that was not written counts in tiles", [
+    "select(0.0, x.x, u32(keyOf(first) - sees.x) < u32(sees.y))",
+    "x.x",
+  ]),
+  queriesTiles("what another tile gave to dq is lost", ["+= dq$r_$o;", "= dq$r_$o;"]),
 ];
 
 /** The same where one pass does it all, which software adapters alone have. */
@@ -295,7 +363,11 @@ const wideFaults: ReadonlyArray<Fault> = [
 const adapter = await findAdapter();
 
 /** Attention of a copy, on an adapter. */
-const withKernel = async (load: Load, use: (kernel: AttentionKernel) => Promise<void>) => {
+const withKernel = async (
+  load: Load,
+  tiles: boolean,
+  use: (kernel: AttentionKernel) => Promise<void>,
+) => {
   const { Gpu } = await load<typeof import("../../plugins/webgpu/gpu.ts")>("plugins/webgpu/gpu.ts");
   const { WebgpuAttention } = await load<typeof import("../../plugins/webgpu/kernel.ts")>(
     "plugins/webgpu/kernel.ts",
@@ -304,12 +376,14 @@ const withKernel = async (load: Load, use: (kernel: AttentionKernel) => Promise<
     typeof import("../../plugins/webgpu/ladder.ts")
   >("plugins/webgpu/ladder.ts");
   const wide = versionNamed("wide")!;
-  // The file with the faults is for software adapters; a GPU runs its other versions as well.
-  const version = versionNamed(isSoftware(adapter!.info) ? "broadcast" : "registers")!;
+  // Tiles are for GPUs, the other file with faults is for software adapters; each runs both.
+  const version = versionNamed(
+    tiles ? "tiles" : isSoftware(adapter!.info) ? "broadcast" : "registers",
+  )!;
   const device = await (await findAdapter())!.requestDevice({
     requiredFeatures: version.subgroups ? ["subgroups" as GPUFeatureName] : [],
   });
-  const lanes = adapter!.info.subgroupMaxSize;
+  const lanes = tiles ? 32 : adapter!.info.subgroupMaxSize;
   const attention = new WebgpuAttention(new Gpu(device), {
     // Smaller than its own, which compiles faster.
     choices: (_dtype, headDim) => [
@@ -335,7 +409,6 @@ const withKernel = async (load: Load, use: (kernel: AttentionKernel) => Promise<
   }
 };
 
-/** Plants faults in the program of a kernel, and lets cases of a contract judge each. */
 /** The cases that are about faults which none of the first cases meets. */
 const about: Readonly<Record<string, string>> = {
   "a score beyond the range is passed over": "a score of +∞",
@@ -345,7 +418,13 @@ const about: Readonly<Record<string, string>> = {
   "the second half of a shard overwrites the first": "every rank of a ring of 3, zigzag",
 };
 
-const planter = (test: Deno.TestContext, contract: Contract, judged = (_: Case) => true) =>
+/** Plants faults in the program of a kernel, and lets cases of a contract judge each. */
+const planter = (
+  test: Deno.TestContext,
+  contract: Contract,
+  judged = (_: Case) => true,
+  tiles = false,
+) =>
 (
   { fault, changes }: Fault,
   judge: (cases: ReadonlyArray<Case>) => Promise<void>,
@@ -354,7 +433,7 @@ const planter = (test: Deno.TestContext, contract: Contract, judged = (_: Case) 
     fault,
     () =>
       withCopy(changes, (load) =>
-        withKernel(load, async (kernel) =>
+        withKernel(load, tiles, async (kernel) =>
           judge((await casesOf(load, contract, kernel)).filter(judged)))),
   );
 
@@ -365,20 +444,23 @@ Deno.test({
   ignore: adapter === undefined,
   fn: async (test) => {
     // Each head dimension is a program of its own, and no fault here is about one.
-    const plant = planter(test, "device", ({ name }) => !name.startsWith("head dim"));
-    for (const fault of wgslFaults) {
-      await plant(
-        fault,
-        (cases) => assertCaught(fault.fault, "device, of WGSL", soonest(cases, about[fault.fault])),
-      );
+    const judged = ({ name }: Case) => !name.startsWith("head dim");
+    for (const tiles of [false, true]) {
+      const plant = planter(test, "device", judged, tiles);
+      const contract = tiles ? "device, of tiles" : "device, of WGSL";
+      for (const fault of tiles ? tilesFaults : wgslFaults) {
+        await plant(
+          fault,
+          (cases) => assertCaught(fault.fault, contract, soonest(cases, about[fault.fault])),
+        );
+      }
+      const merited = new Set(table.filter((row) => row[1] === contract).map((row) => row[2]));
+      const sound = wgsl(`and what caught them passes on a sound copy: ${contract}`, "attend");
+      await plant(sound, async (cases) => {
+        assert.equal(await firstToFail(cases.filter(({ name }) => merited.has(name))), undefined);
+      });
+      printTable([contract]);
     }
-    const merited = new Set(
-      table.filter((row) => row[1] === "device, of WGSL").map((row) => row[2]),
-    );
-    await plant(wgsl("and what caught them passes on a sound copy", "attend"), async (cases) => {
-      assert.equal(await firstToFail(cases.filter(({ name }) => merited.has(name))), undefined);
-    });
-    printTable(["device, of WGSL"]);
   },
 });
 
@@ -391,7 +473,7 @@ Deno.test({
     const software = isSoftware(adapter!.info);
     const plant = (
       { fault, changes }: Fault,
-      form: "lanes" | "once",
+      form: "lanes" | "once" | "tiles",
       judge: (cases: ReadonlyArray<Case>) => Promise<void>,
     ) =>
       test.step(fault, () =>
@@ -407,9 +489,9 @@ Deno.test({
           });
           const backward = new WebgpuBackward(new Gpu(device), {
             choices: [{
-              keysIn: software ? "texture" : "buffer",
+              keysIn: software && form !== "tiles" ? "texture" : "buffer",
               lanes: software ? adapter!.info.subgroupMaxSize : 64,
-              subgroups: software,
+              subgroups: software && form !== "tiles",
               form,
             }],
             warn: assert.fail,
@@ -434,22 +516,27 @@ Deno.test({
             await device.lost;
           }
         }));
-    const contract = "gradients, of WGSL";
-    for (const form of software ? ["lanes", "once"] as const : ["lanes"] as const) {
-      const faults = form === "once" ? singlePassFaults : backwardWgslFaults;
-      for (const fault of faults) {
+    const faults = {
+      lanes: backwardWgslFaults,
+      once: singlePassFaults,
+      tiles: tilesBackwardFaults,
+    };
+    for (const form of ["lanes", "once", "tiles"] as const) {
+      if (form === "once" && !software) continue; // it needs workgroups that are subgroups
+      const contract = form === "tiles" ? "gradients, of tiles" : "gradients, of WGSL";
+      for (const fault of faults[form]) {
         await plant(fault, form, (cases) => assertCaught(fault.fault, contract, cases));
       }
       const merited = new Set(table.filter((row) => row[1] === contract).map((row) => row[2]));
       await plant(
-        backwardHost("and what caught them passes on a sound copy"),
+        backwardHost(`and what caught them passes on a sound copy: ${form}`),
         form,
         async (cases) => {
           assert.equal(await firstToFail(cases.filter(({ name }) => merited.has(name))), undefined);
         },
       );
     }
-    printTable([contract]);
+    printTable(["gradients, of WGSL", "gradients, of tiles"]);
   },
 });
 
@@ -464,7 +551,7 @@ Deno.test({
       withCopy({
         "kernels/expand_latents.wgsl": [["all$t += sum$t;", "all$t = sum$t;"]],
       }, (load) =>
-        withKernel(load, async (kernel) => {
+        withKernel(load, false, async (kernel) => {
           const cases = await casesOf(load, "latents", kernel);
           const { run } = cases.find(({ name }) => name.includes("DeepSeek"))!;
           await assert.rejects(

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
+import { isDeepStrictEqual } from "node:util";
 import { type AdapterInfo, findAdapter, isSoftware } from "../../../plugins/webgpu/adapter.ts";
-import { candidates, versionNamed } from "../../../plugins/webgpu/ladder.ts";
+import { bestFirst, candidates, mostRows, versionNamed } from "../../../plugins/webgpu/ladder.ts";
 import { openWebgpu } from "../../../plugins/webgpu/open.ts";
 import { keepTuning, keptIn, readTuning } from "../../../plugins/webgpu/tuning.ts";
 import { version } from "../../../runtime/version.ts";
@@ -108,11 +109,18 @@ Deno.test("a tuning that is no tuning is ignored with a note", () =>
 Deno.test("the sizes to measure are those that programs can have", () => {
   for (const software of [true, false]) {
     for (const headDim of [4, 64, 80, 128, 256]) {
-      const all = candidates(software, { headDim, vector: 16, workgroupBytes: 16384 });
+      const setting = { headDim, vector: 16, workgroupBytes: headDim < 128 ? 16384 : 32768 };
+      const all = candidates(software, setting);
       assert.ok(all.length > 5 && all.length < 40);
+      const usual = bestFirst(software)[0]!.blocking(setting);
+      assert.ok(
+        all.some(({ blocking }) => isDeepStrictEqual(blocking, usual)),
+        "not its own sizes",
+      );
       assert.equal(new Set(all.map((each) => JSON.stringify(each))).size, all.length);
       for (const { version, blocking } of all) {
         assert.ok([1, 2, 4, 8, 16].includes(blocking.keys));
+        assert.ok(blocking.rows <= mostRows(headDim));
         if (version.subgroups) assert.equal(blocking.lanes, 16);
       }
     }
