@@ -238,18 +238,19 @@ export const openSavedTexts = Effect.fn("openSavedTexts")(function* (
     const name = `${hash.slice(0, 16)}-${crypto.randomUUID().slice(0, 8)}`;
     const began = performance.now();
     yield* Effect.gen(function* () {
+      const trying = <A>(work: () => Promise<A>) =>
+        Effect.tryPromise({ try: work, catch: (cause) => new Error(reasonOf(cause)) });
       const needed = apart ? 0 : ids.length * tokenBytesOf(shape);
-      const gone = yield* Effect.tryPromise({
-        try: () => folder.makeRoom(needed + bytes.length, name),
-        catch: (cause) => new Error(reasonOf(cause)),
-      });
+      const gone = yield* trying(() => folder.makeRoom(needed + bytes.length, name));
       for (const name of gone) yield* forget(session, name);
+      yield* trying(() => folder.begin(name));
       const kept = yield* parts.keep(name, sequence);
       const head = {
         ...{ annulus: "cache 1", version, name, model, shape, tokens: ids.length } as const,
         ...{ hash, apart, placement: kept.placement, parts: kept.parts },
       };
       yield* folder.write(name, textFile, encodeHead(head), [bytes]);
+      yield* Effect.promise(() => folder.finish(name));
       texts.set(name, { head, ids: Uint32Array.from(ids) });
     }).pipe(
       // Nothing that is not whole stays; nodes are not waited for by somebody who leaves.
