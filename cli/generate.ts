@@ -42,9 +42,6 @@ export const runGenerate = Effect.fn("runGenerate")(function* (flags: GenerateFl
     ...files.flatMap(({ ids }) => ids),
     ...tokens.encode(prompt, files.length === 0),
   ];
-  if (ids.length === 0) {
-    return yield* misuse("generate needs a token at least: found none in its prompt and files");
-  }
   yield* mustBeKnown(ids, folder.model.vocabulary);
   yield* mustFit(ids.length, flags.maxTokens, folder.model.longest);
   let ring = 0;
