@@ -2,6 +2,7 @@
 import { Effect } from "effect";
 import assert from "node:assert/strict";
 import { writeConstructedModel } from "../../examples/08_constructed_model.ts";
+import { fromFileUrl } from "../../cli/paths.ts";
 import { Annulus, annulus } from "../support/cli.ts";
 import { inFolder } from "../support/in_folder.ts";
 import { missingServer, natsServer } from "../support/nats.ts";
@@ -21,16 +22,17 @@ const book = (() => {
   }`;
 })();
 
+const questionIn = (folder: string, fact: keyof typeof facts, ...args: ReadonlyArray<string>) => [
+  ...["generate", `${folder}/model`, `The ${fact}=`, "--file", `${folder}/book.txt`],
+  ...["--device", "reference", "--stop", ";", "--max-tokens", "9", "--json", ...args],
+];
 /** A model, a book, and how to ask about it. */
 const asking = async (folder: string) => {
   await writeConstructedModel(`${folder}/model`);
   await Deno.writeTextFile(`${folder}/book.txt`, book);
   /** The usage of a question that must be answered rightly, and what else was said. */
   return async (fact: keyof typeof facts, ...args: ReadonlyArray<string>) => {
-    const { code, stdout, stderr } = await annulus([
-      ...["generate", `${folder}/model`, `The ${fact}=`, "--file", `${folder}/book.txt`],
-      ...["--device", "reference", "--stop", ";", "--max-tokens", "9", "--json", ...args],
-    ]);
+    const { code, stdout, stderr } = await annulus(questionIn(folder, fact, ...args));
     assert.equal(code, 0, stderr);
     const { text, ...usage } = JSON.parse(stdout);
     assert.equal(text, facts[fact]);
@@ -93,6 +95,24 @@ inFolder(
     ]);
   },
 );
+
+inFolder("an answer is printed before what was read is on the disk", async (folder) => {
+  await asking(folder);
+  const [config, main] = ["deno.json", "cli/main.ts"].map((file) =>
+    fromFileUrl(new URL(`../../${file}`, import.meta.url))
+  );
+  // Both outputs as one, which has them in their order.
+  const { code, stdout } = await new Deno.Command("sh", {
+    args: [
+      ...["-c", 'exec "$@" 2>&1', "sh", Deno.execPath(), "run", "-A", `--config=${config}`, main!],
+      ...questionIn(folder, "ship", "--caches", `${folder}/caches`),
+    ],
+    stdin: "null",
+  }).output();
+  const said = new TextDecoder().decode(stdout);
+  assert.equal(code, 0, said);
+  assert.match(said, /"text": "Pequod"[^]*^annulus: cache .* tokens, .* written in/m);
+});
 
 inFolder("a folder that cannot be one, and sizes that are none, are refused", async (folder) => {
   await writeConstructedModel(`${folder}/model`);
