@@ -14,7 +14,7 @@ import {
 import { checkPart } from "../plugins/models/cache_parts.ts";
 import { readText, type SavedText } from "../plugins/models/saved_texts.ts";
 import { FileInvalid } from "../runtime/errors.ts";
-import { print, printJson, sizeInWords, table } from "./output.ts";
+import { note, print, printJson, sizeInWords, table } from "./output.ts";
 import { join } from "node:path";
 
 /** All that `caches` can be told. */
@@ -27,12 +27,13 @@ export interface CachesVerbFlags {
 
 const reasonOf = (cause: unknown) => cause instanceof Error ? cause.message : String(cause);
 
-/** What is in a folder of these names, all of which must be there. */
+/** What is in a folder of these names, all of which must be there, and why what else is there cannot be read. */
 const keptOf = Effect.fnUntraced(function* ({ dir, names }: CachesVerbFlags) {
   const refuse = (needed: string, found: string) =>
     new FileInvalid({ attempted: "look for caches in", file: dir, needed, found });
+  const skipped = new Map<string, string>();
   const all = yield* Effect.tryPromise({
-    try: () => keptIn(dir),
+    try: () => keptIn(dir, (name, reason) => void skipped.set(name, reason)),
     catch: (cause) =>
       refuse(
         "it must be a folder of --caches",
@@ -43,10 +44,21 @@ const keptOf = Effect.fnUntraced(function* ({ dir, names }: CachesVerbFlags) {
   if (missing !== undefined) {
     return yield* refuse(
       `it must have ${missing}`,
-      all.map(({ name }) => name).join(", ") || "none",
+      skipped.get(missing) ?? (all.map(({ name }) => name).join(", ") || "none"),
     );
   }
-  return names.length === 0 ? all : all.filter(({ name }) => names.includes(name));
+  return names.length === 0
+    ? { kept: all, skipped }
+    : { kept: all.filter(({ name }) => names.includes(name)), skipped: new Map<string, string>() };
+});
+
+/** The same, where what cannot be read is only said. */
+const readableOf = Effect.fnUntraced(function* (flags: CachesVerbFlags) {
+  const { kept, skipped } = yield* keptOf(flags);
+  for (const [name, reason] of skipped) {
+    yield* note(`annulus: cannot read "${join(flags.dir, name)}": ${reason}`);
+  }
+  return kept;
 });
 
 /** What the file of a text says, or what is wrong with it. */
@@ -70,7 +82,7 @@ const listed = async (dir: string, kept: Kept) => {
 
 /** What there is. */
 export const listCaches = Effect.fn("listCaches")(function* (flags: CachesVerbFlags) {
-  const kept = yield* keptOf(flags);
+  const kept = yield* readableOf(flags);
   const all = yield* Effect.promise(() => Promise.all(kept.map((one) => listed(flags.dir, one))));
   if (flags.json) return yield* printJson(all);
   if (all.length === 0) return yield* print("no caches");
@@ -119,8 +131,8 @@ const faultsOf = async (dir: string, kept: Kept): Promise<ReadonlyArray<string>>
 
 /** Reads all of it, and says what is not as it was; true where all is. */
 export const verifyCaches = Effect.fn("verifyCaches")(function* (flags: CachesVerbFlags) {
-  const kept = yield* keptOf(flags);
-  const all = yield* Effect.forEach(
+  const { kept, skipped } = yield* keptOf(flags);
+  const read = yield* Effect.forEach(
     kept,
     (one) =>
       Effect.map(
@@ -128,6 +140,10 @@ export const verifyCaches = Effect.fn("verifyCaches")(function* (flags: CachesVe
         (wrong) => ({ name: one.name, ok: wrong.length === 0, wrong }),
       ),
   );
+  const all = [
+    ...read,
+    ...Array.from(skipped, ([name, why]) => ({ name, ok: false, wrong: [why] })),
+  ];
   if (flags.json) yield* printJson(all);
   else {
     for (const { name, ok, wrong } of all) {
@@ -140,7 +156,7 @@ export const verifyCaches = Effect.fn("verifyCaches")(function* (flags: CachesVe
 
 /** Removes them. */
 export const removeCaches = Effect.fn("removeCaches")(function* (flags: CachesVerbFlags) {
-  const kept = yield* keptOf(flags);
+  const kept = yield* readableOf(flags);
   yield* Effect.promise(async () => {
     for (const { name } of kept) await removeKept(flags.dir, name);
   });

@@ -41,8 +41,15 @@ export interface Kept {
 const namesIn = async (folder: string): Promise<ReadonlyArray<string>> =>
   (await Array.fromAsync(Deno.readDir(folder), ({ name }) => name)).sort();
 
-/** All that is there, from what was used longest ago on. */
-export const keptIn = async (folder: string): Promise<ReadonlyArray<Kept>> => {
+/**
+ * All that is there, from what was used longest ago on.
+ *
+ * @param skipped Hears of what cannot be read, and why: others may have put it there, and it is in nobody's way.
+ */
+export const keptIn = async (
+  folder: string,
+  skipped: (name: string, reason: string) => void = () => {},
+): Promise<ReadonlyArray<Kept>> => {
   const found: Array<Kept> = [];
   for (const name of (await namesIn(folder)).filter((name) => ours.test(name))) {
     const own = join(folder, name);
@@ -60,8 +67,8 @@ export const keptIn = async (folder: string): Promise<ReadonlyArray<Kept>> => {
         begun: files.includes(markFile),
       });
     } catch (cause) {
-      // Another process has removed it meanwhile.
-      if (!(cause instanceof Deno.errors.NotFound)) throw cause;
+      // Or another process has removed it meanwhile.
+      if (!(cause instanceof Deno.errors.NotFound)) skipped(name, reasonOf(cause));
     }
   }
   return found.sort((a, b) => a.used - b.used || (a.name < b.name ? -1 : 1));
@@ -89,8 +96,12 @@ export const removeKept = async (folder: string, name: string): Promise<void> =>
 const sweep = async (folder: string): Promise<void> => {
   for (const { name, finished, begun } of await keptIn(folder)) {
     const own = join(folder, name);
-    for (const file of await namesIn(own)) {
-      if (torn.test(file)) await Deno.remove(join(own, file));
+    try {
+      for (const file of await namesIn(own)) {
+        if (torn.test(file)) await Deno.remove(join(own, file));
+      }
+    } catch {
+      // What cannot be removed is no reason to keep nothing.
     }
     if (begun && !finished) await removeKept(folder, name);
   }

@@ -142,6 +142,18 @@ inFolder("a folder that cannot be one, and sizes that are none, are refused", as
   assert.equal(unfinished.code, 1);
   assert.match(unfinished.stdout, /^✗ 0123456789abcdef-01234567: it was never finished$/m);
   await refused(1, /it must have x: found none/, "caches", "remove", folder, "x");
+  // What cannot be read, which is no folder here.
+  const odd = "0123456789abcdef-89abcdef";
+  await Deno.writeTextFile(`${folder}/caches/${odd}`, "");
+  const verified = await annulus(["caches", "verify", `${folder}/caches`]);
+  assert.equal(verified.code, 1);
+  assert.match(verified.stdout, /^✗ 0123456789abcdef-89abcdef: Not a directory/m);
+  assert.equal(verified.stderr, "");
+  await refused(1, /found Not a directory/, "caches", "verify", `${folder}/caches`, odd);
+  const removed = await annulus(["caches", "remove", `${folder}/caches`]);
+  assert.equal(removed.code, 0, removed.stderr);
+  assert.match(removed.stdout, /^1 removed, /);
+  assert.match(removed.stderr, /^annulus: cannot read ".*89abcdef": Not a directory.*\n$/);
 });
 
 inFolder("nodes that annulus starts keep their parts in the same folder", async (folder) => {

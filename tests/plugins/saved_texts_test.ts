@@ -395,6 +395,35 @@ inFolder("what was begun is tidied up by whoever is alone with the folder", asyn
   assert.match(refused.message, /notes\.txt": it must be a folder that may be written to: found/);
 });
 
+itKeeps(
+  "what cannot be read of a folder is said once, and in nobody's way",
+  ({ folder, begin }) =>
+    Effect.gen(function* () {
+      yield* keep(yield* begin(2));
+      const odd = "0123456789abcdef-01234567";
+      yield* Effect.promise(() => Deno.writeTextFile(`${folder.path}/${odd}`, "no folder"));
+      const { session, saved, told } = yield* begin(2);
+      assert.equal(told.length, 1, told.join());
+      assert.match(told.join(), /^cannot use cache 0123456789abcdef-01234567: ".*": Not a dir/);
+      assert.equal(yield* goesOn({ session, saved, told }, [...ids, 1], 1), 61);
+      // Room is made of what can be.
+      assert.deepEqual((yield* Effect.promise(() => folder.makeRoom(1, odd))).length, 0);
+      yield* Effect.promise(() => Deno.remove(folder.path, { recursive: true }));
+      const gone = yield* begin(2);
+      assert.match(gone.told.join(), /^cannot use ".*caches": No such file/);
+      assert.equal(yield* gone.saved.find(gone.session, [...ids, 1], 0), undefined);
+    }),
+  { limit: 1_000_000 },
+);
+
+inFolder("what cannot be tidied up is left alone", async (path) => {
+  const own = `${path}/0123456789abcdef-01234567`;
+  // A folder where a file should be, which is not empty.
+  await Deno.mkdir(`${own}/.rank-1.cache.0123abcd.part/more`, { recursive: true });
+  await Effect.runPromise(Effect.scoped(opened(path)));
+  assert.ok(Deno.statSync(`${own}/.rank-1.cache.0123abcd.part/more`).isDirectory);
+});
+
 inFolder("whatever becomes of a part's file, it is whole or refused", async (outer) => {
   const path = `${outer}/caches`;
   const shape = { layers: 2, kvHeads: 1, headDim: 4, dtype: "f32" } as const;
