@@ -154,16 +154,28 @@ export const verifyCaches = Effect.fn("verifyCaches")(function* (flags: CachesVe
   return all.every(({ ok }) => ok);
 });
 
-/** Removes them. */
+/** Removes them, as far as they are here, and says what is elsewhere. */
 export const removeCaches = Effect.fn("removeCaches")(function* (flags: CachesVerbFlags) {
   const kept = yield* readableOf(flags);
+  const apart: Array<string> = [];
   yield* Effect.promise(async () => {
-    for (const { name } of kept) await removeKept(flags.dir, name);
+    for (const one of kept) {
+      const text = await textOf(flags.dir, one);
+      if (typeof text === "object" && text.head.apart) apart.push(one.name);
+      await removeKept(flags.dir, one.name);
+    }
   });
   const [names, bytes] = [
     kept.map(({ name }) => name),
     kept.reduce((sum, { bytes }) => sum + bytes, 0),
   ];
-  if (flags.json) return yield* printJson({ removed: names, bytes });
-  yield* print(`${names.length} removed, ${sizeInWords(bytes)}`);
+  if (flags.json) return yield* printJson({ removed: names, bytes, on_nodes: apart });
+  yield* print(
+    `${names.length} removed, ${sizeInWords(bytes)}${
+      apart.length === 0
+        ? ""
+        : `; keys and values of ${apart.length} stay with their nodes until those need the room ` +
+          "(--caches-limit), or are told the same"
+    }`,
+  );
 });

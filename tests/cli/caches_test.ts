@@ -89,7 +89,7 @@ inFolder(
       /^annulus: cannot use cache .*, and the text is read again: .*rank-0\.cache.*its CRC-32 differs$/m,
     );
     const removed = await annulus(["caches", "remove", dir, name!]);
-    assert.match(removed.stdout, /^1 removed, /);
+    assert.match(removed.stdout, /^1 removed, [^;]*\n$/);
     assert.deepEqual((await list()).map(({ tokens }: { tokens: number }) => tokens), [
       prompt("captain"),
     ]);
@@ -215,6 +215,16 @@ inFolder(
         assert.equal(anew.cached_tokens, 0);
         assert.match(stderr, /its 2 parts must be there, each with another rank/);
         assert.match(stderr, /no text is kept: rank \d has no folder for it \(node --caches DIR\)/);
+
+        // A driver's folder is without what its nodes have.
+        const removed = await annulus(["caches", "remove", `${folder}/driver`]);
+        assert.match(
+          removed.stdout,
+          /^1 removed, .*; keys and values of 1 stay with their nodes until those need the room \(/,
+        );
+        assert.deepEqual(places.flatMap(partsIn).sort(), ["rank-0.cache", "rank-1.cache"]);
+        const own = await annulus(["caches", "remove", places[0]!, "--json"]);
+        assert.deepEqual(JSON.parse(own.stdout).on_nodes, []);
       });
     }))),
   missingServer,
