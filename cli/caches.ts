@@ -13,6 +13,7 @@ import {
 } from "../plugins/models/cache_folder.ts";
 import { checkPart } from "../plugins/models/cache_parts.ts";
 import { readText, type SavedText } from "../plugins/models/saved_texts.ts";
+import { reasonOf } from "../plugins/sealed.ts";
 import { FileInvalid } from "../runtime/errors.ts";
 import { note, print, printJson, sizeInWords, table } from "./output.ts";
 import { join } from "node:path";
@@ -24,8 +25,6 @@ export interface CachesVerbFlags {
   readonly names: ReadonlyArray<string>;
   readonly json: boolean;
 }
-
-const reasonOf = (cause: unknown) => cause instanceof Error ? cause.message : String(cause);
 
 /** What is in a folder of these names, all of which must be there, and why what else is there cannot be read. */
 const keptOf = Effect.fnUntraced(function* ({ dir, names }: CachesVerbFlags) {
