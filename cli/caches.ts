@@ -13,8 +13,9 @@ import {
 } from "../plugins/models/cache_folder.ts";
 import { checkPart } from "../plugins/models/cache_parts.ts";
 import { readText, type SavedText } from "../plugins/models/saved_texts.ts";
+import { reasonOf } from "../plugins/sealed.ts";
 import { FileInvalid } from "../runtime/errors.ts";
-import { print, printJson, sizeInWords, table } from "./output.ts";
+import { note, print, printJson, sizeInWords, table } from "./output.ts";
 import { join } from "node:path";
 
 /** All that `caches` can be told. */
@@ -25,14 +26,13 @@ export interface CachesVerbFlags {
   readonly json: boolean;
 }
 
-const reasonOf = (cause: unknown) => cause instanceof Error ? cause.message : String(cause);
-
-/** What is in a folder of these names, all of which must be there. */
+/** What is in a folder of these names, all of which must be there, and why what else is there cannot be read. */
 const keptOf = Effect.fnUntraced(function* ({ dir, names }: CachesVerbFlags) {
   const refuse = (needed: string, found: string) =>
     new FileInvalid({ attempted: "look for caches in", file: dir, needed, found });
+  const skipped = new Map<string, string>();
   const all = yield* Effect.tryPromise({
-    try: () => keptIn(dir),
+    try: () => keptIn(dir, (name, reason) => void skipped.set(name, reason)),
     catch: (cause) =>
       refuse(
         "it must be a folder of --caches",
@@ -43,10 +43,21 @@ const keptOf = Effect.fnUntraced(function* ({ dir, names }: CachesVerbFlags) {
   if (missing !== undefined) {
     return yield* refuse(
       `it must have ${missing}`,
-      all.map(({ name }) => name).join(", ") || "none",
+      skipped.get(missing) ?? (all.map(({ name }) => name).join(", ") || "none"),
     );
   }
-  return names.length === 0 ? all : all.filter(({ name }) => names.includes(name));
+  return names.length === 0
+    ? { kept: all, skipped }
+    : { kept: all.filter(({ name }) => names.includes(name)), skipped: new Map<string, string>() };
+});
+
+/** The same, where what cannot be read is only said. */
+const readableOf = Effect.fnUntraced(function* (flags: CachesVerbFlags) {
+  const { kept, skipped } = yield* keptOf(flags);
+  for (const [name, reason] of skipped) {
+    yield* note(`annulus: cannot read "${join(flags.dir, name)}": ${reason}`);
+  }
+  return kept;
 });
 
 /** What the file of a text says, or what is wrong with it. */
@@ -70,7 +81,7 @@ const listed = async (dir: string, kept: Kept) => {
 
 /** What there is. */
 export const listCaches = Effect.fn("listCaches")(function* (flags: CachesVerbFlags) {
-  const kept = yield* keptOf(flags);
+  const kept = yield* readableOf(flags);
   const all = yield* Effect.promise(() => Promise.all(kept.map((one) => listed(flags.dir, one))));
   if (flags.json) return yield* printJson(all);
   if (all.length === 0) return yield* print("no caches");
@@ -119,8 +130,8 @@ const faultsOf = async (dir: string, kept: Kept): Promise<ReadonlyArray<string>>
 
 /** Reads all of it, and says what is not as it was; true where all is. */
 export const verifyCaches = Effect.fn("verifyCaches")(function* (flags: CachesVerbFlags) {
-  const kept = yield* keptOf(flags);
-  const all = yield* Effect.forEach(
+  const { kept, skipped } = yield* keptOf(flags);
+  const read = yield* Effect.forEach(
     kept,
     (one) =>
       Effect.map(
@@ -128,6 +139,10 @@ export const verifyCaches = Effect.fn("verifyCaches")(function* (flags: CachesVe
         (wrong) => ({ name: one.name, ok: wrong.length === 0, wrong }),
       ),
   );
+  const all = [
+    ...read,
+    ...Array.from(skipped, ([name, why]) => ({ name, ok: false, wrong: [why] })),
+  ];
   if (flags.json) yield* printJson(all);
   else {
     for (const { name, ok, wrong } of all) {
@@ -138,16 +153,28 @@ export const verifyCaches = Effect.fn("verifyCaches")(function* (flags: CachesVe
   return all.every(({ ok }) => ok);
 });
 
-/** Removes them. */
+/** Removes them, as far as they are here, and says what is elsewhere. */
 export const removeCaches = Effect.fn("removeCaches")(function* (flags: CachesVerbFlags) {
-  const kept = yield* keptOf(flags);
+  const kept = yield* readableOf(flags);
+  const apart: Array<string> = [];
   yield* Effect.promise(async () => {
-    for (const { name } of kept) await removeKept(flags.dir, name);
+    for (const one of kept) {
+      const text = await textOf(flags.dir, one);
+      if (typeof text === "object" && text.head.apart) apart.push(one.name);
+      await removeKept(flags.dir, one.name);
+    }
   });
   const [names, bytes] = [
     kept.map(({ name }) => name),
     kept.reduce((sum, { bytes }) => sum + bytes, 0),
   ];
-  if (flags.json) return yield* printJson({ removed: names, bytes });
-  yield* print(`${names.length} removed, ${sizeInWords(bytes)}`);
+  if (flags.json) return yield* printJson({ removed: names, bytes, on_nodes: apart });
+  yield* print(
+    `${names.length} removed, ${sizeInWords(bytes)}${
+      apart.length === 0
+        ? ""
+        : `; keys and values of ${apart.length} stay with their nodes until those need the room ` +
+          "(--caches-limit), or are told the same"
+    }`,
+  );
 });

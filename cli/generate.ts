@@ -42,9 +42,6 @@ export const runGenerate = Effect.fn("runGenerate")(function* (flags: GenerateFl
     ...files.flatMap(({ ids }) => ids),
     ...tokens.encode(prompt, files.length === 0),
   ];
-  if (ids.length === 0) {
-    return yield* misuse("generate needs a token at least: found none in its prompt and files");
-  }
   yield* mustBeKnown(ids, folder.model.vocabulary);
   yield* mustFit(ids.length, flags.maxTokens, folder.model.longest);
   let ring = 0;
@@ -60,21 +57,22 @@ export const runGenerate = Effect.fn("runGenerate")(function* (flags: GenerateFl
   });
   const limits = { most: flags.maxTokens, ends, stops: flags.stop };
   const heard = yield* hear(engine.say({ prompt: ids, sampling, limits }), flags.json);
-  // What was read is kept before the command ends.
-  yield* engine.settled;
   const { text, end, seconds } = heard;
-  if (!flags.json) {
+  if (flags.json) {
+    yield* printJson({
+      ...{ text, end, tokens: heard.ids, ring, seconds },
+      ...promptUsage(heard.prompt),
+      files: files.map(({ name, ids }) => ({ name, tokens: ids.length })),
+    });
+  } else {
     yield* print("");
     yield* later.flush;
-    return yield* note(
+    yield* note(
       `annulus: ${promptInWords(heard.prompt)} in ${seconds.first.toFixed(1)} s, ` +
         `${heard.ids.length} said in ${(seconds.all - seconds.first).toFixed(1)} s, ${ring} ranks`,
     );
   }
+  // What was read is kept before the command ends; nobody waits for that with the answer.
+  yield* engine.settled;
   yield* later.flush;
-  yield* printJson({
-    ...{ text, end, tokens: heard.ids, ring, seconds },
-    ...promptUsage(heard.prompt),
-    files: files.map(({ name, ids }) => ({ name, tokens: ids.length })),
-  });
 }, Effect.scoped);

@@ -5,7 +5,7 @@
  */
 import { Effect, type Stream } from "effect";
 import { type Answer, answerOf } from "../plugins/models/answer.ts";
-import type { Said } from "../plugins/models/engine.ts";
+import type { PromptSaid, Said } from "../plugins/models/engine.ts";
 import type { PromptRead } from "../plugins/models/prompt_read.ts";
 import { draw, printPart } from "./output.ts";
 
@@ -31,6 +31,20 @@ export const promptInWords = ({ tokens, cached, from, ways }: PromptRead): strin
   return `${tokens} tokens: ${there}${read === "" ? "none read" : read}`;
 };
 
+/**
+ * "400 of 1000 tokens read, 3 s left", after so many seconds. After a lost session what was cached is read again, and as
+ * long as nothing is new there is nothing to judge by.
+ */
+export const progressInWords = (
+  { read, of }: PromptSaid,
+  cached: number,
+  seconds: number,
+): string | undefined => {
+  if (read <= cached) return undefined;
+  const left = seconds * (of - read) / (read - cached);
+  return `${read} of ${of} tokens read, ${left.toFixed(0)} s left`;
+};
+
 /** What a model has said, and how long it took. */
 export interface Heard extends Answer {
   /** Seconds until the first token, and until the last one. */
@@ -48,9 +62,8 @@ export const hear = Effect.fn("hear")(function* <E>(
   let first = 0;
   const answer = yield* answerOf(said, (heard, { cached }) => {
     if ("read" in heard) {
-      if (!terminal || heard.read === cached) return Effect.void;
-      const left = since() * (heard.of - heard.read) / (heard.read - cached);
-      return draw(`\x1b[2K\r${heard.read} of ${heard.of} tokens read, ${left.toFixed(0)} s left`);
+      const words = progressInWords(heard, cached, since());
+      return terminal && words !== undefined ? draw(`\x1b[2K\r${words}`) : Effect.void;
     }
     const clear = terminal && first === 0 ? draw("\x1b[2K\r") : Effect.void;
     first ||= since();

@@ -66,7 +66,7 @@ export const runModel = Effect.fn("runModel")(function* (
   const apart = flags.cluster !== undefined;
   const caches = flags.caches === undefined
     ? undefined
-    : yield* CacheFolder.open(flags.caches, flags.cachesLimit ?? Infinity, !apart);
+    : yield* CacheFolder.open(flags.caches, flags.cachesLimit ?? Infinity);
   const { devices } = yield* knownPlugins(flags.plugin, flags.device);
   const terminal = Deno.stderr.isTerminal() && !flags.json;
   const progress = (done: number, all: number) =>

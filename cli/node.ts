@@ -51,7 +51,7 @@ export const runNode = Effect.fn("runNode")(function* (flags: NodeFlags) {
   const models = yield* Effect.forEach(flags.model, openModel);
   const caches = flags.caches === undefined
     ? Layer.empty
-    : partsIn(yield* CacheFolder.open(flags.caches, flags.cachesLimit, false));
+    : partsIn(yield* CacheFolder.open(flags.caches, flags.cachesLimit));
   const services = yield* Layer.build(
     Layer.mergeAll(modelsIn(models), caches).pipe(
       Layer.provideMerge(

@@ -9,10 +9,10 @@ import { Effect, Exit, Fiber, Metric, Result, Schema, Stream } from "effect";
 import { PrometheusMetrics } from "effect/observability";
 import type { Asked, Piece } from "../plugins/models/continuation.ts";
 import { type Said, startEngine } from "../plugins/models/engine.ts";
-import { mustBeKnown } from "../plugins/models/prompt.ts";
+import { mustBeKnown, mustFit } from "../plugins/models/prompt.ts";
 import { PromptWatch } from "../plugins/models/prompt_read.ts";
 import { openTokenizer } from "../plugins/models/tokenizer.ts";
-import { PortUnavailable } from "../runtime/errors.ts";
+import { type InvalidProblem, PortUnavailable } from "../runtime/errors.ts";
 import { isLoopback } from "../plugins/nats_connection.ts";
 import { misuse } from "./command_line.ts";
 import { tokensAtOnce } from "./hear.ts";
@@ -135,19 +135,17 @@ export const runServe = Effect.fn("runServe")(function* (flags: ServeFlags) {
     most: number | null | undefined,
     top: number,
   ): Asked => {
-    const known = Effect.runSync(Effect.result(mustBeKnown(prompt, vocabulary)));
-    if (Result.isFailure(known)) throw new Refusal(400, known.failure.message);
-    if (prompt.length === 0) throw new Refusal(400, "a prompt needs a token at least: found none");
     const room = longest - prompt.length;
-    const wanted = most ?? Math.min(room, 4096);
-    if (wanted < 1 || wanted > room) {
-      throw new Refusal(
-        400,
-        `the prompt and what is to come may have ${longest} tokens: found ${prompt.length} and ` +
-          `up to ${Math.max(wanted, 1)} more`,
-        "context_length_exceeded",
-      );
-    }
+    const wanted = most ?? Math.max(1, Math.min(room, 4096));
+    const must = (check: Effect.Effect<void, InvalidProblem>, code: string | null) => {
+      const found = Effect.runSync(Effect.result(check));
+      if (Result.isFailure(found)) throw new Refusal(400, found.failure.message, code);
+    };
+    must(mustBeKnown(prompt, vocabulary), null);
+    must(
+      mustFit(prompt.length, wanted, longest),
+      wanted > room ? "context_length_exceeded" : null,
+    );
     const { sampling, ends } = usual;
     return {
       prompt,

@@ -9,10 +9,10 @@ import { chunkFor } from "./attend.ts";
 import { Watch } from "./beat.ts";
 import { Crew } from "./crew.ts";
 import type { DType } from "./dtype.ts";
-import type { FrameRejected, LinkError, RankFailed } from "./errors.ts";
+import { type FrameRejected, type LinkError, LinkFailed, type RankFailed } from "./errors.ts";
 import type { Inference } from "./inference.ts";
 import { newRun } from "./job.ts";
-import { type Ends, type Link, Links } from "./link.ts";
+import { type Ends, type Link, Links, slotName } from "./link.ts";
 import { sealMark } from "./manifest.ts";
 import type { Model } from "./model.ts";
 import type { Order } from "./parts_messages.ts";
@@ -143,6 +143,15 @@ export const openSession = Effect.fn("openSession")(function* (
   const blame = (error: SessionError) => Effect.asVoid(Deferred.fail(failure, error));
   const sound = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
     Effect.raceFirst(effect, Deferred.await(failure));
+  // Whoever waits for ranks that nobody hears any more would do so forever.
+  yield* Effect.addFinalizer(() =>
+    blame(
+      new LinkFailed({
+        ...{ run: job.run, self: slotName("driver"), peer: "its ranks" },
+        ...{ needed: "an open session", found: "one that has ended" },
+      }),
+    )
+  );
   const ranks = Array.from({ length: ring }, (_, rank) => rank);
   if (crew.ended !== undefined) {
     const { ended } = crew;
@@ -183,6 +192,9 @@ export const openSession = Effect.fn("openSession")(function* (
   const shared: Array<Share> = [];
   const dropped: Array<number> = [];
   const one = yield* Semaphore.make(1);
+  /** One after the other. One that fails ends the session: ranks may have had a part of it. */
+  const inTurn = <A, R>(turn: Effect.Effect<A, FrameRejected | LinkError, R>) =>
+    Semaphore.withPermits(one, 1)(Effect.tapError(turn, blame));
   let turns = 0;
   /** One turn, whose logits come in the order of the tokens of each sequence. */
   const turn = Effect.fnUntraced(function* (
@@ -215,7 +227,7 @@ export const openSession = Effect.fn("openSession")(function* (
       }
       return all;
     });
-  }, Semaphore.withPermits(one, 1));
+  }, inTurn);
 
   const extend: Session["extend"] = Effect.fnUntraced(function* (extensions) {
     const asked = extensions.map(({ sequence, ids, wanted = 1 }) => {
@@ -261,7 +273,7 @@ export const openSession = Effect.fn("openSession")(function* (
   }, sound);
   const kept = parts === true
     ? yield* sound(
-      openParts(job, lanes, (order) => Effect.asVoid(turn([], [order])), sequences),
+      openParts(job, lanes, (order) => Effect.asVoid(turn([], [order])), sequences, blame),
     )
     : undefined;
   return {

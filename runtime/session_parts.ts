@@ -47,12 +47,14 @@ type Answer = Exclude<Told, { readonly told: "there" }>;
  * @param links To the ranks, for what they tell.
  * @param send Sends an order with a turn.
  * @param sequences Where the tokens of each are.
+ * @param blame Hears what ends the session.
  */
 export const openParts = Effect.fn("openParts")(function* (
   job: Inference,
   links: ReadonlyArray<Link>,
   send: (order: Order) => Effect.Effect<void, FrameRejected | LinkError | RankFailed>,
   sequences: Map<number, Placement>,
+  blame: (error: FrameRejected) => Effect.Effect<void>,
 ): Effect.fn.Return<SessionParts, FrameRejected | LinkError, Scope.Scope> {
   const waiting = new Map<number, ReadonlyArray<Deferred.Deferred<Answer>>>();
   const there = yield* Effect.forEach(links, (link, rank) =>
@@ -74,8 +76,13 @@ export const openParts = Effect.fn("openParts")(function* (
       const deferred = waiting.get(told.op)?.[rank];
       if (deferred !== undefined) yield* Deferred.succeed(deferred, told);
     });
-    // A link that fails is noticed by the turns.
-    yield* Effect.forkScoped(Effect.ignore(Effect.forever(next)));
+    yield* Effect.forever(next).pipe(
+      // Nothing can be heard behind it.
+      Effect.catchTag("FrameRejected", blame),
+      // A link that fails is noticed by its rank, or by the turns.
+      Effect.ignore,
+      Effect.forkScoped,
+    );
   }
 
   let ops = 0;

@@ -13,10 +13,12 @@ import { reasonOf, Sealing, settle } from "../sealed.ts";
 export const textFile = "text.cache";
 /** The file of a part. */
 export const partFile = (part: number): string => `rank-${part}.cache`;
+/** A driver has begun a text here, and the parts beside this are that text's: never finished where its own file is not. */
+const markFile = "text.begun";
 
 const ours = /^[0-9a-f]{16}-[0-9a-f]{8}$/;
 const partName = /^rank-(\d+)\.cache$/;
-const begun = /^\..*\.[0-9a-f]{8}\.part$/;
+const torn = /^\..*\.[0-9a-f]{8}\.part$/;
 const lockName = "lock";
 
 /** Only its user may read what is in it: it tells the text. */
@@ -32,13 +34,22 @@ export interface Kept {
   readonly parts: ReadonlyArray<number>;
   /** A driver finished it. */
   readonly finished: boolean;
+  /** A driver began it here, and did not come to say that it is finished. */
+  readonly begun: boolean;
 }
 
 const namesIn = async (folder: string): Promise<ReadonlyArray<string>> =>
   (await Array.fromAsync(Deno.readDir(folder), ({ name }) => name)).sort();
 
-/** All that is there, from what was used longest ago on. */
-export const keptIn = async (folder: string): Promise<ReadonlyArray<Kept>> => {
+/**
+ * All that is there, from what was used longest ago on.
+ *
+ * @param skipped Hears of what cannot be read, and why: others may have put it there, and it is in nobody's way.
+ */
+export const keptIn = async (
+  folder: string,
+  skipped: (name: string, reason: string) => void = () => {},
+): Promise<ReadonlyArray<Kept>> => {
   const found: Array<Kept> = [];
   for (const name of (await namesIn(folder)).filter((name) => ours.test(name))) {
     const own = join(folder, name);
@@ -53,10 +64,11 @@ export const keptIn = async (folder: string): Promise<ReadonlyArray<Kept>> => {
         used: (await Deno.stat(own)).mtime?.getTime() ?? 0,
         parts: files.flatMap((file) => partName.exec(file)?.[1] ?? []).map(Number),
         finished: files.includes(textFile),
+        begun: files.includes(markFile),
       });
     } catch (cause) {
-      // Another process has removed it meanwhile.
-      if (!(cause instanceof Deno.errors.NotFound)) throw cause;
+      // Or another process has removed it meanwhile.
+      if (!(cause instanceof Deno.errors.NotFound)) skipped(name, reasonOf(cause));
     }
   }
   return found.sort((a, b) => a.used - b.used || (a.name < b.name ? -1 : 1));
@@ -67,7 +79,7 @@ export const removeKept = async (folder: string, name: string): Promise<void> =>
   const own = join(folder, name);
   try {
     for (const file of await namesIn(own)) {
-      if (file === textFile || partName.test(file) || begun.test(file)) {
+      if (file === textFile || file === markFile || partName.test(file) || torn.test(file)) {
         await Deno.remove(join(own, file));
       }
     }
@@ -77,14 +89,21 @@ export const removeKept = async (folder: string, name: string): Promise<void> =>
   }
 };
 
-/** Removes what was begun and never finished, while nobody else uses the folder. */
-const sweep = async (folder: string, drivers: boolean): Promise<void> => {
-  for (const { name, finished } of await keptIn(folder)) {
+/**
+ * Removes what was begun and never finished, while nobody else uses the folder. Parts without a text are no sign of that:
+ * a node has nothing else, and its folder may be a driver's another time.
+ */
+const sweep = async (folder: string): Promise<void> => {
+  for (const { name, finished, begun } of await keptIn(folder)) {
     const own = join(folder, name);
-    for (const file of await namesIn(own)) {
-      if (begun.test(file)) await Deno.remove(join(own, file));
+    try {
+      for (const file of await namesIn(own)) {
+        if (torn.test(file)) await Deno.remove(join(own, file));
+      }
+    } catch {
+      // What cannot be removed is no reason to keep nothing.
     }
-    if (drivers && !finished) await removeKept(folder, name);
+    if (begun && !finished) await removeKept(folder, name);
   }
 };
 
@@ -102,12 +121,10 @@ export class CacheFolder {
    * Makes the folder where it is not there, and keeps others from tidying it up until the scope ends.
    *
    * @param limit Bytes of all that is in it.
-   * @param drivers Every text in it was finished by a driver, or never; elsewhere there are parts alone.
    */
   static readonly open = Effect.fnUntraced(function* (
     path: string,
     limit: number,
-    drivers: boolean,
   ): Effect.fn.Return<CacheFolder, FileInvalid, Scope.Scope> {
     const refuse = (cause: unknown) =>
       new FileInvalid({
@@ -127,7 +144,7 @@ export class CacheFolder {
     );
     yield* Effect.tryPromise({
       try: async () => {
-        if (await file.tryLock(true)) await sweep(path, drivers);
+        if (await file.tryLock(true)) await sweep(path);
         await file.lock(false);
       },
       catch: refuse,
@@ -165,6 +182,17 @@ export class CacheFolder {
       sum -= bytes;
     }
     return gone;
+  }
+
+  /** A driver is about to have parts of a text made: they are its own to remove until the text is finished. */
+  async begin(name: string): Promise<void> {
+    await Deno.mkdir(join(this.#path, name), { recursive: true, mode: folderMode });
+    await Deno.writeTextFile(this.pathOf(name, markFile), "", { mode: fileMode });
+  }
+
+  /** The text has its file. */
+  async finish(name: string): Promise<void> {
+    await Deno.remove(this.pathOf(name, markFile)).catch(() => {}); // beside that file it says nothing
   }
 
   /** It was used just now. */

@@ -102,25 +102,31 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
   const saving = yield* FiberSet.make<void, never>();
   const fork = yield* FiberSet.runtime(saving)();
 
-  /** Lets texts that have ended go until the others have so much room. */
-  const evict = (most: number) => {
+  const needOf = ({ asked: { prompt, limits } }: Text<E>) => prompt.length + limits.most;
+  const reserved = () =>
+    [...texts].reduce((sum, text) => sum + (text.sequence === undefined ? 0 : needOf(text)), 0);
+  /** Tokens that are being saved of such sequences. */
+  const savedOf = (such: (sequence: number) => boolean) =>
+    [...saves.values()].reduce((sum, { of, tokens }) => sum + (such(of) ? tokens : 0), 0);
+  /** Tokens that are being saved of texts that do not grow any more: their memory is not free before that. */
+  const unfinished = () => {
+    const growing = new Set([...texts].map(({ sequence }) => sequence));
+    return savedOf((sequence) => !growing.has(sequence));
+  };
+  /** Lets texts that have ended go until there are no more tokens of them than that, and the others have their room. */
+  const evict = (most = Infinity) => {
+    const free = room() - reserved();
     let sum = [...ended.values()].reduce((sum, { length }) => sum + length, 0);
+    /** What is being saved has its memory, also where its text has gone. */
+    let alone = unfinished() - savedOf((sequence) => ended.has(sequence));
     for (const [sequence, { length }] of ended) {
-      if (sum <= most) return;
+      if (sum <= most && sum + alone <= free) return;
       sum -= length;
+      alone += savedOf((one) => one === sequence);
       ended.delete(sequence);
       session.drop(sequence);
     }
   };
-  const needOf = ({ asked: { prompt, limits } }: Text<E>) => prompt.length + limits.most;
-  /** Tokens that are being saved of texts that do not grow any more: their memory is not free before that. */
-  const unfinished = () => {
-    const growing = new Set([...texts].map(({ sequence }) => sequence));
-    return [...saves.values()]
-      .reduce((sum, { of, tokens }) => sum + (growing.has(of) ? 0 : tokens), 0);
-  };
-  const reserved = () =>
-    [...texts].reduce((sum, text) => sum + (text.sequence === undefined ? 0 : needOf(text)), 0);
   /** What the session has of a text. */
   const readOf = (sequence: number, { continuation }: Text<E>) =>
     continuation.all.slice(0, session.lengthOf(sequence));
@@ -152,7 +158,7 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
       session.drop(other);
     }
     ended.set(sequence, ids);
-    evict(Math.min(kept, room() - reserved()));
+    evict(kept);
   };
   /** Nobody wants a text any more; what a step is doing for it is done first. */
   const leave = (text: Text<E>) => {
@@ -182,7 +188,7 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
       const found = saved && (yield* saved.find(session, all, best?.tokens ?? 0));
       if (saved !== undefined && found !== undefined) {
         const own = text.sequence = nextSequence++;
-        evict(room() - reserved());
+        evict();
         if (yield* saved.use(session, own, found)) return "disk";
         session.drop(own);
         text.sequence = undefined;
@@ -199,7 +205,7 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
         if (ids !== undefined && ids.length > tokens) ended.set(sequence, ids);
       }
       if (text.sequence === nextSequence) nextSequence++;
-      evict(room() - reserved());
+      evict();
       return "memory";
     }
   });

@@ -21,16 +21,20 @@ export const mustBeKnown = (
   );
 };
 
-/** Refuses a text that is too long with what is to come. */
+/** Refuses a text that has nothing to go on from, or is to go on with nothing, or is too long with what is to come. */
 export const mustFit = (
   tokens: number,
   most: number,
   longest: number,
-): Effect.Effect<void, InvalidProblem> =>
-  tokens + most <= longest ? Effect.void : Effect.fail(
-    new InvalidProblem({
-      what: "the text with what is to come",
-      needed: `at most ${longest} tokens`,
-      found: `${tokens} and up to ${most} more`,
-    }),
+): Effect.Effect<void, InvalidProblem> => {
+  const refuse = (what: string, needed: string, found: string) =>
+    Effect.fail(new InvalidProblem({ what, needed, found }));
+  if (tokens < 1) return refuse("the prompt", "one token at least", "none");
+  if (!(most >= 1)) return refuse("what is to come", "one token at least", String(most));
+  if (tokens + most <= longest) return Effect.void;
+  return refuse(
+    "the text with what is to come",
+    `at most ${longest} tokens`,
+    `${tokens} and up to ${most} more`,
   );
+};

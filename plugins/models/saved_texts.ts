@@ -5,6 +5,7 @@
  * @module
  */
 import { createHash } from "node:crypto";
+import { join } from "node:path";
 import { Cause, Effect, Result, Schema, Semaphore } from "effect";
 import { type CacheShape, tokenBytesOf } from "../../runtime/cache.ts";
 import type { FileInvalid } from "../../runtime/errors.ts";
@@ -168,14 +169,25 @@ export const openSavedTexts = Effect.fn("openSavedTexts")(function* (
   { folder, model, shape, apart, least = 1024, wrote, tell }: SavedTextsOptions,
 ): Effect.fn.Return<SavedTexts> {
   const texts = new Map<string, SavedText>();
-  for (const { name, finished } of yield* Effect.promise(() => keptIn(folder.path))) {
+  const unusable = (name: string, path: string, reason: string) =>
+    tell(`cannot use cache ${name}: "${path}": ${reason}`);
+  const skipped: Array<readonly [name: string, reason: string]> = [];
+  const kept = yield* Effect.result(
+    Effect.tryPromise({
+      try: () => keptIn(folder.path, (...one) => skipped.push(one)),
+      catch: reasonOf,
+    }),
+  );
+  if (Result.isFailure(kept)) yield* tell(`cannot use "${folder.path}": ${kept.failure}`);
+  for (const [name, reason] of skipped) yield* unusable(name, join(folder.path, name), reason);
+  for (const { name, finished } of Result.getOrElse(kept, () => [])) {
     if (!finished) continue;
     const path = folder.pathOf(name, textFile);
     const read = yield* Effect.result(
       Effect.tryPromise({ try: () => readText(path, name), catch: reasonOf }),
     );
     if (Result.isSuccess(read)) texts.set(name, read.success);
-    else yield* tell(`cannot use cache ${name}: "${path}": ${read.failure}`);
+    else yield* unusable(name, path, read.failure);
   }
   /** What was found not to be as it was. */
   const broken = new Set<string>();
@@ -238,18 +250,19 @@ export const openSavedTexts = Effect.fn("openSavedTexts")(function* (
     const name = `${hash.slice(0, 16)}-${crypto.randomUUID().slice(0, 8)}`;
     const began = performance.now();
     yield* Effect.gen(function* () {
+      const trying = <A>(work: () => Promise<A>) =>
+        Effect.tryPromise({ try: work, catch: (cause) => new Error(reasonOf(cause)) });
       const needed = apart ? 0 : ids.length * tokenBytesOf(shape);
-      const gone = yield* Effect.tryPromise({
-        try: () => folder.makeRoom(needed + bytes.length, name),
-        catch: (cause) => new Error(reasonOf(cause)),
-      });
+      const gone = yield* trying(() => folder.makeRoom(needed + bytes.length, name));
       for (const name of gone) yield* forget(session, name);
+      yield* trying(() => folder.begin(name));
       const kept = yield* parts.keep(name, sequence);
       const head = {
         ...{ annulus: "cache 1", version, name, model, shape, tokens: ids.length } as const,
         ...{ hash, apart, placement: kept.placement, parts: kept.parts },
       };
       yield* folder.write(name, textFile, encodeHead(head), [bytes]);
+      yield* Effect.promise(() => folder.finish(name));
       texts.set(name, { head, ids: Uint32Array.from(ids) });
     }).pipe(
       // Nothing that is not whole stays; nodes are not waited for by somebody who leaves.

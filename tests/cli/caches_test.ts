@@ -2,6 +2,7 @@
 import { Effect } from "effect";
 import assert from "node:assert/strict";
 import { writeConstructedModel } from "../../examples/08_constructed_model.ts";
+import { fromFileUrl } from "../../cli/paths.ts";
 import { Annulus, annulus } from "../support/cli.ts";
 import { inFolder } from "../support/in_folder.ts";
 import { missingServer, natsServer } from "../support/nats.ts";
@@ -21,16 +22,17 @@ const book = (() => {
   }`;
 })();
 
+const questionIn = (folder: string, fact: keyof typeof facts, ...args: ReadonlyArray<string>) => [
+  ...["generate", `${folder}/model`, `The ${fact}=`, "--file", `${folder}/book.txt`],
+  ...["--device", "reference", "--stop", ";", "--max-tokens", "9", "--json", ...args],
+];
 /** A model, a book, and how to ask about it. */
 const asking = async (folder: string) => {
   await writeConstructedModel(`${folder}/model`);
   await Deno.writeTextFile(`${folder}/book.txt`, book);
   /** The usage of a question that must be answered rightly, and what else was said. */
   return async (fact: keyof typeof facts, ...args: ReadonlyArray<string>) => {
-    const { code, stdout, stderr } = await annulus([
-      ...["generate", `${folder}/model`, `The ${fact}=`, "--file", `${folder}/book.txt`],
-      ...["--device", "reference", "--stop", ";", "--max-tokens", "9", "--json", ...args],
-    ]);
+    const { code, stdout, stderr } = await annulus(questionIn(folder, fact, ...args));
     assert.equal(code, 0, stderr);
     const { text, ...usage } = JSON.parse(stdout);
     assert.equal(text, facts[fact]);
@@ -87,12 +89,30 @@ inFolder(
       /^annulus: cannot use cache .*, and the text is read again: .*rank-0\.cache.*its CRC-32 differs$/m,
     );
     const removed = await annulus(["caches", "remove", dir, name!]);
-    assert.match(removed.stdout, /^1 removed, /);
+    assert.match(removed.stdout, /^1 removed, [^;]*\n$/);
     assert.deepEqual((await list()).map(({ tokens }: { tokens: number }) => tokens), [
       prompt("captain"),
     ]);
   },
 );
+
+inFolder("an answer is printed before what was read is on the disk", async (folder) => {
+  await asking(folder);
+  const [config, main] = ["deno.json", "cli/main.ts"].map((file) =>
+    fromFileUrl(new URL(`../../${file}`, import.meta.url))
+  );
+  // Both outputs as one, which has them in their order.
+  const { code, stdout } = await new Deno.Command("sh", {
+    args: [
+      ...["-c", 'exec "$@" 2>&1', "sh", Deno.execPath(), "run", "-A", `--config=${config}`, main!],
+      ...questionIn(folder, "ship", "--caches", `${folder}/caches`),
+    ],
+    stdin: "null",
+  }).output();
+  const said = new TextDecoder().decode(stdout);
+  assert.equal(code, 0, said);
+  assert.match(said, /"text": "Pequod"[^]*^annulus: cache .* tokens, .* written in/m);
+});
 
 inFolder("a folder that cannot be one, and sizes that are none, are refused", async (folder) => {
   await writeConstructedModel(`${folder}/model`);
@@ -122,6 +142,18 @@ inFolder("a folder that cannot be one, and sizes that are none, are refused", as
   assert.equal(unfinished.code, 1);
   assert.match(unfinished.stdout, /^✗ 0123456789abcdef-01234567: it was never finished$/m);
   await refused(1, /it must have x: found none/, "caches", "remove", folder, "x");
+  // What cannot be read, which is no folder here.
+  const odd = "0123456789abcdef-89abcdef";
+  await Deno.writeTextFile(`${folder}/caches/${odd}`, "");
+  const verified = await annulus(["caches", "verify", `${folder}/caches`]);
+  assert.equal(verified.code, 1);
+  assert.match(verified.stdout, /^✗ 0123456789abcdef-89abcdef: Not a directory/m);
+  assert.equal(verified.stderr, "");
+  await refused(1, /found Not a directory/, "caches", "verify", `${folder}/caches`, odd);
+  const removed = await annulus(["caches", "remove", `${folder}/caches`]);
+  assert.equal(removed.code, 0, removed.stderr);
+  assert.match(removed.stdout, /^1 removed, /);
+  assert.match(removed.stderr, /^annulus: cannot read ".*89abcdef": Not a directory.*\n$/);
 });
 
 inFolder("nodes that annulus starts keep their parts in the same folder", async (folder) => {
@@ -183,6 +215,16 @@ inFolder(
         assert.equal(anew.cached_tokens, 0);
         assert.match(stderr, /its 2 parts must be there, each with another rank/);
         assert.match(stderr, /no text is kept: rank \d has no folder for it \(node --caches DIR\)/);
+
+        // A driver's folder is without what its nodes have.
+        const removed = await annulus(["caches", "remove", `${folder}/driver`]);
+        assert.match(
+          removed.stdout,
+          /^1 removed, .*; keys and values of 1 stay with their nodes until those need the room \(/,
+        );
+        assert.deepEqual(places.flatMap(partsIn).sort(), ["rank-0.cache", "rank-1.cache"]);
+        const own = await annulus(["caches", "remove", places[0]!, "--json"]);
+        assert.deepEqual(JSON.parse(own.stdout).on_nodes, []);
       });
     }))),
   missingServer,

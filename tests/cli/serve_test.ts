@@ -157,12 +157,15 @@ inFolder("what a client may not ask is refused as the API refuses it", async (fo
     const text = (more: object) =>
       client.completions.create({ model: "tiny", prompt: "abc", max_tokens: 3, ...more });
     await refused(404, /this server has "tiny": found "gpt-9"/, text({ model: "gpt-9" }));
-    await refused(400, /a prompt needs a token/, text({ prompt: "" }));
+    await refused(400, /the prompt must be one token at least: found none/, text({ prompt: "" }));
+    await refused(400, /to come must be one token at least: found 0/, text({ max_tokens: 0 }));
     await refused(
       400,
-      /may have \d+ tokens: found 3 and up to 16777216 more/,
+      /at most \d+ tokens: found 3 and up to 16777216 more/,
       text({ max_tokens: 2 ** 24 }),
     );
+    const long = await text({ max_tokens: 2 ** 24 }).catch((error) => error);
+    assert.equal(long.code, "context_length_exceeded", String(long));
     await refused(400, /temperature/, text({ temperature: 9 }));
     await refused(400, /\bn\b/, text({ n: 2 }));
     await refused(400, /id from 0 to 255.*found 300/, text({ prompt: [1, 300] }));

@@ -306,6 +306,48 @@ it(
 );
 
 it(
+  "what is being saved keeps its memory when its text goes, and others that have ended make room",
+  Effect.gen(function* () {
+    const told = new Told();
+    const shelf = new Shelf(told, 50);
+    const [reached, go] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()];
+    shelf.before = Effect.andThen(Deferred.succeed(reached, undefined), Deferred.await(go));
+    let offers = 0;
+    const saved: SavedTexts = {
+      ...{ find: shelf.find, use: shelf.use },
+      // Of the long one its prompt, once.
+      offer: (session, ids) =>
+        ids.length >= 50 && offers++ === 0 ? shelf.offer(session, ids) : undefined,
+    };
+    const engine = yield* startEngine({
+      ...{ open: Effect.succeed(told.session), tokens, piece: 60, room: () => 100, saved },
+      kept: 1000,
+    });
+    const say = (begin: number, length: number) =>
+      Stream.runDrain(
+        engine.say(asked(Array.from({ length }, (_, i) => (begin + i * i) % 97), 1)),
+      );
+    yield* say(0, 59);
+    yield* Deferred.await(reached);
+    for (const begin of [1, 2, 3]) yield* say(begin, 13);
+    assert.equal(engine.held(), 59 + 3 * 13);
+    let most = 0;
+    told.before = Effect.sync(() => {
+      for (const { length } of told.sequences.values()) most += length;
+    });
+    // Their 40 have room beside the 59 that are being saved, and beside nothing else.
+    for (const begin of [4, 5]) {
+      most = 0;
+      yield* say(begin, 39);
+      assert.equal(most, 59);
+    }
+    yield* Deferred.succeed(go, undefined);
+    yield* engine.settled;
+    assert.equal(engine.held(), 39);
+  }),
+);
+
+it(
   "where there is no room texts wait, and what has ended goes first",
   Effect.gen(function* () {
     const told = new Told();

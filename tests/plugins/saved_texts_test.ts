@@ -33,7 +33,7 @@ const idsFor = (seed: number, count: number) => {
   return Array.from({ length: count }, () => Math.floor(97 * next()));
 };
 const ids = idsFor(1, 61);
-const opened = (path: string, limit = Infinity) => CacheFolder.open(path, limit, true);
+const opened = (path: string, limit = Infinity) => CacheFolder.open(path, limit);
 
 interface Here {
   readonly folder: CacheFolder;
@@ -324,6 +324,29 @@ inFolder("room is never made of what is being written", async (path) => {
 });
 
 itKeeps(
+  "what a driver is about to have made has its mark, which goes when all is there",
+  ({ folder, begin }) =>
+    Effect.gen(function* () {
+      const { session, saved, told } = yield* begin(2);
+      const all = () => Effect.promise(() => keptIn(folder.path));
+      const seen: Array<boolean> = [];
+      const parts: NonNullable<Session["parts"]> = {
+        ...session.parts!,
+        keep: (...of) =>
+          Effect.gen(function* () {
+            seen.push(...(yield* all()).map(({ begun }) => begun));
+            return yield* session.parts!.keep(...of);
+          }),
+      };
+      assert.equal(yield* keep({ session: { ...session, parts }, saved, told }), true);
+      assert.deepEqual(seen, [true]);
+      assert.deepEqual((yield* all()).map(({ begun, finished }) => [begun, finished]), [
+        [false, true],
+      ]);
+    }),
+);
+
+itKeeps(
   "a disk that is full costs what would be kept, not the text",
   ({ folder, begin }) =>
     Effect.gen(function* () {
@@ -347,23 +370,58 @@ inFolder("what was begun is tidied up by whoever is alone with the folder", asyn
       await Deno.writeTextFile(`${path}/${name}/${file}`, "x");
     }
   };
+  const parts = ["notes.txt", partFile(0)];
   await fill();
-  const open = (drivers: boolean) => CacheFolder.open(path, Infinity, drivers);
+  // A node has parts alone, and they stay whoever opens its folder, and what another one may be writing does too.
   await Effect.runPromise(Effect.scoped(Effect.gen(function* () {
-    // A node's folder has parts alone.
-    yield* open(false);
-    assert.deepEqual(yield* Effect.promise(names), ["notes.txt", partFile(0)]);
-    // Another one may be writing.
+    const folder = yield* opened(path);
+    assert.deepEqual(yield* Effect.promise(names), parts);
     yield* Effect.promise(fill);
-    yield* open(true);
-    assert.equal((yield* Effect.promise(names)).length, 3);
+    yield* Effect.promise(() => folder.begin(name));
+    yield* opened(path);
+    assert.equal((yield* Effect.promise(names)).length, 4);
+    // What has its text is finished, whatever else is said of it.
+    yield* folder.write(name, textFile, "{}", []);
   })));
-  await Effect.runPromise(Effect.scoped(open(true)));
+  const open = () => Effect.runPromise(Effect.scoped(opened(path)));
+  await open();
+  assert.deepEqual(await names(), [...parts, "text.begun", textFile]);
+  await Deno.remove(`${path}/${name}/${textFile}`);
+  await open();
   assert.deepEqual(await names(), ["notes.txt"]);
   const refused = await Effect.runPromise(
-    Effect.flip(Effect.scoped(CacheFolder.open(`${path}/${name}/notes.txt`, 1, true))),
+    Effect.flip(Effect.scoped(CacheFolder.open(`${path}/${name}/notes.txt`, 1))),
   );
   assert.match(refused.message, /notes\.txt": it must be a folder that may be written to: found/);
+});
+
+itKeeps(
+  "what cannot be read of a folder is said once, and in nobody's way",
+  ({ folder, begin }) =>
+    Effect.gen(function* () {
+      yield* keep(yield* begin(2));
+      const odd = "0123456789abcdef-01234567";
+      yield* Effect.promise(() => Deno.writeTextFile(`${folder.path}/${odd}`, "no folder"));
+      const { session, saved, told } = yield* begin(2);
+      assert.equal(told.length, 1, told.join());
+      assert.match(told.join(), /^cannot use cache 0123456789abcdef-01234567: ".*": Not a dir/);
+      assert.equal(yield* goesOn({ session, saved, told }, [...ids, 1], 1), 61);
+      // Room is made of what can be.
+      assert.deepEqual((yield* Effect.promise(() => folder.makeRoom(1, odd))).length, 0);
+      yield* Effect.promise(() => Deno.remove(folder.path, { recursive: true }));
+      const gone = yield* begin(2);
+      assert.match(gone.told.join(), /^cannot use ".*caches": No such file/);
+      assert.equal(yield* gone.saved.find(gone.session, [...ids, 1], 0), undefined);
+    }),
+  { limit: 1_000_000 },
+);
+
+inFolder("what cannot be tidied up is left alone", async (path) => {
+  const own = `${path}/0123456789abcdef-01234567`;
+  // A folder where a file should be, which is not empty.
+  await Deno.mkdir(`${own}/.rank-1.cache.0123abcd.part/more`, { recursive: true });
+  await Effect.runPromise(Effect.scoped(opened(path)));
+  assert.ok(Deno.statSync(`${own}/.rank-1.cache.0123abcd.part/more`).isDirectory);
 });
 
 inFolder("whatever becomes of a part's file, it is whole or refused", async (outer) => {

@@ -1,5 +1,5 @@
 /** A model for scripts: what it says, what it remembers, and what it refuses. */
-import { Effect } from "effect";
+import { Deferred, Effect, Fiber } from "effect";
 import assert from "node:assert/strict";
 import { fileURLToPath } from "node:url";
 import { writeConstructedModel } from "../../examples/08_constructed_model.ts";
@@ -64,6 +64,33 @@ Deno.test("a text that is too long for the room is refused", () =>
       assert.match(error.message, /at most 20 tokens: found \d and up to 20 more/);
       assert.equal((yield* model.goOn("What is", { most: 3 })).ids.length, 3);
     })));
+
+inFolder("nothing to go on from, or with, is refused, and other texts go on", async (folder) => {
+  await writeConstructedModel(folder);
+  await withModel(folder, { ring: 1 }, (model) =>
+    Effect.gen(function* () {
+      // This tokenizer adds nothing before a text.
+      assert.deepEqual(model.tokens.encode(""), []);
+      const refused = (asked: Effect.Effect<unknown, Error>) =>
+        Effect.map(Effect.flip(asked), ({ message }) => message);
+      const begun = yield* Deferred.make<void>();
+      const growing = yield* Effect.forkChild(
+        model.goOn("The ship=Pequod; The ship=", {
+          most: 20,
+          heard: () => Effect.asVoid(Deferred.succeed(begun, undefined)),
+        }),
+      );
+      yield* Deferred.await(begun);
+      assert.match(yield* refused(model.goOn("")), /the prompt must be one token at least: found/);
+      for (const most of [0, -1, NaN]) {
+        assert.match(
+          yield* refused(model.goOn("abc", { most })),
+          /what is to come must be one token at least: found (0|-1|NaN)$/,
+        );
+      }
+      assert.equal((yield* Fiber.join(growing)).text, "Pequod; The ship=Peq");
+    }));
+});
 
 inFolder("generation_config.json says how to choose tokens, or is refused", async (path) => {
   const model = { folder: path, config: { eos_token_id: 7 } as never };
