@@ -25,6 +25,7 @@ export const webgpuWith = (options: WebgpuOptions): DevicePlugin => ({
       name: "webgpu",
       url: new URL("./webgpu_worker.ts", import.meta.url),
       options,
+      closing: 2000,
     }),
   ),
 });

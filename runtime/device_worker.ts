@@ -22,6 +22,8 @@ export interface WorkerSpec {
   readonly url: URL;
   /** Given to the function that opens the kernel; must survive a structured clone. */
   readonly options?: unknown;
+  /** Milliseconds that its kernel has to close before the Worker is stopped; that happens at once where it is absent. */
+  readonly closing?: number;
 }
 
 /** A module may load and yet never serve; drivers take seconds to open, not minutes. */
@@ -81,6 +83,22 @@ class Guest {
     return () => void this.#waiting.delete(id);
   }
 
+  /**
+   * The kernel was closed, or had its time. By the machine's own clock: a scope may end because of an interruption, and
+   * while nobody moves that of a test.
+   */
+  closed(within: number): Effect.Effect<void> {
+    return Effect.callback((resume) => {
+      const over = () => {
+        clearTimeout(timer);
+        forget();
+        resume(Effect.void);
+      };
+      const timer = setTimeout(over, within);
+      const forget = this.send({ op: "end" }, [], over);
+    });
+  }
+
   /** Stops the Worker; every request that waits, and every later one, is refused for this reason. */
   end(reason: string): void {
     if (this.#gone !== undefined) return;
@@ -127,7 +145,11 @@ export const deviceInWorker: (
 
     const guest = yield* Effect.acquireRelease(
       Effect.sync(() => new Guest(spec)),
-      (guest) => Effect.sync(() => guest.end("the device was closed")),
+      (guest) =>
+        Effect.ensuring(
+          spec.closing === undefined ? Effect.void : guest.closed(spec.closing),
+          Effect.sync(() => guest.end("the device was closed")),
+        ),
     );
     const info = yield* guest.ask({ op: "open", options: spec.options }).pipe(
       Effect.mapError(unavailable),

@@ -62,7 +62,8 @@ export type Request =
     readonly bytes: Uint8Array;
   }
   | { readonly op: "run"; readonly key: number; readonly program: Program }
-  | { readonly op: "close"; readonly key: number };
+  | { readonly op: "close"; readonly key: number }
+  | { readonly op: "end" };
 
 /** What each request is answered with. */
 export interface Answers {
@@ -77,6 +78,7 @@ export interface Answers {
   readonly fill: void;
   readonly run: ReadonlyArray<Float32Array>;
   readonly close: void;
+  readonly end: void;
 }
 
 /** Why a request was not answered; `needed` when the kernel said what would have helped. */
@@ -128,8 +130,13 @@ const memoryOf = (answer: Answers[keyof Answers]): Array<Transferable> => {
  * Serves the kernel that `open` makes, called once with the host's options. Call it while the Worker's module loads.
  * Requests are handled one after another, but one call of `absorb` per accumulation need not be over when the next
  * request is handled. The arrays that a kernel gives are transferred, so that it must not use them again.
+ *
+ * @param ended Called when a kernel was closed and nothing here refers to it any more.
  */
-export const serveDevice = (open: (options: unknown) => Promise<AttentionKernel>): void => {
+export const serveDevice = (
+  open: (options: unknown) => Promise<AttentionKernel>,
+  ended: () => void = () => {},
+): void => {
   const scope = self as unknown as DedicatedWorkerGlobalScope;
   const accumulations = new Map<number, Open>();
   const models = new Map<number, ProgramKernel>();
@@ -171,6 +178,16 @@ export const serveDevice = (open: (options: unknown) => Promise<AttentionKernel>
       if (cause.message.startsWith("attention ")) throw cause;
       throw new Error(`${cause.message}; its queries came with attention ${names}`);
     }
+  };
+
+  const endKernel = async (): Promise<void> => {
+    for (const key of [...accumulations.keys()]) await settled(key);
+    for (const { of } of accumulations.values()) of.close();
+    for (const model of models.values()) model.close();
+    accumulations.clear();
+    models.clear();
+    await kernel?.close?.();
+    kernel = undefined;
   };
 
   let lastEnd = 0;
@@ -241,6 +258,11 @@ export const serveDevice = (open: (options: unknown) => Promise<AttentionKernel>
         models.get(request.key)?.close();
         models.delete(request.key);
         return;
+      case "end":
+        await endKernel();
+        // What waited for it lets go of it a turn later.
+        await new Promise((resume) => setTimeout(resume));
+        return ended();
     }
   };
 

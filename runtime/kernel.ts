@@ -155,4 +155,6 @@ export interface AttentionKernel {
   readonly programs?: (
     weights: ReadonlyArray<WeightSpec>,
   ) => ProgramKernel | Promise<ProgramKernel>;
+  /** Lets go of what the end of the Worker alone would not, or not in time. The last call. */
+  readonly close?: () => void | Promise<void>;
 }

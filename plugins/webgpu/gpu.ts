@@ -75,6 +75,12 @@ export class Gpu {
     await Promise.allSettled([this.#queued]);
   }
 
+  /** Frees what the device holds; nothing can be computed any more. */
+  async close(): Promise<void> {
+    this.device.destroy();
+    await this.device.lost;
+  }
+
   /** Throws what went wrong without any call having been told. */
   throwFault(): void {
     if (this.#fault !== undefined) throw new Error(this.#fault);

@@ -218,5 +218,6 @@ export const openWebgpu = async (options: WebgpuOptions = {}): Promise<Attention
     product: (product) => products.compute(product),
     programs: (weights) => WebgpuPrograms.open(gpu, decoder, largestBuffer, weights),
     beginBackward: (queries, outcome) => backward.begin(queries, outcome),
+    close: () => gpu.close(),
   };
 };

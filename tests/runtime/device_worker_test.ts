@@ -7,11 +7,12 @@ import type { KeyValues, Queries } from "../../runtime/kernel.ts";
 import { bandOf, full } from "../support/masks.ts";
 
 /** What the device of `support/odd_worker.ts` shall do. */
-const open = (options: string) =>
+const open = (options: unknown, closing?: number) =>
   deviceInWorker({
     name: "odd",
     url: new URL("../support/odd_worker.ts", import.meta.url),
     options,
+    ...(closing === undefined ? {} : { closing }),
   });
 
 const band = bandOf(full);
@@ -271,3 +272,36 @@ it(
     assert.equal(stopped, 2);
   }),
 );
+
+Deno.test("a kernel that wants to be closed is, before its Worker ends", async () => {
+  const says = crypto.randomUUID();
+  const channel = new BroadcastChannel(says);
+  const heard = new Promise((resolve) => channel.onmessage = ({ data }) => resolve(data));
+  await Effect.gen(function* () {
+    const device = yield* open({ says }, 60_000);
+    yield* device.begin(queries);
+  }).pipe(Effect.scoped, Effect.runPromise);
+  // Nothing is open any more.
+  assert.equal(await heard, 0);
+  channel.close();
+});
+
+for (
+  const [what, options] of [["closes", "never closes"], ["answers", "never answers an absorb"]]
+) {
+  it(
+    `a kernel that never ${what} has its time and no more, also where that ends by an interruption`,
+    Effect.gen(function* () {
+      const scope = yield* Scope.make();
+      const device = yield* open(options, 20).pipe(Scope.provide(scope));
+      const accumulator = yield* device.begin(queries).pipe(Scope.provide(scope));
+      const fiber = yield* accumulator.absorb(block, [], band).pipe(
+        Effect.onExit(() => Scope.close(scope, Exit.void)),
+        Effect.forkChild({ startImmediately: true }),
+      );
+      yield* Fiber.interrupt(fiber);
+      const error = yield* Effect.flip(Effect.scoped(device.begin(queries)));
+      assert.match(error.message, /the device was closed/);
+    }),
+  );
+}

@@ -75,5 +75,13 @@ serveDevice((options) => {
       },
     };
   };
-  return Promise.resolve({ info, begin });
+  const close = async () => {
+    if (options === "never closes") await never;
+    if (typeof options !== "object") return;
+    await new Promise((resume) => setTimeout(resume));
+    const channel = new BroadcastChannel((options as { readonly says: string }).says);
+    channel.postMessage(open);
+    channel.close();
+  };
+  return Promise.resolve({ info, begin, close });
 });
