@@ -2,7 +2,7 @@
 //
 // | grid  | x: TILE columns of the result    y: TILE rows                                                     |
 // | x     | [rows, quads], zeros behind the last component                                                    |
-// | w     | [columns, quads], the same; some columns of the result, from `first` on                            |
+// | w     | [columns, quads] as it is held, the same; some columns of the result, from `first` on              |
 // | bias  | [columns] from `first` on, or anything where there is none                                        |
 // | into  | [rows, stride]                                                                                    |
 //
@@ -20,7 +20,7 @@ struct Task {
 
 @group(0) @binding(0) var<uniform> task: Task;
 @group(0) @binding(1) var<storage, read> x: array<vec4f>;
-@group(0) @binding(2) var<storage, read> w: array<vec4f>;
+@group(0) @binding(2) var<storage, read> w: array<Stored>;
 @group(0) @binding(3) var<storage, read> bias: array<f32>;
 @group(0) @binding(4) var<storage, read_write> into: array<f32>;
 
@@ -37,7 +37,7 @@ fn xAt(row: u32, quad: u32) -> vec4f {
 }
 fn wAt(column: u32, quad: u32) -> vec4f {
   if (quad >= task.quads) { return vec4f(0.0); }
-  return w[min(column, task.columns - 1u) * task.quads + quad];
+  return widened(w[min(column, task.columns - 1u) * task.quads + quad]);
 }
 
 fn write(row: u32, column: u32, sum: vec4f) {

@@ -1,7 +1,7 @@
 // into[r] = x[ids[r]], for the rows that lie in this part of x: what is elsewhere stays as it is.
 //
 // | grid    | an invocation for each vector of four components |
-// | x       | [held, quads], rows from `first` on               |
+// | x       | [held, quads] as it is held, rows from `first` on |
 // | into    | [rows, quads]                                    |
 
 struct Task {
@@ -12,7 +12,7 @@ struct Task {
 }
 
 @group(0) @binding(0) var<uniform> task: Task;
-@group(0) @binding(1) var<storage, read> x: array<vec4f>;
+@group(0) @binding(1) var<storage, read> x: array<Stored>;
 @group(0) @binding(2) var<storage, read> ids: array<u32>;
 @group(0) @binding(3) var<storage, read_write> into: array<vec4f>;
 
@@ -26,5 +26,5 @@ fn pickRows(
   if (at >= task.count) { return; }
   let id = ids[at / task.quads];
   if (id < task.first || id >= task.first + task.held) { return; }
-  into[at] = x[(id - task.first) * task.quads + at % task.quads];
+  into[at] = widened(x[(id - task.first) * task.quads + at % task.quads]);
 }

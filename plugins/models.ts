@@ -16,6 +16,7 @@ import { mistral } from "./models/families/mistral.ts";
 import { qwen2 } from "./models/families/qwen2.ts";
 import { qwen3 } from "./models/families/qwen3.ts";
 import {
+  asInFiles,
   checkWeights,
   fillWeights,
   hashOf,
@@ -54,9 +55,10 @@ export const openModel: (
         found: config.architectures.join(", ") || "none",
       });
     }
-    const model = yield* Effect.fromResult(modelOf(folder, family, config));
+    const known = yield* Effect.fromResult(modelOf(folder, family, config));
     const weights = yield* openWeights(folder);
-    yield* checkWeights(folder, model.weights, weights);
+    yield* checkWeights(folder, known.weights, weights);
+    const model = { ...known, weights: asInFiles(known.weights, weights) };
     return { folder, config, model, weights, hash: yield* hashOf(text, weights) };
   },
 );

@@ -7,6 +7,7 @@ import { tokenBytesOf } from "./cache.ts";
 import { type DType, elementBytes } from "./dtype.ts";
 import { PlanRefused } from "./errors.ts";
 import type { Model } from "./model.ts";
+import { bytesOfWeight } from "./program.ts";
 import { usualRows } from "./session.ts";
 
 /** A model on machines. */
@@ -24,14 +25,13 @@ export interface Placing {
 /** Matrices of activations that are there at once. */
 const matrices = 8;
 
-/** Bytes of weights and activations on a rank: float32, whatever they are in their file. */
+/** Bytes of weights, as they are held, and of activations, which are float32, on a rank. */
 const fixedBytes = ({ model, ring, together }: Placing): number => {
-  const weights = model.weights.reduce((sum, { rows, columns }) => sum + rows * columns, 0);
+  const weights = model.weights.reduce((sum, weight) => sum + bytesOfWeight(weight), 0);
   const widest = Math.max(
     ...model.weights.map(({ rows, columns }) => rows === model.vocabulary ? columns : rows),
   );
-  return elementBytes("f32") *
-    (weights / (together ? ring : 1) + matrices * usualRows * widest);
+  return weights / (together ? ring : 1) + elementBytes("f32") * matrices * usualRows * widest;
 };
 
 /** Tokens that the crew has room for, of all texts together. */

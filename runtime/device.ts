@@ -47,7 +47,7 @@ export interface BackwardAccumulator {
 
 /** A model's weights on a device, and programs over them. */
 export interface Programs {
-  /** Elements `first` … of a weight, in a format of their own. */
+  /** Rows `first` … of a weight, in a format of their own. */
   readonly fill: (
     weight: string,
     first: number,

@@ -240,9 +240,9 @@ export const serveDevice = (
         return await open.of.finish();
       }
       case "beginPrograms": {
-        const { product, programs } = kernel!;
+        const { linear, programs } = kernel!;
         const { key, weights } = request;
-        models.set(key, await programs?.(weights) ?? hostPrograms(weights, product));
+        models.set(key, await programs?.(weights) ?? hostPrograms(weights, linear));
         return;
       }
       case "fill":

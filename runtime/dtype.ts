@@ -59,6 +59,10 @@ export const encode = (dtype: DType, values: Float32Array): Uint8Array<ArrayBuff
   return new Uint8Array(Uint16Array.from(values, toBf16).buffer);
 };
 
+/** Elements of one format in another; the same bytes where that is the same. */
+export const recode = (from: DType, to: DType, bytes: Uint8Array): Uint8Array =>
+  from === to ? bytes : encode(to, decode(from, bytes));
+
 /** The index of the first word that has all bits of the exponent, or −1. A loop: `findIndex` takes ten times as long. */
 const firstWith = (exponent: number, words: Uint32Array | Uint16Array): number => {
   for (let i = 0; i < words.length; i++) {

@@ -10,6 +10,7 @@ import type { HeadProduct } from "./head_product.ts";
 import type { Latent } from "./latent.ts";
 import type { Lse } from "./lse.ts";
 import type { Band } from "./mask.ts";
+import type { Linear } from "./linear.ts";
 import type { ProgramKernel, WeightSpec } from "./program.ts";
 import type { Span } from "./span.ts";
 
@@ -151,6 +152,8 @@ export interface AttentionKernel {
   readonly expandsLatents?: boolean;
   /** For latents; plain loops where it is absent. The arrays lie in shared memory. */
   readonly product?: (product: HeadProduct) => Promise<void>;
+  /** For weights in the memory of the host; plain loops where it is absent. The arrays lie in shared memory. */
+  readonly linear?: (linear: Linear) => Promise<void>;
   /** What decoders compute beside attention; in the memory of the host where it is absent. */
   readonly programs?: (
     weights: ReadonlyArray<WeightSpec>,

@@ -4,14 +4,20 @@
  *
  * @module
  */
-import type { DType } from "./dtype.ts";
+import { type DType, elementBytes } from "./dtype.ts";
 
 /** A tensor of a model: [rows, columns], or [columns] where there is one row. */
 export interface WeightSpec {
   readonly name: string;
   readonly rows: number;
   readonly columns: number;
+  /** In which a device holds it; what is computed with it is float32. */
+  readonly dtype: DType;
 }
+
+/** Bytes of a weight as a device holds it. */
+export const bytesOfWeight = ({ rows, columns, dtype }: WeightSpec): number =>
+  rows * columns * elementBytes(dtype);
 
 /** A float32 matrix [rows, columns] on a device, by its number. */
 export type Value = number;
@@ -165,7 +171,7 @@ export class ProgramWriter {
 
 /** Weights on a device, and programs over them. Runs inside the device's Worker. */
 export interface ProgramKernel {
-  /** Elements `first` … of a weight, in a format of their own. */
+  /** Rows `first` … of a weight, in a format of their own. */
   readonly fill: (
     weight: string,
     first: number,

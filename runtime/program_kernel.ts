@@ -4,8 +4,8 @@
  *
  * @module
  */
-import { decodeInto, type DType } from "./dtype.ts";
-import { type HeadProduct, headProduct } from "./head_product.ts";
+import { decodeInto, type DType, elementBytes, recode } from "./dtype.ts";
+import { type Held, type Linear, linear, widened } from "./linear.ts";
 import {
   inputsOf,
   type Program,
@@ -30,29 +30,38 @@ const matrix = (rows: number, columns: number): Matrix => ({
 
 const like = ({ rows, columns }: Matrix): Matrix => matrix(rows, columns);
 
-/** Columns of a product that are one piece of work, and pieces at most: threads share them. */
-const [leastColumns, mostPieces] = [64, 16];
+/** A weight: the same in its own format. */
+interface Weight extends Held {
+  readonly rows: number;
+  readonly columns: number;
+}
 
-type Product = (product: HeadProduct) => void | Promise<void>;
+const weightOf = ({ rows, columns, dtype }: WeightSpec): Weight => {
+  const memory = new SharedArrayBuffer(rows * columns * elementBytes(dtype));
+  const values = dtype === "f32" ? new Float32Array(memory) : new Uint16Array(memory);
+  return { rows, columns, dtype, values };
+};
 
-/** x Wᵀ: the columns of the result in pieces of one size, and what is left over. */
-const multiply = async (product: Product, x: Matrix, w: Matrix): Promise<Matrix> => {
-  const into = matrix(x.rows, w.rows);
-  const inner = x.columns;
-  const pieces = Math.max(1, Math.min(mostPieces, Math.floor(w.rows / leastColumns)));
-  const each = Math.floor(w.rows / pieces);
-  const part = (first: number, heads: number, columns: number): HeadProduct => ({
-    ...{ rows: x.rows, heads, inner, columns },
-    from: { values: x.values, first: 0, row: inner, head: 0 },
-    matrix: {
-      ...{ values: w.values, first: first * inner, row: inner, head: columns * inner },
-      turned: false,
-    },
-    into: { values: into.values, first, row: w.rows, head: columns },
+const fill = (
+  { columns, dtype: held, values }: Weight,
+  row: number,
+  dtype: DType,
+  bytes: Uint8Array,
+) => {
+  const first = row * columns;
+  if (values instanceof Float32Array) return decodeInto(values.subarray(first), dtype, bytes);
+  const { buffer, byteOffset, byteLength } = values;
+  new Uint8Array(buffer, byteOffset, byteLength).set(recode(dtype, held, bytes), 2 * first);
+};
+
+type Product = (product: Linear) => void | Promise<void>;
+
+const multiply = async (product: Product, x: Matrix, weight: Weight): Promise<Matrix> => {
+  const into = matrix(x.rows, weight.rows);
+  await product({
+    ...{ rows: x.rows, inner: x.columns, columns: weight.rows },
+    ...{ x: x.values, weight, into: into.values },
   });
-  await product(part(0, pieces, each));
-  const rest = w.rows - pieces * each;
-  if (rest > 0) await product(part(pieces * each, 1, rest));
   return into;
 };
 
@@ -105,14 +114,12 @@ const add = (a: Matrix, b: Matrix): Matrix => {
   return into;
 };
 
-const pick = (x: Matrix, rows: Uint32Array): Matrix => {
-  const into = matrix(rows.length, x.columns);
+const pick = (x: Weight, rows: Uint32Array): Matrix => {
+  const { columns } = x;
+  const into = matrix(rows.length, columns);
   for (const [to, from] of rows.entries()) {
     if (from >= x.rows) throw new Error(`row ${from} of ${x.rows} was asked for`);
-    into.values.set(
-      x.values.subarray(from * x.columns, (from + 1) * x.columns),
-      to * x.columns,
-    );
+    into.values.set(widened(x, from * columns, (from + 1) * columns), to * columns);
   }
   return into;
 };
@@ -124,15 +131,16 @@ const pick = (x: Matrix, rows: Uint32Array): Matrix => {
  */
 export const hostPrograms = (
   weights: ReadonlyArray<WeightSpec>,
-  product: Product = headProduct,
+  product: Product = linear,
 ): ProgramKernel => {
-  const held = new Map(weights.map(({ name, rows, columns }) => [name, matrix(rows, columns)]));
+  const held = new Map(weights.map((spec) => [spec.name, weightOf(spec)]));
   const values = new Map<Value, Matrix>();
-  const weight = (name: string): Matrix => {
+  const weight = (name: string): Weight => {
     const found = held.get(name);
     if (found === undefined) throw new Error(`the model has no weight "${name}"`);
     return found;
   };
+  const vector = (name: string) => widened(weight(name), 0, weight(name).columns);
   const value = (of: Value): Matrix => {
     const found = values.get(of);
     if (found === undefined) throw new Error(`value ${of} is not there any more`);
@@ -149,11 +157,11 @@ export const hostPrograms = (
         return pick(weight(step.weight), step.ids);
       case "linear": {
         const into = await multiply(product, value(step.x), weight(step.weight));
-        if (step.bias !== undefined) addBias(into, weight(step.bias).values);
+        if (step.bias !== undefined) addBias(into, vector(step.bias));
         return into;
       }
       case "rmsNorm":
-        return rmsNorm(value(step.x), weight(step.weight).values, step.epsilon);
+        return rmsNorm(value(step.x), vector(step.weight), step.epsilon);
       case "rope":
         return rope(value(step.x), step.headDim, step.turns.cos, step.turns.sin);
       case "swiglu":
@@ -161,12 +169,11 @@ export const hostPrograms = (
       case "add":
         return add(value(step.a), value(step.b));
       case "pick":
-        return pick(value(step.x), step.rows);
+        return pick({ ...value(step.x), dtype: "f32" }, step.rows);
     }
   };
   return {
-    fill: (name: string, first: number, dtype: DType, bytes: Uint8Array) =>
-      decodeInto(weight(name).values.subarray(first), dtype, bytes),
+    fill: (name, first, dtype, bytes) => fill(weight(name), first, dtype, bytes),
     run: async ({ steps, kept, given }: Program) => {
       const needed = new Set([...kept, ...given]);
       const lastUse = new Map(steps.flatMap((step, i) => inputsOf(step).map((of) => [of, i])));

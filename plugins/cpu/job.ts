@@ -8,6 +8,7 @@
 import type { DType } from "../../runtime/dtype.ts";
 import type { HeadProduct } from "../../runtime/head_product.ts";
 import type { Queries } from "../../runtime/kernel.ts";
+import type { Linear } from "../../runtime/linear.ts";
 import type { Span } from "../../runtime/span.ts";
 import { keysAtOnce, rowsAtOnce } from "./softmax.ts";
 
@@ -126,7 +127,16 @@ export interface Project {
   readonly product: HeadProduct;
 }
 
-export type Job = Prepare | Attend | Normalise | Delta | Differentiate | Project;
+/** What decoders need. One item is some columns of the result. */
+export interface Multiply {
+  readonly kind: "multiply";
+  readonly linear: Linear;
+}
+
+export type Job = Prepare | Attend | Normalise | Delta | Differentiate | Project | Multiply;
+
+/** Columns of a product with a weight that are one piece of work: few enough for threads to share, each with enough to do. */
+export const columnsAtOnce = (columns: number): number => Math.max(64, Math.ceil(columns / 32));
 
 /** How many chunks of tokens there are: as many tokens each as a tile has rows. */
 export const chunksOf = (tokens: number): number => Math.ceil(tokens / rowsAtOnce);
@@ -148,6 +158,8 @@ export const itemsOf = (job: Job): number => {
       return job.shape.batch * job.shape.kvHeads * rangesOf(job.keys.tokens);
     case "project":
       return job.product.heads * chunksOf(job.product.rows);
+    case "multiply":
+      return Math.ceil(job.linear.columns / columnsAtOnce(job.linear.columns));
   }
 };
 

@@ -15,6 +15,7 @@ import type {
   Queries,
   Tile,
 } from "../../runtime/kernel.ts";
+import type { Linear } from "../../runtime/linear.ts";
 import { asLse } from "../../runtime/lse.ts";
 import type { Band } from "../../runtime/mask.ts";
 import { countUpTo, positionAt } from "../../runtime/span.ts";
@@ -144,6 +145,11 @@ export class CpuAttention {
   /** What latents need; the arrays lie in shared memory. */
   async product(product: HeadProduct): Promise<void> {
     await this.#threads.run({ kind: "project", product });
+  }
+
+  /** What decoders need; the arrays lie in shared memory. */
+  async linear(linear: Linear): Promise<void> {
+    await this.#threads.run({ kind: "multiply", linear });
   }
 
   #learn({ attention }: Queries): number | undefined {

@@ -65,6 +65,7 @@ export const openCpu = async (
     begin: (queries) => attention.begin(queries),
     beginBackward: (queries, outcome) => attention.beginBackward(queries, outcome),
     product: (product) => attention.product(product),
+    linear: (linear) => attention.linear(linear),
     close: () => threads.close(),
   };
 };

@@ -9,6 +9,7 @@ import { Control } from "./control.ts";
 import { differentiate } from "./differentiate.ts";
 import { type Attend, type Differentiate, itemsOf, type Job } from "./job.ts";
 import { Lifeline } from "./lifeline.ts";
+import { multiply } from "./linear.ts";
 import { delta, normalise, prepare } from "./prepare.ts";
 import { project } from "./project.ts";
 import type { AttentionSpec } from "../../runtime/attention_spec.ts";
@@ -84,6 +85,8 @@ const workOf = (job: Job, control: Control): (item: number) => void => {
       return differentiate(blas, softmax, control, job, asker(job));
     case "project":
       return project(blas, job);
+    case "multiply":
+      return multiply(blas, softmax, job);
   }
 };
 

@@ -49,7 +49,7 @@ const windowsOf = (model: string, family: Family, config: Config) => {
   return Result.succeed(slides.map((slides) => slides ? sliding_window! : undefined));
 };
 
-/** The model of a config. */
+/** The model of a config, with weights of float32. */
 export const modelOf = (
   name: string,
   family: Family,
@@ -93,12 +93,13 @@ export const modelOf = (
     const windows = yield* windowsOf(name, family, config);
     const biases = family.biases(config);
 
+    const dtype = "f32";
     const matrix = (name: string, rows: number, columns: number, bias = false) => [
-      { name: `${name}.weight`, rows, columns },
-      ...(bias ? [{ name: `${name}.bias`, rows: 1, columns: rows }] : []),
+      { name: `${name}.weight`, rows, columns, dtype } as const,
+      ...(bias ? [{ name: `${name}.bias`, rows: 1, columns: rows, dtype } as const] : []),
     ];
     const vector = (name: string, columns: number) => [
-      { name: `${name}.weight`, rows: 1, columns },
+      { name: `${name}.weight`, rows: 1, columns, dtype } as const,
     ];
     const at = (layer: number) => `model.layers.${layer}`;
     const ofLayer = (layer: number): ReadonlyArray<WeightSpec> => [

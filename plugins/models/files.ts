@@ -169,30 +169,41 @@ export const hashOf = Effect.fn("hashOf")(function* (
   return hash.digest("hex");
 });
 
-/** Fills a device's weights from files, piece by piece, and tells how many bytes of all were read. */
+/** The format of a tensor in its file. */
+const formatOf = ({ files }: WeightFiles, name: string): DType =>
+  formats.get(files.get(name)!.tensor(name)!.dtype)!;
+
+/** The weights as devices shall hold them: in the formats of the files. */
+export const asInFiles = (
+  weights: ReadonlyArray<WeightSpec>,
+  files: WeightFiles,
+): ReadonlyArray<WeightSpec> =>
+  weights.map((weight) => ({ ...weight, dtype: formatOf(files, weight.name) }));
+
+/** Fills a device's weights from files, some rows at a time, and tells how many bytes of all were read. */
 export const fillWeights = Effect.fn("fillWeights")(function* (
   weights: ReadonlyArray<WeightSpec>,
-  { files }: WeightFiles,
+  files: WeightFiles,
   programs: Programs,
   progress: (done: number, all: number) => Effect.Effect<void>,
 ): Effect.fn.Return<void, DeviceFailed | FileInvalid> {
-  const bytesIn = ({ name, rows, columns }: WeightSpec) =>
-    rows * columns * elementBytes(formats.get(files.get(name)!.tensor(name)!.dtype)!);
-  const all = weights.reduce((sum, weight) => sum + bytesIn(weight), 0);
+  const placed = weights.map(({ name, rows, columns }) => {
+    const dtype = formatOf(files, name);
+    const row = columns * elementBytes(dtype);
+    return { name, rows, columns, dtype, row, atOnce: Math.max(1, Math.floor(pieceBytes / row)) };
+  });
+  const all = placed.reduce((sum, { rows, row }) => sum + rows * row, 0);
   let done = 0;
   // Read into memory of its own, which a file call needs, and handed over in memory that a Worker shares.
-  const piece = new Uint8Array(pieceBytes);
-  const shared = new Uint8Array(new SharedArrayBuffer(pieceBytes));
-  for (const { name, rows, columns } of weights) {
-    const file = files.get(name)!;
-    const dtype = formats.get(file.tensor(name)!.dtype)!;
-    const elements = pieceBytes / elementBytes(dtype);
-    for (let offset = 0; offset < rows * columns; offset += elements) {
-      const length = Math.min(elements, rows * columns - offset);
-      const count = length * elementBytes(dtype);
-      yield* file.readInto(name, offset, piece.subarray(0, count));
+  const largest = Math.max(...placed.map(({ rows, row, atOnce }) => Math.min(rows, atOnce) * row));
+  const piece = new Uint8Array(largest);
+  const shared = new Uint8Array(new SharedArrayBuffer(largest));
+  for (const { name, rows, columns, dtype, row, atOnce } of placed) {
+    for (let first = 0; first < rows; first += atOnce) {
+      const count = Math.min(atOnce, rows - first) * row;
+      yield* files.files.get(name)!.readInto(name, first * columns, piece.subarray(0, count));
       shared.set(piece.subarray(0, count));
-      yield* programs.fill(name, offset, dtype, shared.subarray(0, count));
+      yield* programs.fill(name, first, dtype, shared.subarray(0, count));
       done += count;
       yield* progress(done, all);
     }

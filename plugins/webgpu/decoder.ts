@@ -11,7 +11,7 @@ import pickRows from "../../kernels/pick_rows.wgsl" with { type: "text" };
 import place from "../../kernels/place.wgsl" with { type: "text" };
 import rmsNorm from "../../kernels/rms_norm.wgsl" with { type: "text" };
 import rope from "../../kernels/rope.wgsl" with { type: "text" };
-import { decode, type DType } from "../../runtime/dtype.ts";
+import { bytesOf, type DType, elementBytes, recode } from "../../runtime/dtype.ts";
 import {
   inputsOf,
   type Program,
@@ -21,6 +21,7 @@ import {
   type WeightSpec,
 } from "../../runtime/program.ts";
 import type { Gpu } from "./gpu.ts";
+import { formats } from "./program.ts";
 
 const texts = {
   add: place + elementwise,
@@ -32,6 +33,12 @@ const texts = {
 } as const;
 type Kernel = keyof typeof texts;
 
+/** How a program reads four elements of a matrix of this format. */
+const reading = (dtype: DType): string => {
+  const { stored, components } = formats[dtype];
+  return `alias Stored = ${stored};\nfn widened(x: Stored) -> vec4f { return ${components}; }\n`;
+};
+
 /** `LANES` of all kernels, and `TILE` of the products. */
 const lanes = 64, tile = 32;
 /** Bytes of weights that are on their way to the device at once. */
@@ -41,6 +48,7 @@ const mostGroups = 65_535;
 
 /** [rows, columns] in a buffer, each row in `quads` vectors. */
 interface Matrix {
+  readonly dtype: DType;
   readonly rows: number;
   readonly columns: number;
   readonly quads: number;
@@ -55,22 +63,24 @@ interface Slab extends Matrix {
 /** The programs of a device: each is compiled when it is first needed. */
 export class DecoderKernels {
   readonly #device: GPUDevice;
-  readonly #pipelines = new Map<Kernel, GPUComputePipeline>();
+  readonly #pipelines = new Map<string, GPUComputePipeline>();
 
   constructor(device: GPUDevice) {
     this.#device = device;
   }
 
-  /** The pipeline of a kernel. */
-  get(kernel: Kernel): GPUComputePipeline {
-    const there = this.#pipelines.get(kernel);
+  /** The pipeline of a kernel, for a matrix of this format where it reads one as it is held. */
+  get(kernel: Kernel, dtype: DType): GPUComputePipeline {
+    const label = `${kernel}, ${dtype}`;
+    const there = this.#pipelines.get(label);
     if (there !== undefined) return there;
-    const module = this.#device.createShaderModule({ label: kernel, code: texts[kernel] });
+    const code = reading(dtype) + texts[kernel];
+    const module = this.#device.createShaderModule({ label, code });
     const made = this.#device.createComputePipeline({
-      ...{ label: kernel, layout: "auto" },
+      ...{ label, layout: "auto" },
       compute: { module, entryPoint: kernel },
     });
-    this.#pipelines.set(kernel, made);
+    this.#pipelines.set(label, made);
     return made;
   }
 }
@@ -101,12 +111,16 @@ export class WebgpuPrograms implements ProgramKernel {
   ): Promise<WebgpuPrograms> {
     const programs = new WebgpuPrograms(gpu, kernels, largestBuffer);
     await gpu.run(() => {
-      for (const { name, rows, columns } of weights) {
-        const atOnce = Math.floor(largestBuffer / (16 * Math.ceil(columns / 4)));
+      for (const { name, rows, columns, dtype } of weights) {
+        // Vectors are read by kernels that know float32 alone, and take no memory to speak of.
+        const held = rows === 1 ? "f32" : dtype;
+        const atOnce = Math.floor(
+          largestBuffer / (elementBytes(held) * 4 * Math.ceil(columns / 4)),
+        );
         if (atOnce < 1) throw new Error(`a row of weight "${name}" exceeds a buffer`);
         const slabs: Array<Slab> = [];
         for (let first = 0; first < rows; first += atOnce) {
-          const matrix = programs.#matrix(Math.min(atOnce, rows - first), columns);
+          const matrix = programs.#matrix(Math.min(atOnce, rows - first), columns, held);
           slabs.push({ ...matrix, first });
         }
         programs.#weights.set(name, slabs);
@@ -115,9 +129,9 @@ export class WebgpuPrograms implements ProgramKernel {
     return programs;
   }
 
-  #matrix(rows: number, columns: number): Matrix {
+  #matrix(rows: number, columns: number, dtype: DType = "f32"): Matrix {
     const quads = Math.ceil(columns / 4);
-    const size = Math.max(16, 16 * rows * quads);
+    const size = Math.max(16, elementBytes(dtype) * 4 * rows * quads);
     if (size > this.#largestBuffer) {
       throw new Error(
         `${rows} rows of ${columns} have ${size} bytes, and a buffer at most ${this.#largestBuffer}`,
@@ -126,7 +140,7 @@ export class WebgpuPrograms implements ProgramKernel {
     const buffer = this.#gpu.device.createBuffer({
       ...{ label: "decoder", size, usage: STORAGE | COPY_SRC | COPY_DST },
     });
-    return { rows, columns, quads, buffer };
+    return { dtype, rows, columns, quads, buffer };
   }
 
   #weight(name: string): ReadonlyArray<Slab> {
@@ -141,17 +155,21 @@ export class WebgpuPrograms implements ProgramKernel {
     return found;
   }
 
-  /** Elements `from` … of a matrix, wherever its rows begin. */
-  #write({ columns, quads, buffer }: Matrix, from: number, values: Float32Array<ArrayBuffer>) {
-    const { queue } = this.#gpu.device;
-    if (values.length === 0) return;
-    if (columns === 4 * quads) return queue.writeBuffer(buffer, 4 * from, values);
-    for (let at = 0; at < values.length;) {
-      const [row, column] = [Math.floor((from + at) / columns), (from + at) % columns];
-      const count = Math.min(columns - column, values.length - at);
-      queue.writeBuffer(buffer, 4 * (row * 4 * quads + column), values, at, count);
-      at += count;
+  /** Whole rows of a matrix from `row` on, in its format. */
+  #write({ dtype, columns, quads, buffer }: Matrix, row: number, bytes: Uint8Array) {
+    if (bytes.length === 0) return;
+    const [own, held] = [columns, 4 * quads].map((count) => count * elementBytes(dtype)) as [
+      number,
+      number,
+    ];
+    const padded = new Uint8Array(bytes.length / own * held);
+    if (own === held) padded.set(bytes);
+    else {
+      for (let from = 0, to = 0; from < bytes.length; from += own, to += held) {
+        padded.set(bytes.subarray(from, from + own), to);
+      }
     }
+    this.#gpu.device.queue.writeBuffer(buffer, row * held, padded);
   }
 
   async fill(weight: string, first: number, dtype: DType, bytes: Uint8Array): Promise<void> {
@@ -162,12 +180,13 @@ export class WebgpuPrograms implements ProgramKernel {
       this.#staged = 0;
       await this.#gpu.run(() => this.#gpu.device.queue.submit([]));
     }
-    const values = decode(dtype, bytes);
     for (const slab of this.#weight(weight)) {
-      const begin = slab.first * slab.columns;
-      const from = Math.max(first, begin);
-      const to = Math.min(first + values.length, begin + slab.rows * slab.columns);
-      if (from < to) this.#write(slab, from - begin, values.subarray(from - first, to - first));
+      const row = slab.columns * elementBytes(dtype);
+      const from = Math.max(first, slab.first);
+      const to = Math.min(first + bytes.length / row, slab.first + slab.rows);
+      if (from >= to) continue;
+      const own = bytes.subarray((from - first) * row, (to - first) * row);
+      this.#write(slab, from - slab.first, recode(dtype, slab.dtype, own));
     }
   }
 
@@ -240,9 +259,10 @@ export class WebgpuPrograms implements ProgramKernel {
       task: Uint32Array,
       buffers: ReadonlyArray<GPUBuffer>,
       groups: readonly [x: number, y: number],
+      held: DType = "f32",
     ) => {
       if (groups[0] * groups[1] === 0) return;
-      const pipeline = this.#kernels.get(kernel);
+      const pipeline = this.#kernels.get(kernel, held);
       const uniform = outside(task, UNIFORM | COPY_DST);
       const pass = encoder.beginComputePass();
       pass.setPipeline(pipeline);
@@ -272,9 +292,10 @@ export class WebgpuPrograms implements ProgramKernel {
       const into = this.#matrix(ids.length, columns);
       const list = outside(ids, storage);
       const count = ids.length * quads;
-      for (const { first, rows, buffer } of slabs) {
+      for (const { first, rows, buffer, dtype } of slabs) {
         const task = Uint32Array.of(quads, first, rows, count);
-        dispatch("pickRows", task, [buffer, list, into.buffer], grid(Math.ceil(count / lanes)));
+        const groups = grid(Math.ceil(count / lanes));
+        dispatch("pickRows", task, [buffer, list, into.buffer], groups, dtype);
       }
       return into;
     };
@@ -289,7 +310,7 @@ export class WebgpuPrograms implements ProgramKernel {
       case "put": {
         const { values, columns } = step;
         const into = this.#matrix(values.length / columns, columns);
-        this.#write(into, 0, new Float32Array(values));
+        this.#write(into, 0, bytesOf(values));
         return into;
       }
       case "embed": {
@@ -305,7 +326,7 @@ export class WebgpuPrograms implements ProgramKernel {
         const slabs = this.#weight(step.weight);
         const into = this.#matrix(x.rows, slabs.reduce((sum, { rows }) => sum + rows, 0));
         const bias = step.bias === undefined ? undefined : this.#weight(step.bias)[0]!.buffer;
-        for (const { first, rows: columns, buffer } of slabs) {
+        for (const { first, rows: columns, buffer, dtype } of slabs) {
           const biased = Number(bias !== undefined);
           const task = Uint32Array.of(x.rows, columns, x.quads, first, 4 * into.quads, biased);
           dispatch(
@@ -313,6 +334,7 @@ export class WebgpuPrograms implements ProgramKernel {
             task,
             [x.buffer, buffer, bias ?? buffer, into.buffer],
             [Math.ceil(columns / tile), Math.ceil(x.rows / tile)],
+            dtype,
           );
         }
         return into;

@@ -20,18 +20,24 @@ export interface ProgramCase {
 
 type Numbers = ArrayLike<number>;
 
-/** Programs over weights of these values, filled in pieces. */
+/** Programs over weights of these values, filled in pieces; in float32 unless told. */
 const holding = Effect.fnUntraced(function* (
-  weights: ReadonlyArray<WeightSpec & { readonly values: Float32Array; readonly dtype?: DType }>,
+  weights: ReadonlyArray<
+    & Omit<WeightSpec, "dtype">
+    & { readonly values: Float32Array; readonly dtype?: DType; readonly filled?: DType }
+  >,
 ): Effect.fn.Return<Programs, DeviceFailed, Device | Scope.Scope> {
   const { programs } = yield* Device;
   assert.ok(programs !== undefined, "the device has no programs");
-  const held = yield* programs(weights.map(({ name, rows, columns }) => ({ name, rows, columns })));
-  for (const { name, values, dtype = "f32" } of weights) {
-    const bytes = encode(dtype, values);
-    const cut = Math.floor(values.length / 3) * elementBytes(dtype);
-    yield* held.fill(name, cut / elementBytes(dtype), dtype, bytes.subarray(cut));
-    yield* held.fill(name, 0, dtype, bytes.subarray(0, cut));
+  const held = yield* programs(
+    weights.map(({ name, rows, columns, dtype = "f32" }) => ({ name, rows, columns, dtype })),
+  );
+  for (const { name, rows, columns, values, dtype = "f32", filled = dtype } of weights) {
+    const bytes = encode(filled, values);
+    const row = Math.floor(rows / 3);
+    const cut = row * columns * elementBytes(filled);
+    yield* held.fill(name, row, filled, bytes.subarray(cut));
+    yield* held.fill(name, 0, filled, bytes.subarray(0, cut));
   }
   return held;
 });
@@ -95,15 +101,62 @@ const products: ProgramCase["run"] = Effect.scoped(Effect.gen(function* () {
   }
 }));
 
+/** What is left of values that are brought in one format and held in another. */
+const through = (filled: DType, dtype: DType, values: Float32Array) =>
+  decode(dtype, encode(dtype, decode(filled, encode(filled, values))));
+
 const formats: ProgramCase["run"] = Effect.scoped(Effect.gen(function* () {
   for (const dtype of dtypes) {
-    const values = normals(4, 11 * 13);
-    const held = yield* holding([{ name: "table", rows: 11, columns: 13, values, dtype }]);
-    const ids = Uint32Array.of(10, 0, 3, 3);
-    const [rows] = yield* outcome(held, (p) => p.give(p.embed("table", ids)));
-    const stored = decode(dtype, encode(dtype, values));
-    const needed = Array.from(ids).flatMap((id) => [...stored.subarray(id * 13, (id + 1) * 13)]);
-    assert.deepEqual([...rows!], needed, dtype);
+    for (const filled of dtypes) {
+      const values = normals(4, 4001 * 13);
+      values.set([6e-8, -3e-5, 0, -0, 65504]); // of which the first two are subnormal as halves
+      const held = yield* holding([{
+        name: "table",
+        rows: 4001,
+        columns: 13,
+        values,
+        dtype,
+        filled,
+      }]);
+      const ids = Uint32Array.of(4000, 0, 3, 3, 2027);
+      const [rows] = yield* outcome(held, (p) => p.give(p.embed("table", ids)));
+      const stored = through(filled, dtype, values);
+      const needed = Array.from(ids).flatMap((id) => [...stored.subarray(id * 13, (id + 1) * 13)]);
+      assert.deepEqual([...rows!], needed, `${filled}, held as ${dtype}`);
+    }
+  }
+}));
+
+// The last ones are larger than the tiles in which a weight is widened, in one direction and in the other.
+const narrowSizes = [[1, 7, 3], [5, 130, 301], [301, 41, 67], [3, 1500, 70], [37, 1030, 259]];
+
+const narrow: ProgramCase["run"] = Effect.scoped(Effect.gen(function* () {
+  for (const dtype of ["f16", "bf16"] as const) {
+    for (const [rows, inner, columns] of narrowSizes) {
+      const w = normals(1, columns! * inner!);
+      const [b, gain] = [normals(2, columns!), normals(3, columns!)];
+      const held = yield* holding([
+        { name: "w", rows: columns!, columns: inner!, values: w, dtype },
+        { name: "b", rows: 1, columns: columns!, values: b, dtype },
+        { name: "gain", rows: 1, columns: columns!, values: gain, dtype },
+      ]);
+      const x = normals(3, rows! * inner!);
+      const what = `${rows} rows of ${inner} to ${columns}, ${dtype}`;
+      const [product, normed] = yield* outcome(held, (p) => {
+        const y = p.linear(p.put(x, inner!), "w", "b");
+        p.give(y, p.rmsNorm(y, "gain", 1e-3));
+      });
+      const [ws, bs, gains] = [w, b, gain].map((values) => through(dtype, dtype, values));
+      const needed = linear(x, rows!, ws!, columns!, inner!, bs!);
+      assertNear(product, needed, what);
+      const norms = needed.map((_, at) => {
+        const begin = at - at % columns!;
+        const mean = needed.subarray(begin, begin + columns!).reduce((sum, y) => sum + y * y, 0) /
+          columns!;
+        return needed[at]! / Math.sqrt(mean + 1e-3) * gains![at % columns!]!;
+      });
+      assertNear(normed, norms, `${what}, normed`);
+    }
   }
 }));
 
@@ -189,7 +242,8 @@ const lifetimes: ProgramCase["run"] = Effect.scoped(Effect.gen(function* () {
 /** Every case. */
 export const programCases: ReadonlyArray<ProgramCase> = [
   { name: "products of matrices, with a bias and without", run: products },
-  { name: "weights in every format, filled in pieces", run: formats },
+  { name: "weights in every format, filled in pieces of the same and of others", run: formats },
+  { name: "products with weights that are held in 16 bits", run: narrow },
   { name: "RMS norms of rows and of heads", run: norms },
   { name: "rope, gated units, sums and some rows", run: elementwise },
   { name: "values stay as long as they are kept, and no longer", run: lifetimes },

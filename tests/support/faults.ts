@@ -79,6 +79,7 @@ const contracts = {
   "gradients of a device": ["tests/contract/gradients.ts", "gradientCases"],
   variants: ["tests/contract/variants.ts", "variantCases"],
   latents: ["tests/contract/latents.ts", "latentCases"],
+  programs: ["tests/contract/programs.ts", "programCases"],
 } as const;
 /** One of them. */
 export type Contract = keyof typeof contracts;

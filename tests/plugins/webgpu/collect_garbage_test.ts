@@ -26,7 +26,7 @@ Deno.test("a GPU that was used is let go of before its Worker ends", missing, as
     yield* Effect.all([check(cut), checkGradients(cut)]).pipe(
       Effect.provideService(Device, device),
     );
-    const programs = yield* device.programs!([{ name: "w", rows: 3, columns: 4 }]);
+    const programs = yield* device.programs!([{ name: "w", rows: 3, columns: 4, dtype: "f32" }]);
     yield* programs.fill("w", 0, "f32", new Uint8Array(48));
     const writer = new ProgramWriter();
     writer.give(writer.linear(writer.keep(writer.put(new Float32Array(4), 4)), "w"));
