@@ -21,19 +21,24 @@ export interface Linear {
   readonly into: Float32Array;
 }
 
-/** Elements `from` … `to` as float32 values: a copy, unless they are just that. */
-export const widened = ({ dtype, values }: Held, from: number, to: number): Float32Array => {
+/** Elements `from` … `to` as float32 values: where they are not just that, a copy in memory that may be given. */
+export const widened = (
+  { dtype, values }: Held,
+  from: number,
+  to: number,
+  into = new Float32Array(values instanceof Float32Array ? 0 : to - from),
+): Float32Array => {
   const some = values.subarray(from, to);
   if (some instanceof Float32Array) return some;
-  const into = new Float32Array(some.length);
   decodeInto(into, dtype, new Uint8Array(some.buffer, some.byteOffset, some.byteLength));
   return into;
 };
 
 /** The product in plain loops and float64. */
 export const linear = ({ rows, inner, columns, x, weight, into }: Linear): void => {
+  const scratch = new Float32Array(inner);
   for (let column = 0; column < columns; column++) {
-    const w = widened(weight, column * inner, (column + 1) * inner);
+    const w = widened(weight, column * inner, (column + 1) * inner, scratch);
     for (let row = 0, at = 0; row < rows; row++) {
       let sum = 0;
       for (let i = 0; i < inner; i++, at++) sum += x[at]! * w[i]!;

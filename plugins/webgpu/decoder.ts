@@ -41,8 +41,8 @@ const reading = (dtype: DType): string => {
 
 /** `LANES` of all kernels, and `TILE` of the products. */
 const lanes = 64, tile = 32;
-/** Bytes of weights that are on their way to the device at once. */
-const mostStaged = 64 * 1024 * 1024;
+/** Bytes of weights that are submitted at once: while a piece is on its way to the device, the next is written. */
+const mostStaged = 16 * 1024 * 1024;
 /** Workgroups in one dimension that every adapter has. */
 const mostGroups = 65_535;
 
@@ -95,6 +95,8 @@ export class WebgpuPrograms implements ProgramKernel {
   readonly #weights = new Map<string, ReadonlyArray<Slab>>();
   readonly #values = new Map<Value, Matrix>();
   #staged = 0;
+  /** Used again and again: memory that is left to the garbage collector comes back late. */
+  #spare = new Uint8Array(0);
 
   private constructor(gpu: Gpu, kernels: DecoderKernels, largestBuffer: number) {
     this.#gpu = gpu;
@@ -162,12 +164,13 @@ export class WebgpuPrograms implements ProgramKernel {
       number,
       number,
     ];
-    const padded = new Uint8Array(bytes.length / own * held);
+    const rows = bytes.length / own;
+    if (this.#spare.length < rows * held) this.#spare = new Uint8Array(rows * held);
+    const padded = this.#spare.subarray(0, rows * held);
     if (own === held) padded.set(bytes);
     else {
-      for (let from = 0, to = 0; from < bytes.length; from += own, to += held) {
-        padded.set(bytes.subarray(from, from + own), to);
-      }
+      padded.fill(0);
+      for (let i = 0; i < rows; i++) padded.set(bytes.subarray(i * own, (i + 1) * own), i * held);
     }
     this.#gpu.device.queue.writeBuffer(buffer, row * held, padded);
   }
@@ -178,7 +181,7 @@ export class WebgpuPrograms implements ProgramKernel {
     this.#staged += bytes.length;
     if (this.#staged > mostStaged) {
       this.#staged = 0;
-      await this.#gpu.run(() => this.#gpu.device.queue.submit([]));
+      await this.#gpu.queue(() => this.#gpu.device.queue.submit([]));
     }
     for (const slab of this.#weight(weight)) {
       const row = slab.columns * elementBytes(dtype);
