@@ -8,7 +8,7 @@ import { Effect, Exit, Schedule, Scope } from "effect";
 import { openModel } from "../plugins/models.ts";
 import { CacheFolder } from "../plugins/models/cache_folder.ts";
 import { openSavedTexts } from "../plugins/models/saved_texts.ts";
-import { contextRefusal, longestContext } from "../runtime/context.ts";
+import { contextRefusal, longestContext, rowsOn } from "../runtime/context.ts";
 import { openSession } from "../runtime/session.ts";
 import type { DType } from "../runtime/dtype.ts";
 import type { Interval } from "../runtime/timeline.ts";
@@ -85,8 +85,9 @@ export const runModel = Effect.fn("runModel")(function* (
       findCrew({ ...flags, ring, link, devices, model: { folder, progress }, caches }),
       scope,
     );
+    const rows = rowsOn(folder.model, crew.devices);
     const placing = {
-      ...{ model: folder.model, ring: crew.ring, cache: flags.cache, memory: crew.memory },
+      ...{ model: folder.model, ring: crew.ring, cache: flags.cache, memory: crew.memory, rows },
       together: link === "memory",
     };
     const refusal = contextRefusal(placing, tokens);
@@ -94,6 +95,7 @@ export const runModel = Effect.fn("runModel")(function* (
     const session = yield* openSession({
       ...{ model: folder.hash, shape: folder.model, ring: crew.ring },
       cache: flags.cache,
+      rowsAtOnce: rows,
       parts: caches !== undefined,
       ...(flags.window === undefined ? {} : { window: flags.window }),
       ...(interval === undefined ? {} : { interval }),

@@ -3,10 +3,17 @@
  *
  * @module
  */
-import { Effect, type Scope } from "effect";
+import { Effect, Option, type Scope } from "effect";
+import { contextRefusal, longestContext, rowsOn } from "../../runtime/context.ts";
 import type { Crew } from "../../runtime/crew.ts";
+import { Device } from "../../runtime/device.ts";
 import type { DType } from "../../runtime/dtype.ts";
-import type { FileInvalid, InvalidProblem, ModelInvalid } from "../../runtime/errors.ts";
+import type {
+  FileInvalid,
+  InvalidProblem,
+  ModelInvalid,
+  PlanRefused,
+} from "../../runtime/errors.ts";
 import type { Links } from "../../runtime/link.ts";
 import { openSession, type SessionError, usualRows } from "../../runtime/session.ts";
 import type { ModelFolder } from "../models.ts";
@@ -23,10 +30,16 @@ export interface ModelOptions {
   /** Format in which keys and values are held; float32 by default. */
   readonly cache?: DType;
   /**
-   * Tokens for which there is room, of all texts together; as many as the model was made for by default. Texts that have
-   * ended stay as long as there is room, and what begins like one of them is read from there on.
+   * Tokens for which there is room, of all texts together; by default as many as the model was made for, or as there is
+   * memory for. Texts that have ended stay as long as there is room, and what begins like one of them is read from there
+   * on.
    */
   readonly room?: number;
+  /**
+   * Bytes of memory that a rank may use for weights, activations, keys and values; by default its part of what the device
+   * of this process has, and for ranks on other nodes no limit.
+   */
+  readonly memory?: number;
 }
 
 /** What is wanted of the model. */
@@ -62,23 +75,34 @@ export interface RunningModel {
 /** Starts a model on a crew whose members have it; it ends with the scope. */
 export const startModel = Effect.fn("startModel")(function* (
   found: ModelFolder,
-  { ring, cache = "f32", room = found.model.longest }: ModelOptions,
+  options: ModelOptions,
 ): Effect.fn.Return<
   RunningModel,
-  FileInvalid | ModelInvalid | SessionError,
+  FileInvalid | ModelInvalid | PlanRefused | SessionError,
   Scope.Scope | Crew | Links
 > {
+  const { ring, cache = "f32" } = options;
   const { vocabulary, longest } = found.model;
+  const here = Option.getOrUndefined(yield* Effect.serviceOption(Device))?.info;
+  const rows = here === undefined ? usualRows : rowsOn(found.model, [here]);
+  const placing = {
+    ...{ model: found.model, ring, cache, rows, together: here !== undefined },
+    memory: options.memory ?? (here === undefined ? Infinity : here.memory / ring),
+  };
+  // One token at least, or the weights themselves have no room.
+  const { room = Math.max(1, Math.min(longest, longestContext(placing))) } = options;
+  const refusal = contextRefusal(placing, room);
+  if (refusal !== undefined) return yield* refusal;
   const tokens = yield* openTokenizer(found.folder);
   const usual = yield* usualOf(found);
   const crew = yield* Effect.context<Crew | Links>();
   const engine = yield* startEngine({
     open: Effect.provideContext(
-      openSession({ model: found.hash, shape: found.model, ring, cache }),
+      openSession({ model: found.hash, shape: found.model, ring, cache, rowsAtOnce: rows }),
       crew,
     ),
     tokens,
-    piece: usualRows * ring,
+    piece: rows * ring,
     room: () => room,
     kept: room,
   });

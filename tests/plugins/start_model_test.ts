@@ -13,6 +13,7 @@ import {
 } from "../../plugins/models/start_model.ts";
 import { usualOf } from "../../plugins/models/usual.ts";
 import { reference } from "../../plugins/reference.ts";
+import { longestContext } from "../../runtime/context.ts";
 import { inFolder } from "../support/in_folder.ts";
 
 const foreign = fileURLToPath(new URL("../foreign/qwen3", import.meta.url));
@@ -64,6 +65,49 @@ Deno.test("a text that is too long for the room is refused", () =>
       assert.match(error.message, /at most 20 tokens: found \d and up to 20 more/);
       assert.equal((yield* model.goOn("What is", { most: 3 })).ids.length, 3);
     })));
+
+Deno.test("a model has room for what its memory holds, and is refused where it holds nothing", async () => {
+  const found = await Effect.runPromise(Effect.scoped(openModel(foreign)));
+  const placing = {
+    model: found.model,
+    ring: 2,
+    cache: "f32",
+    rows: 2048,
+    together: true,
+  } as const;
+  const [one, two] = [1, 2].map((tokens) => {
+    const memory = (most: number): number => {
+      // The least memory that has room for so many, by halves.
+      let [low, high] = [0, 2 ** 40];
+      while (high - low > 1) {
+        const middle = Math.floor((low + high) / 2);
+        if (longestContext({ ...placing, memory: middle }) >= most) high = middle;
+        else low = middle;
+      }
+      return high;
+    };
+    return memory(20 * tokens);
+  }) as [number, number];
+  assert.ok(two > one);
+  await withModel(foreign, { ring: 2, memory: one }, (model) =>
+    Effect.gen(function* () {
+      const error = yield* Effect.flip(model.goOn("What is", { most: 20 }));
+      assert.match(error.message, /at most 20 tokens/);
+    }));
+  await withModel(
+    foreign,
+    { ring: 2, memory: two },
+    (model) =>
+      Effect.map(model.goOn("What is", { most: 20 }), ({ ids }) => assert.equal(ids.length, 20)),
+  );
+  const options = [{ ring: 2, memory: 1000 }, { ring: 2, memory: one, room: 40 }];
+  for (const [i, option] of options.entries()) {
+    await assert.rejects(
+      withModel(foreign, option, () => Effect.void),
+      i === 0 ? /bytes for weights and activations/ : /20 tokens would fit/,
+    );
+  }
+});
 
 inFolder("nothing to go on from, or with, is refused, and other texts go on", async (folder) => {
   await writeConstructedModel(folder);
