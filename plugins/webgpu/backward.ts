@@ -33,6 +33,7 @@ import { pairLayout, PairMemory, type PairProgram } from "./pairs.ts";
 import { eachStretch, type Part, partsOf, type Piece, piecesOf } from "./parts.ts";
 import { headsAcross, texelFormat } from "./program.ts";
 import { type Slab, slabsOf, turnsOf } from "./slabs.ts";
+import { SpareBuffers } from "./spare_buffers.ts";
 
 /** Bytes of the programs' `Task`. */
 const taskBytes = 112;
@@ -75,10 +76,6 @@ interface Placed {
   readonly keysIn: KeysIn;
   readonly rows: ReadonlyArray<Rows>;
   readonly pairs: PairMemory | undefined;
-  /** Blocks that were issued. */
-  blocks: number;
-  /** dq as it was after so many blocks, mapped, for the case that these are all. */
-  early: { readonly blocks: number; readonly copy: GPUBuffer } | undefined;
 }
 
 /**
@@ -110,11 +107,13 @@ export class WebgpuBackward {
   #tasks: GPUBuffer | undefined;
   #gradients: GPUBuffer | undefined;
   #scores: GPUBuffer | undefined;
+  readonly #results: SpareBuffers;
 
   /** `text` gives the programs to run, for those who want to see a wrong one refused. */
   constructor(gpu: Gpu, options: BackwardOptions, text = backwardProgram) {
     this.#gpu = gpu;
     this.#device = gpu.device;
+    this.#results = new SpareBuffers(gpu.device);
     this.#options = options;
     this.#program = text;
     this.#memory = { workgroupBytes: gpu.device.limits.maxComputeWorkgroupStorageSize };
@@ -257,7 +256,7 @@ export class WebgpuBackward {
       if (given !== undefined) {
         const most = this.#tokensAtOnce(keysIn, queries.batch * queries.heads, queries.headDim);
         const rows = await placeRows(this.#gpu, keysIn, most, queries, given);
-        placed = { keysIn, rows, pairs, blocks: 0, early: undefined };
+        placed = { keysIn, rows, pairs };
         given = undefined;
       }
       if (placed?.keysIn === keysIn) return placed;
@@ -283,11 +282,7 @@ export class WebgpuBackward {
       },
       finish: () => over.then(() => this.#finish(queries, placed)),
       close: () => {
-        if (placed !== undefined) {
-          placed.blocks++; // no copy of dq that is on its way is wanted any more
-          placed.early?.copy.destroy();
-          destroyRows(placed.rows);
-        }
+        if (placed !== undefined) destroyRows(placed.rows);
         pairs?.destroy();
       },
     };
@@ -315,9 +310,8 @@ export class WebgpuBackward {
       ),
     })).filter(({ slabs }) => slabs.length > 0);
     if (work.length === 0) return { done: Promise.resolve(result) };
-    const mine = ++placed.blocks;
     const copies: Array<GPUBuffer> = [];
-    let early: GPUBuffer | undefined;
+    let contents: ReadonlyArray<ArrayBuffer> = [];
     const done = this.#gpu.run(() => {
       for (const { piece, slabs } of work) {
         const heads = batch * piece.count * kvHeads;
@@ -335,35 +329,21 @@ export class WebgpuBackward {
     }, async () => {
       // Deno holds this thread until the device is idle: a block that is there already is queued before.
       await new Promise((resolve) => setTimeout(resolve));
-      // Where none is there, this may be the last one: dq comes along, and needs no wait of its own.
-      const [piece, ...others] = rows;
-      if (mine === placed.blocks && others.length === 0) early = await this.#copyOf(piece!);
-      const over = Promise.all(
-        [...copies, ...(early === undefined ? [] : [early])]
-          .map((copy) => copy.mapAsync(GPUMapMode.READ)),
-      );
-      // The device has done it all, but Deno lets the promise wait: time for the pages of new memory.
-      result.fill(0);
-      await over;
+      contents = await this.#gpu.contents(copies);
     }).then(() => {
-      copies.forEach((copy, i) => {
-        const mapped = copy.getMappedRange();
+      contents.forEach((content, i) => {
         eachStretch(
           new Uint8Array(result.buffer),
           2 * batch,
           tokens,
           work[i]!.piece,
-          (b, bytes) => bytes.set(new Uint8Array(mapped, b * bytes.length, bytes.length)),
+          (b, bytes) => bytes.set(new Uint8Array(content, b * bytes.length, bytes.length)),
         );
       });
-      if (early !== undefined && mine === placed.blocks) {
-        placed.early?.copy.destroy();
-        placed.early = { blocks: mine, copy: early };
-      }
+      for (const copy of copies.splice(0)) this.#results.giveResult(copy);
       return result;
     }).finally(() => {
       for (const copy of copies) copy.destroy();
-      if (placed.early?.copy !== early) early?.destroy();
     });
     return { done };
   }
@@ -426,7 +406,7 @@ export class WebgpuBackward {
       new Float32Array(data, i * stride)[fields.length] = 1;
       new Int32Array(data, i * stride)[fields.length + 1] = turn;
     });
-    const { UNIFORM, STORAGE, COPY_SRC, COPY_DST, MAP_READ } = GPUBufferUsage;
+    const { UNIFORM, STORAGE, COPY_SRC, COPY_DST } = GPUBufferUsage;
     const size = 2 * batch * piece.count * kvHeads * headDim * 4;
     const tasks = this.#tasks = this.#grown(
       this.#tasks,
@@ -486,47 +466,33 @@ export class WebgpuBackward {
       }
     });
     compute.end();
-    const copy = this.#device.createBuffer({
-      label: "result",
-      size,
-      usage: MAP_READ | COPY_DST,
-    });
+    const copy = this.#results.takeResult(size);
     encoder.copyBufferToBuffer(gradients, 0, copy, 0, size);
     this.#device.queue.submit([encoder.finish()]);
     return copy;
-  }
-
-  /** Queues a copy of a piece's dq. Gives the memory into which it comes. */
-  #copyOf({ gradients: { size }, gradients }: Rows): Promise<GPUBuffer> {
-    return this.#gpu.run(() => {
-      const { MAP_READ, COPY_DST } = GPUBufferUsage;
-      const copy = this.#device.createBuffer({ label: "result", size, usage: MAP_READ | COPY_DST });
-      const encoder = this.#device.createCommandEncoder();
-      encoder.copyBufferToBuffer(gradients, 0, copy, 0, size);
-      this.#device.queue.submit([encoder.finish()]);
-      return copy;
-    }, () => Promise.resolve());
   }
 
   async #finish(queries: Queries, placed: Placed | undefined): Promise<Float32Array> {
     const { batch, heads, headDim, tokens } = queries;
     const dq = new Float32Array(batch * tokens * heads * headDim);
     if (placed === undefined) return dq;
-    const { rows, early, blocks } = placed;
-    if (early?.blocks === blocks) {
-      spread(queries, rows[0]!, new Float32Array(early.copy.getMappedRange()), dq);
-      placed.early = undefined;
-      early.copy.destroy();
-      return dq;
-    }
     // One piece at a time, because dq twice may be more than the device has.
-    for (const piece of rows) {
-      const copy = await this.#copyOf(piece);
+    for (const piece of placed.rows) {
+      const copies: Array<GPUBuffer> = [];
       try {
-        await this.#gpu.run(() => copy.mapAsync(GPUMapMode.READ), (mapped) => mapped);
-        spread(queries, piece, new Float32Array(copy.getMappedRange()), dq);
+        const [content] = await this.#gpu.read(() => {
+          const { size } = piece.gradients;
+          const copy = this.#results.takeResult(size);
+          copies.push(copy);
+          const encoder = this.#device.createCommandEncoder();
+          encoder.copyBufferToBuffer(piece.gradients, 0, copy, 0, size);
+          this.#device.queue.submit([encoder.finish()]);
+          return copies;
+        });
+        spread(queries, piece, new Float32Array(content!), dq);
+        for (const copy of copies.splice(0)) this.#results.giveResult(copy);
       } finally {
-        copy.destroy();
+        for (const copy of copies) copy.destroy();
       }
     }
     return dq;

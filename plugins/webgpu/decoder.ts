@@ -22,6 +22,7 @@ import {
 } from "../../runtime/program.ts";
 import type { Gpu } from "./gpu.ts";
 import { formats } from "./program.ts";
+import { SpareBuffers } from "./spare_buffers.ts";
 
 const texts = {
   add: place + elementwise,
@@ -85,7 +86,7 @@ export class DecoderKernels {
   }
 }
 
-const { STORAGE, UNIFORM, COPY_SRC, COPY_DST, MAP_READ } = GPUBufferUsage;
+const { STORAGE, UNIFORM, COPY_SRC, COPY_DST } = GPUBufferUsage;
 
 /** A model's weights on a device, and programs over them. */
 export class WebgpuPrograms implements ProgramKernel {
@@ -94,6 +95,7 @@ export class WebgpuPrograms implements ProgramKernel {
   readonly #largestBuffer: number;
   readonly #weights = new Map<string, ReadonlyArray<Slab>>();
   readonly #values = new Map<Value, Matrix>();
+  readonly #results: SpareBuffers;
   #staged = 0;
   /** Used again and again: memory that is left to the garbage collector comes back late. */
   #spare = new Uint8Array(0);
@@ -102,6 +104,7 @@ export class WebgpuPrograms implements ProgramKernel {
     this.#gpu = gpu;
     this.#kernels = kernels;
     this.#largestBuffer = largestBuffer;
+    this.#results = new SpareBuffers(gpu.device);
   }
 
   /** Makes room for weights, which are 0 until they are filled. */
@@ -197,13 +200,14 @@ export class WebgpuPrograms implements ProgramKernel {
     const needed = new Set([...kept, ...given]);
     const lastUse = new Map(steps.flatMap((step, i) => inputsOf(step).map((value) => [value, i])));
     const garbage: Array<GPUBuffer> = [];
+    const copies: Array<GPUBuffer> = [];
     const forget = (value: Value) => {
       const there = this.#values.get(value);
       if (there !== undefined) garbage.push(there.buffer);
       this.#values.delete(value);
     };
     try {
-      const home = await this.#gpu.run(() => {
+      const home = await this.#gpu.read(() => {
         const encoder = this.#gpu.device.createCommandEncoder();
         for (const [i, step] of steps.entries()) {
           this.#values.set(step.out, this.#encode(encoder, step, garbage));
@@ -211,31 +215,31 @@ export class WebgpuPrograms implements ProgramKernel {
             if (lastUse.get(input) === i && !needed.has(input)) forget(input);
           }
         }
-        const home = given.map((value) => {
+        for (const value of given) {
           const { buffer } = this.#value(value);
-          const copy = this.#gpu.device.createBuffer({
-            ...{ label: "decoder's result", size: buffer.size, usage: MAP_READ | COPY_DST },
-          });
-          garbage.push(copy);
+          const copy = this.#results.takeResult(buffer.size);
+          copies.push(copy);
           encoder.copyBufferToBuffer(buffer, 0, copy, 0, buffer.size);
-          return copy;
-        });
+        }
         this.#gpu.device.queue.submit([encoder.finish()]);
-        return home;
-      }, (home) => Promise.all(home.map((buffer) => buffer.mapAsync(GPUMapMode.READ))));
-      return given.map((value, i) => this.#unpacked(this.#value(value), home[i]!));
+        return copies;
+      });
+      const results = given.map((value, i) => this.#unpacked(this.#value(value), home[i]!));
+      for (const copy of copies.splice(0)) this.#results.giveResult(copy);
+      return results;
     } finally {
       const stay = new Set(kept);
       for (const value of [...given, ...steps.map(({ out }) => out)]) {
         if (!stay.has(value)) forget(value);
       }
-      for (const buffer of garbage) buffer.destroy();
+      // Copies among them where something failed: nobody knows what becomes of them.
+      for (const buffer of [...garbage, ...copies]) buffer.destroy();
     }
   }
 
   /** A matrix without what is behind its rows. */
-  #unpacked({ rows, columns, quads }: Matrix, buffer: GPUBuffer): Float32Array {
-    const packed = new Float32Array(buffer.getMappedRange());
+  #unpacked({ rows, columns, quads }: Matrix, content: ArrayBuffer): Float32Array {
+    const packed = new Float32Array(content);
     const values = new Float32Array(rows * columns);
     for (let row = 0; row < rows; row++) {
       values.set(packed.subarray(row * 4 * quads, row * 4 * quads + columns), row * columns);
@@ -378,6 +382,7 @@ export class WebgpuPrograms implements ProgramKernel {
   close(): void {
     for (const { buffer } of [...this.#weights.values()].flat()) buffer.destroy();
     for (const { buffer } of this.#values.values()) buffer.destroy();
+    this.#results.clear();
     this.#weights.clear();
     this.#values.clear();
   }

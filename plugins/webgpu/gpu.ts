@@ -5,12 +5,15 @@
  * @module
  */
 
+import { contentOf } from "./read_back.ts";
+
 const scopes = ["validation", "out-of-memory", "internal"] as const;
 
 /** Work on a device, one piece after another. */
 export class Gpu {
   readonly device: GPUDevice;
   #fault: string | undefined;
+  readonly #lingering = new Set<Promise<unknown>>();
   /** When the work that was queued last is over. */
   #queued: Promise<unknown> = Promise.resolve();
 
@@ -34,16 +37,15 @@ export class Gpu {
   ): Promise<A> {
     this.throwFault();
     for (const scope of scopes) this.device.pushErrorScope(scope);
+    const called = new Promise<A>((resolve) => resolve(work()));
+    called.catch(() => {}); // it is waited for below
+    const errors = scopes.map(() => this.device.popErrorScope());
     let value: A;
-    let errors: ReadonlyArray<Promise<GPUError | null>> = [];
     try {
-      value = work();
-    } finally {
-      errors = scopes.map(() => this.device.popErrorScope());
-    }
-    try {
+      // Calls throw because of what the device refused before, and do not name it.
       const refused = (await Promise.all(errors)).find((error) => error !== null);
       if (refused !== undefined) throw new Error(refused.message);
+      value = await called;
       await until(value);
     } catch (cause) {
       // A loss makes calls fail without naming it, and is announced a turn later.
@@ -53,6 +55,25 @@ export class Gpu {
     }
     this.throwFault();
     return value;
+  }
+
+  /** As `run`, and gives the contents of what `work` gives, memory of `resultBuffer`. */
+  async read(work: () => ReadonlyArray<GPUBuffer>): Promise<ReadonlyArray<ArrayBuffer>> {
+    let contents: ReadonlyArray<ArrayBuffer> = [];
+    await this.run(work, async (results) => {
+      contents = await this.contents(results);
+    });
+    return contents;
+  }
+
+  /** The contents of memory of `resultBuffer`, as part of what `run` waits for. */
+  async contents(results: ReadonlyArray<GPUBuffer>): Promise<ReadonlyArray<ArrayBuffer>> {
+    const contents = await Promise.all(results.map(contentOf));
+    for (const { lingers } of contents) {
+      this.#lingering.add(lingers);
+      lingers.finally(() => this.#lingering.delete(lingers)).catch(() => {});
+    }
+    return contents.map(({ bytes }) => bytes);
   }
 
   /**
@@ -70,15 +91,11 @@ export class Gpu {
     });
   }
 
-  /** Resolves when the work that was queued is over, well or not. */
-  async idle(): Promise<void> {
-    await Promise.allSettled([this.#queued]);
-  }
-
   /** Frees what the device holds; nothing can be computed any more. */
   async close(): Promise<void> {
     this.device.destroy();
     await this.device.lost;
+    await Promise.allSettled([...this.#lingering, this.#queued]);
   }
 
   /** Throws what went wrong without any call having been told. */

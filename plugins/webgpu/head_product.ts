@@ -8,6 +8,7 @@ import { bytesOf } from "../../runtime/dtype.ts";
 import { type HeadProduct, headProduct, type HeadVectors } from "../../runtime/head_product.ts";
 import type { Gpu } from "./gpu.ts";
 import { unshared } from "./key_memory.ts";
+import { resultBuffer } from "./read_back.ts";
 
 /** `LANES` and `TILE` of the program. */
 const lanes = 32, tile = 4;
@@ -124,8 +125,8 @@ export class HeadProducts {
     );
     const made: Array<GPUBuffer> = [];
     try {
-      const home = await this.#gpu.run(() => {
-        const { STORAGE, UNIFORM, COPY_DST, COPY_SRC, MAP_READ } = GPUBufferUsage;
+      const [content] = await this.#gpu.read(() => {
+        const { STORAGE, UNIFORM, COPY_DST, COPY_SRC } = GPUBufferUsage;
         const buffer = (size: number, usage: number) => {
           const there = device.createBuffer({ label: "head product", size, usage });
           made.push(there);
@@ -154,12 +155,13 @@ export class HeadProducts {
         );
         pass.dispatchWorkgroups(Math.ceil(rows / lanes), Math.ceil(columns / tile), heads);
         pass.end();
-        const home = buffer(into.values.byteLength, MAP_READ | COPY_DST);
+        const home = resultBuffer(device, into.values.byteLength);
+        made.push(home);
         encoder.copyBufferToBuffer(inputs[3]!, 0, home, 0, home.size);
         device.queue.submit([encoder.finish()]);
-        return home;
-      }, (home) => home.mapAsync(GPUMapMode.READ));
-      bytesOf(into.values).set(new Uint8Array(home.getMappedRange()));
+        return [home];
+      });
+      bytesOf(into.values).set(new Uint8Array(content!));
     } finally {
       for (const buffer of made) buffer.destroy();
     }

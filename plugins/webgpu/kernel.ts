@@ -388,38 +388,24 @@ export class WebgpuAttention {
       const { from } = piece;
       const copies: Array<GPUBuffer> = [];
       try {
-        await this.#gpu.run(() => {
+        const [outputs, tops] = (await this.#gpu.read(() => {
           const encoder = this.#device.createCommandEncoder();
           for (const source of [piece.outputs, piece.tops]) {
-            const { MAP_READ, COPY_DST } = GPUBufferUsage;
-            const usage = MAP_READ | COPY_DST;
-            const copy = this.#spare.take("result", source.size, usage);
+            const copy = this.#spare.takeResult(source.size);
             copies.push(copy);
             encoder.copyBufferToBuffer(source, 0, copy, 0, source.size);
           }
           this.#device.queue.submit([encoder.finish()]);
-        }, () => {
-          const over = Promise.all([
-            ...copies.map((copy) => copy.mapAsync(GPUMapMode.READ)),
-            this.#gpu.idle(),
-          ]);
-          // The device has done it all, but Deno lets the promise wait: time for the pages of new memory.
+          // The pages of new memory, while the device is busy.
           if (from === 0) o.fill(0);
-          return over;
-        });
-        const [outputs, tops] = copies.map((copy) => new Float32Array(copy.getMappedRange())) as [
-          Float32Array,
-          Float32Array,
-        ];
+          return copies;
+        })).map((content) => new Float32Array(content)) as [Float32Array, Float32Array];
         normalise(queries, piece, outputs, tops, o, lse);
       } catch (cause) {
         for (const copy of copies) copy.destroy();
         throw cause;
       }
-      for (const copy of copies) {
-        copy.unmap();
-        this.#spare.give(copy);
-      }
+      for (const copy of copies) this.#spare.giveResult(copy);
     }
     return { o, lse };
   }

@@ -5,6 +5,8 @@
  * @module
  */
 
+import { ofResults, resultBuffer } from "./read_back.ts";
+
 /** The buffers of one device that nobody uses at the moment. */
 export class SpareBuffers {
   readonly #device: GPUDevice;
@@ -16,17 +18,38 @@ export class SpareBuffers {
 
   /** A buffer of just that size and usage, with anything in it. */
   take(label: string, size: number, usage: number): GPUBuffer {
+    return this.#find(label, size, usage) ?? this.#device.createBuffer({ label, size, usage });
+  }
+
+  /** Memory into which a result can be copied. */
+  takeResult(size: number): GPUBuffer {
+    const { label, usage } = ofResults;
+    return this.#find(label, size, usage) ?? resultBuffer(this.#device, size);
+  }
+
+  #find(label: string, size: number, usage: number): GPUBuffer | undefined {
     const at = this.#spare.findIndex((buffer) =>
       buffer.label === label && buffer.size === size && buffer.usage === usage
     );
     if (at >= 0) return this.#spare.splice(at, 1)[0]!;
     // Another shape than before: what fitted that one need not be kept for it.
-    for (const buffer of this.#spare.splice(0)) buffer.destroy();
-    return this.#device.createBuffer({ label, size, usage });
+    this.clear();
+    return undefined;
   }
 
   /** Takes a buffer back; what was queued before still finds its content. */
   give(buffer: GPUBuffer): void {
     this.#spare.push(buffer);
+  }
+
+  /** The same for memory whose content was copied. */
+  giveResult(buffer: GPUBuffer): void {
+    buffer.unmap();
+    this.give(buffer);
+  }
+
+  /** Frees what nobody uses. */
+  clear(): void {
+    for (const buffer of this.#spare.splice(0)) buffer.destroy();
   }
 }

@@ -384,7 +384,8 @@ const withKernel = async (
     requiredFeatures: version.subgroups ? ["subgroups" as GPUFeatureName] : [],
   });
   const lanes = tiles ? 32 : adapter!.info.subgroupMaxSize;
-  const attention = new WebgpuAttention(new Gpu(device), {
+  const gpu = new Gpu(device);
+  const attention = new WebgpuAttention(gpu, {
     // Smaller than its own, which compiles faster.
     choices: (_dtype, headDim) => [
       headDim > largestHeld
@@ -404,8 +405,7 @@ const withKernel = async (
   try {
     await use({ info, begin, expandsLatents: true });
   } finally {
-    device.destroy();
-    await device.lost;
+    await gpu.close();
   }
 };
 
@@ -487,7 +487,8 @@ Deno.test({
           const device = await (await findAdapter())!.requestDevice({
             requiredFeatures: software ? ["subgroups" as GPUFeatureName] : [],
           });
-          const backward = new WebgpuBackward(new Gpu(device), {
+          const gpu = new Gpu(device);
+          const backward = new WebgpuBackward(gpu, {
             choices: [{
               keysIn: software && form !== "tiles" ? "texture" : "buffer",
               lanes: software ? adapter!.info.subgroupMaxSize : 64,
@@ -512,8 +513,7 @@ Deno.test({
             const isSmall = ({ name }: Case) => Number(name.endsWith("of a small head"));
             await judge(told.toSorted((a, b) => isSmall(b) - isSmall(a)));
           } finally {
-            device.destroy();
-            await device.lost;
+            await gpu.close();
           }
         }));
     const faults = {

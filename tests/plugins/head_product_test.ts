@@ -88,6 +88,7 @@ Deno.test({
       fc.asyncProperty(anyProduct, (product) => assertSame(product, kernel.product!)),
       { numRuns: 40 },
     );
+    await kernel.close!();
   },
 });
 
@@ -110,8 +111,7 @@ Deno.test({
       return assertSame(product, (product) => products.compute(product));
     });
     await fc.assert(pieces, { numRuns: 15 });
-    device.destroy();
-    await device.lost;
+    await gpu.close();
   },
 });
 
@@ -136,7 +136,6 @@ Deno.test({
     const most = Math.max(from.row, into.row, matrix.head);
     const small = new HeadProducts(gpu, 4 * most - 1);
     await assert.rejects(small.compute(product), /a product has \d+ bytes, and a buffer at most/);
-    device.destroy();
-    await device.lost;
+    await gpu.close();
   },
 });

@@ -156,9 +156,7 @@ const withBackward = async (
   try {
     await use(new WebgpuBackward(gpu, options, text), device);
   } finally {
-    await gpu.idle();
-    device.destroy();
-    await device.lost;
+    await gpu.close();
   }
 };
 
@@ -210,25 +208,13 @@ const faulty = [
 ] as const;
 
 onAdapter(
-  "dq comes along with a block that no other one follows, and only then",
+  "dq may be asked for between blocks, and again",
   () =>
-    withBackward(async (backward, device) => {
-      await backward.prepare("f32", headDim);
-      let copies = 0;
-      const createBuffer = device.createBuffer.bind(device);
-      device.createBuffer = (descriptor) => {
-        if (descriptor.label === "result") copies++;
-        return createBuffer(descriptor);
-      };
+    withBackward(async (backward) => {
       const pass = backward.begin(queries, outcome);
-      // Both blocks' gradients, and dq with the later one alone.
       await Promise.all([0, 1].map(() => pass.absorb(block, [tile], before)));
-      assert.equal(copies, 3);
       const twice = await pass.finish();
-      assert.equal(copies, 3);
       assert.ok(sameNumbers(await pass.finish(), twice), "asked again, it is another");
-      assert.equal(copies, 4);
-      // What came along with the block before is not the answer.
       await pass.absorb(block, [tile], before);
       const thrice = await pass.finish();
       pass.close();

@@ -110,7 +110,9 @@ onAdapter(
     const wanted = await attended(referenceKernel());
     for (const { name, subgroups } of ladder) {
       if (subgroups && !software) continue;
-      const found = await attended(await openWebgpu({ kernel: name }));
+      const kernel = await openWebgpu({ kernel: name });
+      const found = await attended(kernel);
+      await kernel.close!();
       found.forEach((x, i) => assert.ok(Math.abs(x - wanted[i]!) <= 1e-5, `${name}: ${x}`));
     }
   },
@@ -292,9 +294,7 @@ const withAttention = async (
   try {
     await use(new WebgpuAttention(gpu, options, text), device);
   } finally {
-    await gpu.idle();
-    device.destroy();
-    await device.lost;
+    await gpu.close();
   }
 };
 
@@ -490,8 +490,7 @@ onAdapter("subgroups are counted, by whichever directive compiles", async () => 
     }
     await assert.rejects(checkSubgroups(gpu, vector, () => "nonsense"), /nonsense/);
   } finally {
-    device.destroy();
-    await device.lost;
+    await gpu.close();
   }
 });
 

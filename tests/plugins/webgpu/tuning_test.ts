@@ -135,18 +135,15 @@ Deno.test({
   fn: () =>
     withPath(async (path) => {
       const labels: Array<string> = [];
-      let device: GPUDevice | undefined;
       const { createComputePipeline } = GPUDevice.prototype;
       GPUDevice.prototype.createComputePipeline = function (descriptor) {
-        device = this;
         labels.push(descriptor.label ?? "");
         return createComputePipeline.call(this, descriptor);
       };
       const opened = async (options: Parameters<typeof openWebgpu>[0]) => {
         labels.length = 0;
-        const { info } = await openWebgpu(options);
-        device!.destroy();
-        await device!.lost;
+        const { info, close } = await openWebgpu(options);
+        await close!();
         return { notes: info.notes!, kernels: labels.filter((label) => label !== "") };
       };
       const usual = isSoftware(adapter!.info) ? /attend broadcast/ : /attend tiles/;
@@ -189,7 +186,8 @@ Deno.test({
       const { warn } = console;
       console.warn = () => {};
       try {
-        const { info } = await openWebgpu({ tuning: path });
+        const { info, close } = await openWebgpu({ tuning: path });
+        await close!();
         assert.match(
           info.notes!.join(),
           RegExp(`it has ${lanes} lanes for kernel "broadcast", and a subgroup here ${lanes / 2}`),
