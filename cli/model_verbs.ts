@@ -117,6 +117,11 @@ export const pull = Command.make(
     offline: boolean("offline").pipe(
       Flag.withDescription("Ask nobody: only look whether all is there as it was"),
     ),
+    silence: Flag.Finite("silence").pipe(
+      Flag.filter((seconds) => seconds > 0, () => "more than 0 seconds"),
+      Flag.withDefault(60),
+      Flag.withDescription("Seconds without a byte after which a connection is tried again"),
+    ),
     json,
   },
   runPull,

@@ -21,6 +21,8 @@ export interface PullFlags {
   readonly out: string | undefined;
   /** Only look whether all is there. */
   readonly offline: boolean;
+  /** Seconds in which some byte must come. */
+  readonly silence: number;
   readonly json: boolean;
 }
 
@@ -52,6 +54,22 @@ const sizeAt = (path: string): Promise<number> =>
 
 /** A connection that was cut is tried again, from where it was. */
 const tries = { times: 4, schedule: Schedule.exponential("200 millis") };
+
+/** A signal that is given when nothing was heard for so many seconds, or with the outer one. */
+const listening = (seconds: number, outer: AbortSignal) => {
+  const silent = new AbortController();
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const end = () => clearTimeout(timer);
+  const heard = () => {
+    end();
+    timer = setTimeout(
+      () => silent.abort(new Error(`nothing came for ${seconds} seconds`)),
+      1000 * seconds,
+    );
+  };
+  heard();
+  return { signal: AbortSignal.any([silent.signal, outer]), heard, [Symbol.dispose]: end };
+};
 
 /** Fetches what is missing. */
 export const runPull = Effect.fn("runPull")(function* (flags: PullFlags) {
@@ -105,21 +123,24 @@ export const runPull = Effect.fn("runPull")(function* (flags: PullFlags) {
       : print(`${folder} is there: ${entries.length} files`);
   }
 
-  const ask = (url: string, headers: Record<string, string> = {}) =>
+  const ask = (url: string, signal: AbortSignal, headers: Record<string, string> = {}) =>
     fetch(url, {
+      signal,
       headers: { ...headers, ...(token === undefined ? {} : { authorization: `Bearer ${token}` }) },
     });
   const listed = yield* Effect.tryPromise({
-    try: async (): Promise<unknown> => {
+    try: async (outer): Promise<unknown> => {
+      using listened = listening(flags.silence, outer);
       const all: Array<unknown> = [];
       let page = `${endpoint}/api/models/${name}/tree/${encodeURIComponent(revision)}`;
       for (;;) {
-        const response = await ask(page);
+        const response = await ask(page, listened.signal);
         if (!response.ok) {
           await response.body?.cancel();
           throw new Error(`${response.status} ${response.statusText}`.trim());
         }
         const entries: unknown = await response.json();
+        listened.heard();
         if (!Array.isArray(entries)) return entries;
         all.push(...entries);
         const [, next] = /<([^>]+)>;\s*rel="next"/.exec(response.headers.get("link") ?? "") ?? [];
@@ -150,12 +171,13 @@ export const runPull = Effect.fn("runPull")(function* (flags: PullFlags) {
     const url = `${endpoint}/${name}/resolve/${encodeURIComponent(revision)}/${entry.path}`;
     const before = done;
     /** Goes on where an earlier try, or an earlier run, was cut. */
-    const fetching = async () => {
+    const fetching = async (outer: AbortSignal) => {
+      using listened = listening(flags.silence, outer);
       await Deno.mkdir(dirname(path), { recursive: true });
       let at = await sizeAt(part);
       if (at > entry.size) at = 0;
       if (at < entry.size || entry.size === 0) {
-        const response = await ask(url, at > 0 ? { range: `bytes=${at}-` } : {});
+        const response = await ask(url, listened.signal, at > 0 ? { range: `bytes=${at}-` } : {});
         if (!response.ok || response.body === null) {
           await response.body?.cancel();
           throw new Error(`${response.status} ${response.statusText}`.trim());
@@ -165,6 +187,7 @@ export const runPull = Effect.fn("runPull")(function* (flags: PullFlags) {
         using file = await Deno.open(part, { write: true, create: true, truncate: at === 0 });
         await file.seek(at, Deno.SeekMode.Start);
         for await (const bytes of response.body) {
+          listened.heard();
           for (let from = 0; from < bytes.length;) from += await file.write(bytes.subarray(from));
           at += bytes.length;
           done = before + at;

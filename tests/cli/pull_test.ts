@@ -11,6 +11,8 @@ interface Faults {
   readonly cuts?: Array<number>;
   /** Sends another byte somewhere in it. */
   readonly flip?: boolean;
+  /** Says nothing more after so many bytes of it. */
+  readonly stall?: number;
 }
 
 /** A hub with one model. */
@@ -46,7 +48,14 @@ class Hub implements AsyncDisposable {
         start: (controller) => controller.enqueue(part.subarray(0, cut)),
         pull: (controller) => controller.close(),
       });
-      return new Response(body, { status: range === null ? 200 : 206 });
+      const { stall } = this.faults;
+      const stalled = new ReadableStream({
+        start: (controller) => controller.enqueue(part.subarray(0, stall)),
+        pull: () => new Promise(() => {}),
+      });
+      return new Response(large && stall !== undefined ? stalled : body, {
+        status: range === null ? 200 : 206,
+      });
     });
   }
 
@@ -89,6 +98,11 @@ inFolder("a model is fetched, goes on after a cut, and is checked", async (folde
     /^annulus: Cannot fetch "model\.safetensors" of model "org\/tiny": its hash must be/,
   );
   assert.deepEqual([...Deno.readDirSync(out)].map(({ name }) => name), ["config.json"]);
+
+  hub.faults = { stall: 0 };
+  const silent = await pull("--silence", "0.2");
+  assert.equal(silent.code, 1);
+  assert.match(silent.stderr, /bytes must come of it: found nothing came for 0\.2 seconds/);
 
   // Cut more often than a run tries again; the next run goes on.
   hub.faults = { cuts: [1000, 500, 0, 250, 1] };
