@@ -84,7 +84,7 @@ export {
 export { deviceInWorker, type WorkerSpec } from "./runtime/device_worker.ts";
 export { serveDevice, Unavailable } from "./runtime/device_worker_guest.ts";
 export type { Checkpoint, Checkpoints, Keeping, Mark } from "./runtime/checkpoint.ts";
-export { Crew } from "./runtime/crew.ts";
+export { Crew, type Equipment } from "./runtime/crew.ts";
 export { type RunRecord } from "./runtime/driver.ts";
 export { decode, type DType, encode } from "./runtime/dtype.ts";
 export type {
@@ -98,6 +98,7 @@ export type {
   Queries,
   Tile,
 } from "./runtime/kernel.ts";
+export { type Held, type Linear, widened } from "./runtime/linear.ts";
 export { type FixedLayout, type Layout, layouts, shardsOf } from "./runtime/layout.ts";
 export {
   cheapest,

@@ -122,7 +122,7 @@ const resultsOf = ({ prefix, input: { problem, gradients } }: InputLayer) => {
 
 /** The job of a layer, once it is known to fit the crew. */
 const jobOf = Effect.fnUntraced(function* ({ flags, crew }: Ready, input: Input) {
-  const forwardOnly = crew.devices.find(({ gradients }) => !gradients);
+  const forwardOnly = crew.equipment.devices.find(({ gradients }) => !gradients);
   if (input.gradients && forwardOnly !== undefined) {
     return yield* new DeviceUnavailable({
       device: forwardOnly.name,
@@ -138,7 +138,7 @@ const jobOf = Effect.fnUntraced(function* ({ flags, crew }: Ready, input: Input)
     ...(flags.wire === undefined ? {} : { wire: flags.wire }),
   }).pipe(Effect.provideContext(crew.services));
   const plan = yield* planOfJob(job);
-  const refusal = refusalFor(plan, crew.memory);
+  const refusal = refusalFor(plan, crew.equipment.memory(crew.ring));
   if (refusal !== undefined) return yield* refusal;
   if (flags.verifyRows > 0) yield* mustBeJudgeable(plan.attention, input.gradients);
   return job;

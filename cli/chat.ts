@@ -8,7 +8,7 @@ import { Effect, Stream } from "effect";
 import { startEngine } from "../plugins/models/engine.ts";
 import { mustBeKnown, mustFit } from "../plugins/models/prompt.ts";
 import { type ChatMessage, openTokenizer } from "../plugins/models/tokenizer.ts";
-import { hear, promptInWords, promptUsage, tokensAtOnce } from "./hear.ts";
+import { hear, promptInWords, promptUsage } from "./hear.ts";
 import { type CachesFlags, laterNotes, type ModelFlags, runModel } from "./model_run.ts";
 import { draw, note, print } from "./output.ts";
 import { type SamplingFlags, samplingOf } from "./sampling.ts";
@@ -35,7 +35,6 @@ export const runChat = Effect.fn("runChat")(function* (flags: ChatFlags) {
     }),
     ...keeping,
     tokens,
-    piece: tokensAtOnce,
     kept: Infinity,
     room: () => longest,
     lost: ({ message }) => note(`annulus: beginning anew, since: ${message}`),

@@ -12,8 +12,7 @@ import { partsIn } from "../plugins/models/cache_parts.ts";
 import { joinCluster } from "../plugins/nats_cluster.ts";
 import { dialNats } from "../plugins/nats_connection.ts";
 import { keepNatsServer } from "../plugins/nats_server.ts";
-import { Crew } from "../runtime/crew.ts";
-import { Device } from "../runtime/device.ts";
+import { Crew, type Equipment } from "../runtime/crew.ts";
 import {
   type DeviceUnavailable,
   type FileInvalid,
@@ -25,7 +24,6 @@ import {
   type VersionMismatch,
 } from "../runtime/errors.ts";
 import { newRun } from "../runtime/job.ts";
-import type { DeviceInfo } from "../runtime/kernel.ts";
 import { Links } from "../runtime/link.ts";
 import { chooseDevice, type DevicePlugin } from "../runtime/plugin.ts";
 import { type AccessFlags, accessOf } from "./access.ts";
@@ -58,11 +56,13 @@ export interface CrewOptions extends AccessFlags {
 export interface ReadyCrew {
   readonly services: Context.Context<Crew | Links>;
   readonly ring: number;
-  /** Bytes of memory that each member has. */
-  readonly memory: number;
-  /** What the members compute on. */
-  readonly devices: ReadonlyArray<DeviceInfo>;
+  readonly equipment: Equipment;
 }
+
+const ready = (services: ReadyCrew["services"], ring: number): ReadyCrew => ({
+  ...{ services, ring },
+  equipment: Context.get(services, Crew).equipment,
+});
 
 const fibers = Effect.fnUntraced(function* (
   { device, devices, ring = 1, model, caches }: CrewOptions,
@@ -77,9 +77,7 @@ const fibers = Effect.fnUntraced(function* (
       ),
     ),
   );
-  const { info } = Context.get(services, Device);
-  // The ranks share one machine.
-  return { services, ring, memory: info.memory / ring, devices: [info] };
+  return ready(services, ring);
 });
 
 const overNats = Effect.fnUntraced(function* (options: CrewOptions) {
@@ -106,16 +104,7 @@ const overNats = Effect.fnUntraced(function* (options: CrewOptions) {
     ...{ url, cluster, ring: options.ring, device, model: options.model?.folder },
     ...access,
   });
-  // Nodes on one host share its memory.
-  const shares = nodes.map(({ host, device }) =>
-    device.memory / nodes.filter((other) => other.host === host).length
-  );
-  return {
-    services,
-    ring: nodes.length,
-    memory: Math.min(...shares),
-    devices: nodes.map(({ device }) => device),
-  };
+  return ready(services, nodes.length);
 });
 
 /** Finds or starts a crew; what was started ends with the scope. */

@@ -8,7 +8,7 @@ import { startEngine } from "../plugins/models/engine.ts";
 import { mustBeKnown, mustFit } from "../plugins/models/prompt.ts";
 import { openTokenizer } from "../plugins/models/tokenizer.ts";
 import { misuse } from "./command_line.ts";
-import { hear, promptInWords, promptUsage, tokensAtOnce } from "./hear.ts";
+import { hear, promptInWords, promptUsage } from "./hear.ts";
 import { type CachesFlags, laterNotes, type ModelFlags, runModel } from "./model_run.ts";
 import { note, print, printJson } from "./output.ts";
 import { type SamplingFlags, samplingOf } from "./sampling.ts";
@@ -52,7 +52,6 @@ export const runGenerate = Effect.fn("runGenerate")(function* (flags: GenerateFl
     }),
     ...keeping,
     tokens,
-    piece: tokensAtOnce,
     lost: ({ message }) => note(`annulus: beginning anew, since: ${message}`),
   });
   const limits = { most: flags.maxTokens, ends, stops: flags.stop };

@@ -9,9 +9,6 @@ import type { PromptSaid, Said } from "../plugins/models/engine.ts";
 import type { PromptRead } from "../plugins/models/prompt_read.ts";
 import { draw, printPart } from "./output.ts";
 
-/** Tokens of a prompt that are read in one step. */
-export const tokensAtOnce = 8192;
-
 /** The same as every command has it in JSON. */
 export const promptUsage = (prompt: PromptRead) => ({
   prompt_tokens: prompt.tokens,

@@ -69,7 +69,7 @@ export const runLogits = Effect.fn("runLogits")(function* (flags: LogitsFlags) {
   yield* writer.commit;
   const report = {
     ...{ out: flags.out, shape, tokens: ids.length, ring: crew.ring },
-    devices: crew.devices.map(({ name }) => name),
+    devices: crew.equipment.devices.map(({ name }) => name),
     seconds: (performance.now() - began) / 1000,
   };
   if (flags.json) return yield* printJson(report);

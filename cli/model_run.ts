@@ -8,7 +8,7 @@ import { Effect, Exit, Schedule, Scope } from "effect";
 import { openModel } from "../plugins/models.ts";
 import { CacheFolder } from "../plugins/models/cache_folder.ts";
 import { openSavedTexts } from "../plugins/models/saved_texts.ts";
-import { contextRefusal, longestContext, rowsOn } from "../runtime/context.ts";
+import { contextRefusal, longestContext, turnLimits } from "../runtime/context.ts";
 import { openSession } from "../runtime/session.ts";
 import type { DType } from "../runtime/dtype.ts";
 import type { Interval } from "../runtime/timeline.ts";
@@ -75,27 +75,24 @@ export const runModel = Effect.fn("runModel")(function* (
         done < all ? `\x1b[2K\rloading ${sizeInWords(done)} of ${sizeInWords(all)}` : "\x1b[2K\r",
       )
       : Effect.void;
-  const openWith = Effect.fnUntraced(function* (ring: number | undefined, tokens: number) {
+  const openWith = Effect.fnUntraced(function* (wanted: number | undefined, tokens: number) {
     // The session says goodbye to its members before they are let go.
     const scope = yield* Effect.acquireRelease(
       Scope.make(),
       (scope) => Scope.close(scope, Exit.void),
     );
     const crew = yield* Scope.provide(
-      findCrew({ ...flags, ring, link, devices, model: { folder, progress }, caches }),
+      findCrew({ ...flags, ring: wanted, link, devices, model: { folder, progress }, caches }),
       scope,
     );
-    const rows = rowsOn(folder.model, crew.devices);
-    const placing = {
-      ...{ model: folder.model, ring: crew.ring, cache: flags.cache, memory: crew.memory, rows },
-      together: link === "memory",
-    };
+    const { ring, equipment } = crew;
+    const placing = { model: folder.model, ring, cache: flags.cache, equipment };
     const refusal = contextRefusal(placing, tokens);
     if (refusal !== undefined) return yield* refusal;
     const session = yield* openSession({
-      ...{ model: folder.hash, shape: folder.model, ring: crew.ring },
+      ...{ model: folder.hash, shape: folder.model, ring },
       cache: flags.cache,
-      rowsAtOnce: rows,
+      ...turnLimits(placing),
       parts: caches !== undefined,
       ...(flags.window === undefined ? {} : { window: flags.window }),
       ...(interval === undefined ? {} : { interval }),

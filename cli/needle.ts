@@ -191,7 +191,7 @@ export const runNeedle = Effect.fn("runNeedle")(function* (flags: NeedleFlags) {
   const report = {
     annulus: version,
     model: { folder: folder.folder, hash: folder.hash },
-    devices: crew.devices.map(({ name, backend }) => `${name} (${backend})`),
+    devices: crew.equipment.devices.map(({ name, backend }) => `${name} (${backend})`),
     ...(flags.window === undefined ? {} : { window: flags.window }),
     ...{ ring: crew.ring, lengths, depths, seeds: flags.seeds, needles: flags.needles },
     share: total / (all * flags.needles),

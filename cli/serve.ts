@@ -15,7 +15,6 @@ import { openTokenizer } from "../plugins/models/tokenizer.ts";
 import { type InvalidProblem, PortUnavailable } from "../runtime/errors.ts";
 import { isLoopback } from "../plugins/nats_connection.ts";
 import { misuse } from "./command_line.ts";
-import { tokensAtOnce } from "./hear.ts";
 import { type CachesFlags, type ModelFlags, runModel } from "./model_run.ts";
 import { note, print } from "./output.ts";
 import { samplingOf } from "./sampling.ts";
@@ -119,7 +118,6 @@ export const runServe = Effect.fn("runServe")(function* (flags: ServeFlags) {
     room: () => longest,
     ...keeping,
     tokens,
-    piece: tokensAtOnce,
     lost: ({ message }) =>
       Effect.andThen(
         Metric.update(metrics.sessions, 1),

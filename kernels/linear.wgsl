@@ -8,6 +8,8 @@
 //
 // A workgroup holds DEPTH vectors of its rows and columns at once, and an invocation has 4 × 4 components of the result:
 // each vector that it reads serves four of them. No loop is in a loop but one, since llvmpipe counts their turns.
+//
+// In front of it stands how W is held: `Stored`, four elements, and `widened`, which gives them as float32.
 
 struct Task {
   rows: u32,

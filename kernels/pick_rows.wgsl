@@ -3,6 +3,8 @@
 // | grid    | an invocation for each vector of four components |
 // | x       | [held, quads] as it is held, rows from `first` on |
 // | into    | [rows, quads]                                    |
+//
+// In front of it stands how x is held: `Stored`, four elements, and `widened`, which gives them as float32.
 
 struct Task {
   quads: u32,

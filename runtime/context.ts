@@ -4,74 +4,97 @@
  * @module
  */
 import { tokenBytesOf } from "./cache.ts";
+import type { Equipment } from "./crew.ts";
 import { type DType, elementBytes } from "./dtype.ts";
 import { PlanRefused } from "./errors.ts";
-import type { DeviceInfo } from "./kernel.ts";
 import type { Model } from "./model.ts";
 import { bytesOfWeight } from "./program.ts";
 import { usualRows } from "./session.ts";
 
-/** A model on machines. */
+/** A model on a crew. */
 export interface Placing {
   readonly model: Model;
   readonly ring: number;
   /** Format in which keys and values are held. */
   readonly cache: DType;
-  /** Bytes that each rank has. */
-  readonly memory: number;
-  /** Ranks share one process and with it the weights. */
-  readonly together: boolean;
-  /** New tokens on a rank in one turn, at most. */
-  readonly rows: number;
+  readonly equipment: Equipment;
+  /** Bytes that each rank may use, where that is not what it has. */
+  readonly memory?: number | undefined;
 }
 
 /** Matrices of activations that are there at once. */
 const matrices = 8;
 
-/** New tokens on a rank in one turn, at most, where every rank has a GPU. */
-const gpuRows = 8192;
+/** New tokens on a rank in one turn, at most, where every rank has a GPU, and what it should not be less than. */
+const [gpuRows, fewRows] = [8192, 64];
 
-/** Columns of the widest matrix of activations that has a row for every token. */
-const widestOf = ({ weights, vocabulary }: Pick<Model, "weights" | "vocabulary">): number =>
-  Math.max(...weights.map(({ rows, columns }) => rows === vocabulary ? columns : rows));
+/** Bytes of the logits that a turn gives, at most. */
+const mostLogits = 2 ** 28;
+
+const memoryOf = ({ ring, equipment, memory = equipment.memory(ring) }: Placing): number => memory;
+
+/** Bytes of weights on a rank, as they are held. */
+const weightBytes = ({ model, ring, equipment }: Placing): number =>
+  model.weights.reduce((sum, weight) => sum + bytesOfWeight(weight), 0) /
+  (equipment.together ? ring : 1);
+
+/** Bytes of a matrix of activations with one row, whose last vector of four may be half empty. */
+const rowBytes = ({ model }: Placing): number =>
+  elementBytes("f32") * 4 * Math.ceil(model.widest / 4);
 
 /**
- * New tokens on a rank in one turn, at most: more where all have a GPU, on which a turn waits for as long as it computes,
- * and fewer where a device could not hold their activations.
+ * What ranks should hold of a turn at once. New tokens: more where all have a GPU, on which a turn waits for as long as it
+ * computes; not more than a device can hold a matrix of; and hardly more than fit a quarter of what weights leave.
  */
-export const rowsOn = (
-  model: Pick<Model, "weights" | "vocabulary">,
-  devices: ReadonlyArray<Pick<DeviceInfo, "software" | "largestTensor">>,
-): number => {
-  const usual = devices.every(({ software }) => !software) ? gpuRows : usualRows;
+export const turnLimits = (
+  placing: Placing,
+): { readonly rowsAtOnce: number; readonly logitsAtOnce: number } => {
+  const { devices } = placing.equipment;
+  const usual = devices.length > 0 && devices.every(({ software }) => !software)
+    ? gpuRows
+    : usualRows;
   const largest = Math.min(...devices.map(({ largestTensor }) => largestTensor));
-  return Math.max(1, Math.min(usual, Math.floor(largest / elementBytes("f32") / widestOf(model))));
+  const fitting = (memoryOf(placing) - weightBytes(placing)) / 4 / matrices / rowBytes(placing);
+  const held = Math.min(usual, largest / rowBytes(placing));
+  const logits = Math.min(largest, mostLogits) / elementBytes("f32") / placing.model.vocabulary;
+  return {
+    rowsAtOnce: Math.max(1, Math.floor(Math.min(held, Math.max(fewRows, fitting)))),
+    logitsAtOnce: Math.max(1, Math.floor(logits)),
+  };
 };
 
-/** Bytes of weights, as they are held, and of activations, which are float32, on a rank. */
-const fixedBytes = ({ model, ring, together, rows }: Placing): number => {
-  const weights = model.weights.reduce((sum, weight) => sum + bytesOfWeight(weight), 0);
-  const activations = elementBytes("f32") * matrices * rows * widestOf(model);
-  return weights / (together ? ring : 1) + activations;
-};
+/** Bytes of weights and of activations, which are float32, on a rank. */
+const fixedBytes = (placing: Placing): number =>
+  weightBytes(placing) + matrices * turnLimits(placing).rowsAtOnce * rowBytes(placing);
 
 /** Tokens that the crew has room for, of all texts together. */
 export const longestContext = (placing: Placing): number => {
-  const { model, ring, cache, memory } = placing;
+  const { model, ring, cache } = placing;
   const perToken = tokenBytesOf({ ...model, dtype: cache });
-  return Math.max(0, Math.floor((memory - fixedBytes(placing)) / perToken)) * ring;
+  const left = memoryOf(placing) - fixedBytes(placing);
+  return left === Infinity ? Infinity : Math.max(0, Math.floor(left / perToken)) * ring;
 };
 
 /** The refusal of a text that the crew has no room for, before anything is loaded. */
 export const contextRefusal = (placing: Placing, tokens: number): PlanRefused | undefined => {
-  const { model, ring, cache, memory } = placing;
+  const { model, ring, cache } = placing;
   const longest = longestContext(placing);
-  if (tokens <= longest) return undefined;
+  if (tokens <= longest && longest > 0) return undefined;
+  const fixed = `${Math.ceil(fixedBytes(placing))} bytes for weights and activations`;
+  const onEach = ring === 1 ? "" : ` on each of ${ring} ranks`;
+  const found = `${Math.floor(memoryOf(placing))}`;
+  if (longest === 0) {
+    return new PlanRefused({
+      needed: `${fixed}${onEach}, and more for keys and values`,
+      found,
+      knob: "no text is short enough: use machines with more memory, or a model with fewer or " +
+        "narrower weights",
+    });
+  }
   const held = Math.ceil(tokens / ring) * tokenBytesOf({ ...model, dtype: cache });
   return new PlanRefused({
-    needed: `${Math.ceil(fixedBytes(placing))} bytes for weights and activations and ${held} for ` +
-      `keys and values of ${tokens} tokens on each of ${ring} ranks`,
-    found: `${Math.floor(memory)}`,
+    needed: `${fixed} and ${held} for keys and values of ${tokens} tokens${onEach}`,
+    found,
     knob: `${longest} tokens would fit: use a shorter text, more ranks on other machines (--ring)${
       cache === "f32" ? ", or a narrower format for keys and values (--cache f16)" : ""
     }`,

@@ -9,6 +9,7 @@ import type { Beat } from "./beat.ts";
 import { Device } from "./device.ts";
 import { type LinkError, RankFailed, type ServerUnavailable } from "./errors.ts";
 import type { Job, Work } from "./job.ts";
+import type { DeviceInfo } from "./kernel.ts";
 import { Links } from "./link.ts";
 import type { RankError, RankSummary } from "./rank.ts";
 import { runRank } from "./run_rank.ts";
@@ -21,6 +22,15 @@ export interface Regrouped {
   readonly standings: ReadonlyArray<Standing>;
   /** Ranks that have another member now, with words for it. */
   readonly moved: ReadonlyArray<{ readonly rank: number; readonly to: string }>;
+}
+
+/** What the ranks of a crew compute with. */
+export interface Equipment {
+  readonly devices: ReadonlyArray<DeviceInfo>;
+  /** Bytes of memory that a rank has where there are so many. */
+  readonly memory: (ring: number) => number;
+  /** Ranks are in one process, which holds once what all of them need. */
+  readonly together: boolean;
 }
 
 /** Who hears of the ranks of a run. */
@@ -49,6 +59,7 @@ const abandoned = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E,
 
 /** Gives ranks to members. */
 export class Crew extends Context.Service<Crew, {
+  readonly equipment: Equipment;
   /** Runs one rank, through one epoch, until its links are closed; interrupting it frees the member. */
   readonly run: (
     work: Work,
@@ -73,7 +84,10 @@ export class Crew extends Context.Service<Crew, {
       Crew,
       Effect.gen(function* () {
         const context = yield* Effect.context<Device | Links>();
+        const { info } = Context.get(context, Device);
         return Crew.of({
+          // The ranks share one machine.
+          equipment: { devices: [info], memory: (ring) => info.memory / ring, together: true },
           run: (work, rank, { interval, beat, finished, failed }) => {
             const blame = (error: RankError) =>
               new RankFailed({

@@ -89,13 +89,15 @@ class Guest {
    */
   closed(within: number): Effect.Effect<void> {
     return Effect.callback((resume) => {
-      const over = () => {
+      const over = Promise.withResolvers<void>();
+      // Answered at once where the Worker has gone.
+      const forget = this.send({ op: "end" }, [], () => over.resolve());
+      const timer = setTimeout(over.resolve, within);
+      over.promise.then(() => {
         clearTimeout(timer);
         forget();
         resume(Effect.void);
-      };
-      const timer = setTimeout(over, within);
-      const forget = this.send({ op: "end" }, [], over);
+      });
     });
   }
 

@@ -182,12 +182,16 @@ export const serveDevice = (
 
   const endKernel = async (): Promise<void> => {
     for (const key of [...accumulations.keys()]) await settled(key);
-    for (const { of } of accumulations.values()) of.close();
-    for (const model of models.values()) model.close();
-    accumulations.clear();
+    const open = [...models.values(), ...Array.from(accumulations.values(), ({ of }) => of)];
     models.clear();
-    await kernel?.close?.();
+    accumulations.clear();
+    const last = kernel;
     kernel = undefined;
+    try {
+      for (const each of open) each.close();
+    } finally {
+      await last?.close?.();
+    }
   };
 
   let lastEnd = 0;
@@ -259,10 +263,13 @@ export const serveDevice = (
         models.delete(request.key);
         return;
       case "end":
-        await endKernel();
-        // What waited for it lets go of it a turn later.
-        await new Promise((resume) => setTimeout(resume));
-        return ended();
+        try {
+          return await endKernel();
+        } finally {
+          // What waited for it lets go of it a turn later.
+          await new Promise((resume) => setTimeout(resume));
+          ended();
+        }
     }
   };
 

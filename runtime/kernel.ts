@@ -158,6 +158,9 @@ export interface AttentionKernel {
   readonly programs?: (
     weights: ReadonlyArray<WeightSpec>,
   ) => ProgramKernel | Promise<ProgramKernel>;
-  /** Lets go of what the end of the Worker alone would not, or not in time. The last call. */
+  /**
+   * Lets go of what the end of the Worker alone would not, or not in time; the last call. A host makes it where it opens
+   * the Worker with some time for that (`closing`).
+   */
   readonly close?: () => void | Promise<void>;
 }

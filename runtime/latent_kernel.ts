@@ -196,10 +196,21 @@ const beginLatent = async (
 };
 
 /** The kernel, which can do latent attention as well. */
-export const withLatents = (kernel: AttentionKernel): AttentionKernel => ({
-  ...kernel,
-  begin: (queries) =>
-    queries.latent === undefined
-      ? kernel.begin(queries)
-      : beginLatent(kernel, queries, queries.latent),
-});
+export const withLatents = (kernel: AttentionKernel): AttentionKernel => {
+  const others: Partial<AttentionKernel> = Object.fromEntries(
+    (["beginBackward", "product", "linear", "programs", "close"] as const).flatMap((name) => {
+      // Methods of a class are none of its object's own properties.
+      const method: unknown = kernel[name]?.bind(kernel);
+      return method === undefined ? [] : [[name, method]];
+    }),
+  );
+  return {
+    ...others,
+    info: kernel.info,
+    ...(kernel.expandsLatents === true ? { expandsLatents: true } : {}),
+    begin: (queries) =>
+      queries.latent === undefined
+        ? kernel.begin(queries)
+        : beginLatent(kernel, queries, queries.latent),
+  };
+};

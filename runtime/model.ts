@@ -30,6 +30,8 @@ export interface Model {
   readonly ownHeadDim: number;
   /** Multiplies every score. */
   readonly scale: number;
+  /** Columns of its widest matrix of activations, of those that have a row for every token. */
+  readonly widest: number;
   /** Tokens that it was made for. */
   readonly longest: number;
   /** Radians by which pair i of the components of queries and keys turns from one token to the next. */

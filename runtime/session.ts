@@ -54,6 +54,8 @@ export interface SessionOptions {
   readonly cache?: DType;
   /** New tokens on a rank in one turn, at most: its activations are of so many. */
   readonly rowsAtOnce?: number;
+  /** Tokens of one turn whose logits are given, at most. */
+  readonly logitsAtOnce?: number;
   /** Ranks keep parts of texts and use them again, where they have a place for that. */
   readonly parts?: boolean;
   readonly interval?: (interval: Interval) => Effect.Effect<void>;
@@ -79,6 +81,8 @@ export interface Session {
   readonly extend: (
     extensions: ReadonlyArray<Extension>,
   ) => Effect.Effect<ReadonlyArray<Float32Array>, SessionError>;
+  /** New tokens in one turn, at most. */
+  readonly tokensAtOnce: number;
   /** Begins a sequence with the first tokens of another, which stays as it is. */
   readonly share: (sequence: number, from: number, tokens: number) => void;
   /** Forgets sequences with the next turn. */
@@ -127,9 +131,10 @@ const askRank = Effect.fnUntraced(function* (
 
 /** Starts a model on a crew; it ends with the scope. */
 export const openSession = Effect.fn("openSession")(function* (
-  { model, shape, ring, cache = "f32", rowsAtOnce = usualRows, window, parts, interval }:
-    SessionOptions,
+  options: SessionOptions,
 ): Effect.fn.Return<Session, SessionError, Scope.Scope | Crew | Links> {
+  const { model, shape, ring, cache = "f32", window, parts, interval } = options;
+  const { rowsAtOnce = usualRows, logitsAtOnce = Infinity } = options;
   const { vocabulary } = shape;
   const crew = yield* Crew;
   const links = yield* Links;
@@ -238,17 +243,19 @@ export const openSession = Effect.fn("openSession")(function* (
     });
     // Each turn takes from all of them in order, until it is full.
     for (let left = asked; left.length > 0; left = left.filter(({ ids, at }) => at < ids.length)) {
-      let room = rowsAtOnce * ring;
+      let [room, answers] = [rowsAtOnce * ring, logitsAtOnce];
       const pieces: Array<Piece> = [];
       const rows: Array<Float32Array> = [];
       for (const one of left) {
         const { sequence, ids, wanted, at, logits } = one;
-        const tokens = Math.min(room, ids.length - at);
-        if (tokens === 0) continue;
-        room -= tokens;
         // Those of its tokens that are among the last ones.
         const first = ids.length - wanted;
-        const own = Math.max(0, at + tokens - Math.max(at, first));
+        const unasked = Math.max(0, first - at);
+        const tokens = Math.min(room, ids.length - at, unasked + answers);
+        if (tokens === 0) continue;
+        const own = Math.max(0, tokens - unasked);
+        room -= tokens;
+        answers -= own;
         const before = Math.max(0, at - first);
         const past = lengthOf(sequence);
         const arriving = placementOf(past, tokens, ring);
@@ -278,6 +285,7 @@ export const openSession = Effect.fn("openSession")(function* (
     : undefined;
   return {
     extend,
+    tokensAtOnce: rowsAtOnce * ring,
     share: (id, from, tokens) => {
       sequences.set(id, sequences.get(from)!.map((spans) => before(spans, tokens)));
       shared.push({ id, from, tokens });

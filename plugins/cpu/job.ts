@@ -135,7 +135,7 @@ export interface Multiply {
 
 export type Job = Prepare | Attend | Normalise | Delta | Differentiate | Project | Multiply;
 
-/** Columns of a product with a weight that are one piece of work: few enough for threads to share, each with enough to do. */
+/** Columns of a product with a weight that are one piece of work, of which threads have some each. */
 export const columnsAtOnce = (columns: number): number => Math.max(64, Math.ceil(columns / 32));
 
 /** How many chunks of tokens there are: as many tokens each as a tile has rows. */

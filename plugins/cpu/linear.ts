@@ -1,5 +1,6 @@
 /**
- * Products of vectors with a weight, by one thread: some columns of the result. A weight of 16-bit elements is widened tile by tile, in memory that a core's second-level cache holds.
+ * Products of vectors with a weight, by one thread: some columns of the result. A weight of 16-bit elements is widened
+ * tile by tile, in memory that a core's second-level cache holds.
  *
  * @module
  */

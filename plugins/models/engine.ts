@@ -17,8 +17,8 @@ export interface EngineOptions<E> {
   /** Opens a session, with whoever is there then; it ends with the scope. */
   readonly open: Effect.Effect<Session, E, Scope.Scope>;
   readonly tokens: Pick<TextTokens, "decode">;
-  /** Tokens of a prompt that are read in one step. */
-  readonly piece: number;
+  /** Tokens of a prompt that are read in one step; by default as many as a turn of the session has. */
+  readonly piece?: number;
   /** Tokens for which there is room, of all texts together; asked once a session is open. */
   readonly room?: () => number;
   /**
@@ -72,6 +72,8 @@ interface Text<E> {
   reading: boolean;
   /** How the tokens of its sequence had been read by then. */
   ways: Readonly<Record<Way, number>>;
+  /** Tokens that some session has had of it. */
+  furthest: number;
 }
 
 /** Of a text that has no sequence yet. */
@@ -94,6 +96,7 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
   /** Texts that were given up while a step was going on with them. */
   const left = new Set<Text<E>>();
   let stepping = false;
+  let failures = 0;
   const arrivals = yield* Queue.unbounded<void>();
   let nextSequence = 0;
   const outer = yield* Effect.scope;
@@ -228,10 +231,14 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
   /** Enters what a step found for a text. */
   const enter = (text: Text<E>, count: number, logits: Float32Array | undefined) => {
     text.next = text.next.slice(count);
+    const length = session.lengthOf(text.sequence!);
+    // Only what no session before came to is new.
+    if (length > text.furthest) failures = 0;
+    text.furthest = Math.max(text.furthest, length);
     if (!texts.has(text)) return;
     if (logits === undefined) {
       const of = text.asked.prompt.length;
-      return Queue.offerUnsafe(text.heard, { read: session.lengthOf(text.sequence!), of });
+      return Queue.offerUnsafe(text.heard, { read: length, of });
     }
     if (text.reading) {
       const [sequence, of] = [text.sequence!, text.asked.prompt.length];
@@ -255,7 +262,7 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
   /** Lets texts grow. */
   const grow = Effect.fnUntraced(function* (growing: ReadonlyArray<Text<E>>) {
     const pieces = growing.map(({ next }) => {
-      const count = Math.min(piece, next.length);
+      const count = Math.min(piece ?? session.tokensAtOnce, next.length);
       return { count, wanted: count === next.length ? 1 : 0 };
     });
     const found = yield* session.extend(growing.map(({ sequence, next }, i) => ({
@@ -280,7 +287,6 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
     // Whoever waits does so until something is saved.
     if (growing.length === 0) yield* Queue.take(arrivals);
   });
-  let failures = 0;
   const failAll = (cause: Cause.Cause<E | SessionError>) =>
     Effect.sync(() => {
       failures = 0;
@@ -309,7 +315,6 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
   const work = Effect.gen(function* () {
     if (texts.size === 0) return yield* Queue.take(arrivals);
     yield* step.pipe(
-      Effect.tap(Effect.sync(() => void (failures = 0))),
       Effect.catch(again),
       Effect.catchCause(failAll),
     );
@@ -328,7 +333,10 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
         yield* Effect.acquireRelease(
           Effect.sync((): Text<E> => {
             const continuation = new Continuation(asked, tokens);
-            const text = { asked, continuation, heard, sequence: undefined, next: [], ...unread };
+            const text: Text<E> = {
+              ...{ asked, continuation, heard, sequence: undefined, next: [], furthest: 0 },
+              ...unread,
+            };
             texts.add(text);
             Queue.offerUnsafe(arrivals, undefined);
             return text;

@@ -124,6 +124,7 @@ export const modelOf = (
     return {
       ...{ layers, vocabulary, heads, kvHeads, ownHeadDim, frequencies },
       headDim: 4 * Math.ceil(ownHeadDim / 4),
+      widest: Math.max(hidden, intermediate, heads * ownHeadDim),
       scale: 1 / Math.sqrt(ownHeadDim),
       longest: config.max_position_embeddings,
       weights: [

@@ -3,19 +3,18 @@
  *
  * @module
  */
-import { Effect, Option, type Scope } from "effect";
-import { contextRefusal, longestContext, rowsOn } from "../../runtime/context.ts";
-import type { Crew } from "../../runtime/crew.ts";
-import { Device } from "../../runtime/device.ts";
+import { Effect, type Scope } from "effect";
+import { contextRefusal, longestContext, turnLimits } from "../../runtime/context.ts";
+import { Crew } from "../../runtime/crew.ts";
 import type { DType } from "../../runtime/dtype.ts";
-import type {
-  FileInvalid,
+import {
+  type FileInvalid,
   InvalidProblem,
-  ModelInvalid,
-  PlanRefused,
+  type ModelInvalid,
+  type PlanRefused,
 } from "../../runtime/errors.ts";
 import type { Links } from "../../runtime/link.ts";
-import { openSession, type SessionError, usualRows } from "../../runtime/session.ts";
+import { openSession, type SessionError } from "../../runtime/session.ts";
 import type { ModelFolder } from "../models.ts";
 import { type Answer, answerOf } from "./answer.ts";
 import { type Said, startEngine } from "./engine.ts";
@@ -36,8 +35,8 @@ export interface ModelOptions {
    */
   readonly room?: number;
   /**
-   * Bytes of memory that a rank may use for weights, activations, keys and values; by default its part of what the device
-   * of this process has, and for ranks on other nodes no limit.
+   * Bytes of memory that a rank may use for weights, activations, keys and values; by default what it has, of which ranks
+   * in one process have equal parts.
    */
   readonly memory?: number;
 }
@@ -72,25 +71,38 @@ export interface RunningModel {
   ) => Effect.Effect<Answer, InvalidProblem | ModelInvalid | SessionError>;
 }
 
+const mustBe = (
+  what: string,
+  needed: string,
+  holds: (value: unknown) => boolean,
+  value: number,
+): Effect.Effect<void, InvalidProblem> =>
+  holds(value) && value >= 1
+    ? Effect.void
+    : Effect.fail(new InvalidProblem({ what, needed, found: String(value) }));
+
 /** Starts a model on a crew whose members have it; it ends with the scope. */
 export const startModel = Effect.fn("startModel")(function* (
   found: ModelFolder,
   options: ModelOptions,
 ): Effect.fn.Return<
   RunningModel,
-  FileInvalid | ModelInvalid | PlanRefused | SessionError,
+  FileInvalid | InvalidProblem | ModelInvalid | PlanRefused | SessionError,
   Scope.Scope | Crew | Links
 > {
-  const { ring, cache = "f32" } = options;
+  const { ring, cache = "f32", memory } = options;
   const { vocabulary, longest } = found.model;
-  const here = Option.getOrUndefined(yield* Effect.serviceOption(Device))?.info;
-  const rows = here === undefined ? usualRows : rowsOn(found.model, [here]);
-  const placing = {
-    ...{ model: found.model, ring, cache, rows, together: here !== undefined },
-    memory: options.memory ?? (here === undefined ? Infinity : here.memory / ring),
-  };
-  // One token at least, or the weights themselves have no room.
-  const { room = Math.max(1, Math.min(longest, longestContext(placing))) } = options;
+  yield* mustBe("the ring size", "a whole number, 1 at least", Number.isInteger, ring);
+  yield* mustBe("the memory", "a number of bytes, 1 at least", Number.isFinite, memory ?? 1);
+  const { equipment } = yield* Crew;
+  const placing = { model: found.model, ring, cache, equipment, memory };
+  const { room = Math.min(longest, longestContext(placing)) } = options;
+  yield* mustBe(
+    "the room",
+    "a whole number of tokens, 1 at least",
+    Number.isInteger,
+    options.room ?? 1,
+  );
   const refusal = contextRefusal(placing, room);
   if (refusal !== undefined) return yield* refusal;
   const tokens = yield* openTokenizer(found.folder);
@@ -98,11 +110,13 @@ export const startModel = Effect.fn("startModel")(function* (
   const crew = yield* Effect.context<Crew | Links>();
   const engine = yield* startEngine({
     open: Effect.provideContext(
-      openSession({ model: found.hash, shape: found.model, ring, cache, rowsAtOnce: rows }),
+      openSession({
+        ...{ model: found.hash, shape: found.model, ring, cache },
+        ...turnLimits(placing),
+      }),
       crew,
     ),
     tokens,
-    piece: rows * ring,
     room: () => room,
     kept: room,
   });

@@ -222,7 +222,16 @@ export const crewOf = Effect.fn("natsCrew")(function* (
     return Effect.map(Effect.timeoutOption(asking, stopWithin), Option.getOrUndefined);
   };
 
+  // Nodes on one host share its memory.
+  const shares = nodes.map(({ host, device }) =>
+    device.memory / nodes.filter((other) => other.host === host).length
+  );
   return Crew.of({
+    equipment: {
+      devices: nodes.map(({ device }) => device),
+      memory: () => Math.min(...shares),
+      together: false,
+    },
     run: (work, rank, { interval, beat, finished, failed }) => {
       const node = memberOf[rank]!;
       // What fails after that is not for want of something.

@@ -44,6 +44,8 @@ const reading = (dtype: DType): string => {
 const lanes = 64, tile = 32;
 /** Bytes of weights that are submitted at once: while a piece is on its way to the device, the next is written. */
 const mostStaged = 16 * 1024 * 1024;
+/** Operations after which a program goes on in another submission: drivers end those that take them seconds. */
+const mostWork = 2 ** 37;
 /** Workgroups in one dimension that every adapter has. */
 const mostGroups = 65_535;
 
@@ -163,19 +165,17 @@ export class WebgpuPrograms implements ProgramKernel {
   /** Whole rows of a matrix from `row` on, in its format. */
   #write({ dtype, columns, quads, buffer }: Matrix, row: number, bytes: Uint8Array) {
     if (bytes.length === 0) return;
-    const [own, held] = [columns, 4 * quads].map((count) => count * elementBytes(dtype)) as [
-      number,
-      number,
-    ];
+    const own = columns * elementBytes(dtype);
+    const wide = 4 * quads * elementBytes(dtype);
     const rows = bytes.length / own;
-    if (this.#spare.length < rows * held) this.#spare = new Uint8Array(rows * held);
-    const padded = this.#spare.subarray(0, rows * held);
-    if (own === held) padded.set(bytes);
+    if (this.#spare.length < rows * wide) this.#spare = new Uint8Array(rows * wide);
+    const padded = this.#spare.subarray(0, rows * wide);
+    if (own === wide) padded.set(bytes);
     else {
       padded.fill(0);
-      for (let i = 0; i < rows; i++) padded.set(bytes.subarray(i * own, (i + 1) * own), i * held);
+      for (let i = 0; i < rows; i++) padded.set(bytes.subarray(i * own, (i + 1) * own), i * wide);
     }
-    this.#gpu.device.queue.writeBuffer(buffer, row * held, padded);
+    this.#gpu.device.queue.writeBuffer(buffer, row * wide, padded);
   }
 
   async fill(weight: string, first: number, dtype: DType, bytes: Uint8Array): Promise<void> {
@@ -208,9 +208,20 @@ export class WebgpuPrograms implements ProgramKernel {
     };
     try {
       const home = await this.#gpu.read(() => {
-        const encoder = this.#gpu.device.createCommandEncoder();
+        const { device } = this.#gpu;
+        let encoder = device.createCommandEncoder();
+        let work = 0;
         for (const [i, step] of steps.entries()) {
-          this.#values.set(step.out, this.#encode(encoder, step, garbage));
+          const made = this.#encode(encoder, step, garbage);
+          this.#values.set(step.out, made);
+          if (step.step === "linear") {
+            work += 2 * made.rows * made.columns * this.#value(step.x).columns;
+          }
+          if (work > mostWork) {
+            device.queue.submit([encoder.finish()]);
+            encoder = device.createCommandEncoder();
+            work = 0;
+          }
           for (const input of inputsOf(step)) {
             if (lastUse.get(input) === i && !needed.has(input)) forget(input);
           }
@@ -221,7 +232,7 @@ export class WebgpuPrograms implements ProgramKernel {
           copies.push(copy);
           encoder.copyBufferToBuffer(buffer, 0, copy, 0, buffer.size);
         }
-        this.#gpu.device.queue.submit([encoder.finish()]);
+        device.queue.submit([encoder.finish()]);
         return copies;
       });
       const results = given.map((value, i) => this.#unpacked(this.#value(value), home[i]!));
@@ -266,10 +277,10 @@ export class WebgpuPrograms implements ProgramKernel {
       task: Uint32Array,
       buffers: ReadonlyArray<GPUBuffer>,
       groups: readonly [x: number, y: number],
-      held: DType = "f32",
+      format: DType = "f32",
     ) => {
       if (groups[0] * groups[1] === 0) return;
-      const pipeline = this.#kernels.get(kernel, held);
+      const pipeline = this.#kernels.get(kernel, format);
       const uniform = outside(task, UNIFORM | COPY_DST);
       const pass = encoder.beginComputePass();
       pass.setPipeline(pipeline);
@@ -292,9 +303,9 @@ export class WebgpuPrograms implements ProgramKernel {
       Math.ceil(groups / mostGroups),
     ];
     const storage = STORAGE | COPY_DST;
-    const pick = (slabs: ReadonlyArray<Slab>, ids: Uint32Array, held: number): Matrix => {
-      const beyond = ids.find((id) => id >= held);
-      if (beyond !== undefined) throw new Error(`row ${beyond} of ${held} was asked for`);
+    const pick = (slabs: ReadonlyArray<Slab>, ids: Uint32Array, all: number): Matrix => {
+      const beyond = ids.find((id) => id >= all);
+      if (beyond !== undefined) throw new Error(`row ${beyond} of ${all} was asked for`);
       const { columns, quads } = slabs[0]!;
       const into = this.#matrix(ids.length, columns);
       const list = outside(ids, storage);

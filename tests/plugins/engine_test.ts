@@ -16,6 +16,7 @@ class Told {
   before: Effect.Effect<void, LinkFailed> = Effect.void;
 
   readonly session: Session = {
+    tokensAtOnce: 8,
     extend: (extensions) =>
       Effect.gen({ self: this }, function* () {
         for (const { sequence, ids } of extensions) {
@@ -398,6 +399,27 @@ it(
     );
     assert.deepEqual(found.map(idsOf), prompts.map((prompt) => sayings(prompt, 9)));
     assert.equal(lost.length, 3);
+  }),
+);
+
+it(
+  "sessions that are lost at the same place again and again are not begun anew for ever",
+  Effect.gen(function* () {
+    const failure = new LinkFailed({ run: "r", self: "a", peer: "b", needed: "it", found: "gone" });
+    let opened = 0;
+    const open = Effect.sync(() => {
+      opened++;
+      const told = new Told();
+      let turns = 0;
+      told.before = Effect.suspend(() => ++turns > 7 ? Effect.fail(failure) : Effect.void);
+      return told.session;
+    });
+    const engine = yield* startEngine({ open, tokens, piece: 4 });
+    // Each session reads 28 tokens of it, of which those after the first are nothing new.
+    const text = asked(Array.from({ length: 100 }, (_, i) => i), 1);
+    const error = yield* Effect.flip(Stream.runCollect(engine.say(text)));
+    assert.equal(error, failure);
+    assert.equal(opened, 4);
   }),
 );
 

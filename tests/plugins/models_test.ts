@@ -141,25 +141,33 @@ inFolder(
   },
 );
 
-inFolder("logits of more tokens than a turn has come from several turns", async (folder) => {
-  const model = modelCases[0]!;
-  const tensors = tensorsFor(model, 9);
-  await writeModel(folder, model, tensors);
-  const ids = idsFor(4, 75);
-  const needed = referenceOf(model, tensors, ids);
-  await onRings(folder, reference, [1, 3], (session, ring) =>
-    Effect.gen(function* () {
-      for (const wanted of [0, 1, 5, 33, 75]) {
-        // Beside another one, which has tokens in the same turns.
-        const [found, other] = yield* session.extend([
-          { sequence: wanted, ids, wanted },
-          { sequence: 100 + wanted, ids: ids.slice(0, 40), wanted: 3 },
-        ]);
-        if (wanted > 0) assert.ok(apart(found!, needed.slice(75 - wanted)) < 1e-5, `${ring}`);
-        assert.ok(apart(other!, needed.slice(37, 40)) < 1e-5, `ring of ${ring}: the other one`);
-      }
-    }), 8);
-});
+for (
+  const [what, limits] of [
+    ["than a turn has", { rowsAtOnce: 8 }],
+    ["than a turn gives", { logitsAtOnce: 5 }],
+    ["than a turn has or gives", { rowsAtOnce: 11, logitsAtOnce: 7 }],
+  ] as const
+) {
+  inFolder(`logits of more tokens ${what} come from several turns`, async (folder) => {
+    const model = modelCases[0]!;
+    const tensors = tensorsFor(model, 9);
+    await writeModel(folder, model, tensors);
+    const ids = idsFor(4, 75);
+    const needed = referenceOf(model, tensors, ids);
+    await onRings(folder, reference, [1, 3], (session, ring) =>
+      Effect.gen(function* () {
+        for (const wanted of [0, 1, 5, 33, 75]) {
+          // Beside another one, which has tokens in the same turns.
+          const [found, other] = yield* session.extend([
+            { sequence: wanted, ids, wanted },
+            { sequence: 100 + wanted, ids: ids.slice(0, 40), wanted: 3 },
+          ]);
+          if (wanted > 0) assert.ok(apart(found!, needed.slice(75 - wanted)) < 1e-5, `${ring}`);
+          assert.ok(apart(other!, needed.slice(37, 40)) < 1e-5, `ring of ${ring}: the other one`);
+        }
+      }), limits);
+  });
+}
 
 for (const [i, model] of modelCases.entries()) {
   // The others take as long, and `deno task models` has them all.

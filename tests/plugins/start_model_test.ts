@@ -13,6 +13,7 @@ import {
 } from "../../plugins/models/start_model.ts";
 import { usualOf } from "../../plugins/models/usual.ts";
 import { reference } from "../../plugins/reference.ts";
+import { referenceKernel } from "../../kernels/reference.ts";
 import { longestContext } from "../../runtime/context.ts";
 import { inFolder } from "../support/in_folder.ts";
 
@@ -68,44 +69,44 @@ Deno.test("a text that is too long for the room is refused", () =>
 
 Deno.test("a model has room for what its memory holds, and is refused where it holds nothing", async () => {
   const found = await Effect.runPromise(Effect.scoped(openModel(foreign)));
-  const placing = {
-    model: found.model,
-    ring: 2,
-    cache: "f32",
-    rows: 2048,
-    together: true,
-  } as const;
-  const [one, two] = [1, 2].map((tokens) => {
-    const memory = (most: number): number => {
-      // The least memory that has room for so many, by halves.
-      let [low, high] = [0, 2 ** 40];
-      while (high - low > 1) {
-        const middle = Math.floor((low + high) / 2);
-        if (longestContext({ ...placing, memory: middle }) >= most) high = middle;
-        else low = middle;
-      }
-      return high;
-    };
-    return memory(20 * tokens);
-  }) as [number, number];
-  assert.ok(two > one);
-  await withModel(foreign, { ring: 2, memory: one }, (model) =>
+  const devices = [referenceKernel().info];
+  const equipment = { devices, memory: () => 0, together: true };
+  const placing = { model: found.model, ring: 2, cache: "f32", equipment } as const;
+  /** The least memory that has room for so many tokens. */
+  const memoryFor = (tokens: number): number => {
+    let [low, high] = [1, 2 ** 40];
+    while (high - low > 1) {
+      const memory = Math.floor((low + high) / 2);
+      if (longestContext({ ...placing, memory }) >= tokens) high = memory;
+      else low = memory;
+    }
+    return high;
+  };
+  const [little, more] = [memoryFor(20), memoryFor(40)];
+  await withModel(foreign, { ring: 2, memory: little }, (model) =>
     Effect.gen(function* () {
       const error = yield* Effect.flip(model.goOn("What is", { most: 20 }));
       assert.match(error.message, /at most 20 tokens/);
     }));
   await withModel(
     foreign,
-    { ring: 2, memory: two },
+    { ring: 2, memory: more },
     (model) =>
       Effect.map(model.goOn("What is", { most: 20 }), ({ ids }) => assert.equal(ids.length, 20)),
   );
-  const options = [{ ring: 2, memory: 1000 }, { ring: 2, memory: one, room: 40 }];
-  for (const [i, option] of options.entries()) {
-    await assert.rejects(
-      withModel(foreign, option, () => Effect.void),
-      i === 0 ? /bytes for weights and activations/ : /20 tokens would fit/,
+  const refused = (options: ModelOptions, why: RegExp) =>
+    assert.rejects(withModel(foreign, options, () => Effect.void), why);
+  await refused({ ring: 2, memory: 1000 }, /bytes for weights and activations on each of 2 ranks/);
+  await refused({ ring: 2, memory: little, room: 40 }, /20 tokens would fit/);
+  for (const ring of [0, -1, 1.5, NaN]) {
+    await refused(
+      { ring },
+      RegExp(`the ring size must be a whole number, 1 at least: found ${ring}`),
     );
+  }
+  await refused({ ring: 1, memory: NaN }, /the memory must be a number of bytes.*: found NaN/);
+  for (const room of [0, 1.5, Infinity]) {
+    await refused({ ring: 1, room }, RegExp(`the room must be a whole number.*: found ${room}`));
   }
 });
 

@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import { deviceInWorker } from "../../runtime/device_worker.ts";
 import type { DeviceFailed } from "../../runtime/errors.ts";
 import type { KeyValues, Queries } from "../../runtime/kernel.ts";
+import { ProgramWriter } from "../../runtime/program.ts";
 import { bandOf, full } from "../support/masks.ts";
 
 /** What the device of `support/odd_worker.ts` shall do. */
@@ -273,18 +274,50 @@ it(
   }),
 );
 
-Deno.test("a kernel that wants to be closed is, before its Worker ends", async () => {
-  const says = crypto.randomUUID();
-  const channel = new BroadcastChannel(says);
-  const heard = new Promise((resolve) => channel.onmessage = ({ data }) => resolve(data));
-  await Effect.gen(function* () {
-    const device = yield* open({ says }, 60_000);
-    yield* device.begin(queries);
-  }).pipe(Effect.scoped, Effect.runPromise);
-  // Nothing is open any more.
-  assert.equal(await heard, 0);
-  channel.close();
-});
+for (const throws of [false, true]) {
+  const but = throws ? ", whatever else is not" : "";
+  Deno.test(`a kernel that wants to be closed is, before its Worker ends${but}`, async () => {
+    const says = crypto.randomUUID();
+    const channel = new BroadcastChannel(says);
+    const heard = new Promise((resolve) => channel.onmessage = ({ data }) => resolve(data));
+    await Effect.gen(function* () {
+      const device = yield* open({ says, throws }, 60_000);
+      // Its accumulator outlives it.
+      yield* device.begin(queries).pipe(Scope.provide(yield* Scope.make()));
+    }).pipe(Effect.scoped, Effect.runPromise);
+    assert.equal(await heard, throws ? 1 : 0);
+    channel.close();
+  });
+}
+
+for (
+  const [what, url] of [
+    ["does not exist", new URL("file:///no/such/module.js")],
+    ["crashes", new URL("../support/odd_worker.ts", import.meta.url)],
+  ] as const
+) {
+  it(
+    `a Worker that has time to close and ${what} is told as it is`,
+    Effect.gen(function* () {
+      const error = yield* Effect.flip(Effect.scoped(Effect.gen(function* () {
+        const spec = { name: "odd", url, options: "throws later", closing: 60_000 };
+        const device = yield* deviceInWorker(spec);
+        const accumulator = yield* device.begin(queries);
+        yield* accumulator.absorb(block, [], band);
+      })));
+      assert.match(error.message, /its worker crashed/);
+    }),
+  );
+}
+
+it(
+  "a kernel may be a class, with all that it has",
+  Effect.gen(function* () {
+    const device = yield* open("is a class");
+    const programs = yield* device.programs!([{ name: "w", rows: 1, columns: 1, dtype: "f32" }]);
+    assert.deepEqual(yield* programs.run(new ProgramWriter().program), [Float32Array.of(42)]);
+  }),
+);
 
 for (
   const [what, options] of [["closes", "never closes"], ["answers", "never answers an absorb"]]

@@ -14,6 +14,7 @@ const x = new Float32Array(24);
 const endOf = (tag: string, regroup: NonNullable<Crew["Service"]["regroup"]>) =>
   attend({ tokens: 6, heads: 1, headDim: 4, q: x, k: x, v: x, ring: 1 }).pipe(
     Effect.provideService(Crew, {
+      equipment: { devices: [], memory: () => Infinity, together: true },
       run: ({ epoch }, rank) =>
         Effect.fail(new RankFailed({ rank, node: "a", tag, reason: `reason ${epoch}` })),
       regroup,

@@ -94,6 +94,7 @@ const run = (
     Effect.gen(function* () {
       const links = yield* Links;
       const crew = Crew.of({
+        equipment: { devices: [], memory: () => Infinity, together: true },
         // A device for each rank.
         run: (...args) =>
           Effect.gen(function* () {

@@ -14,7 +14,7 @@ import { webgpu } from "../../plugins/webgpu.ts";
 import { findAdapter } from "../../plugins/webgpu/adapter.ts";
 import { findLibrary } from "../../runtime/library.ts";
 import type { DevicePlugin } from "../../runtime/plugin.ts";
-import { openSession, type Session } from "../../runtime/session.ts";
+import { openSession, type Session, type SessionOptions } from "../../runtime/session.ts";
 
 /** Every family on every device and ring takes many minutes; `deno task models` does that. */
 export const everything: boolean = Deno.env.get("ANNULUS_MODELS") === "all";
@@ -36,7 +36,7 @@ export const onRings = (
   device: DevicePlugin,
   rings: ReadonlyArray<number>,
   use: (session: Session, ring: number) => Effect.Effect<void, unknown>,
-  rowsAtOnce?: number,
+  limits: Pick<SessionOptions, "rowsAtOnce" | "logitsAtOnce"> = {},
 ): Promise<void> =>
   Effect.scoped(Effect.gen(function* () {
     const found = yield* openModel(folder);
@@ -45,7 +45,7 @@ export const onRings = (
       yield* Effect.scoped(Effect.gen(function* () {
         const session = yield* openSession({
           ...{ model: found.hash, shape: found.model, ring },
-          ...(rowsAtOnce === undefined ? {} : { rowsAtOnce }),
+          ...limits,
         });
         yield* use(session, ring);
       })).pipe(Effect.provideContext(services));

@@ -4,8 +4,9 @@
  * @module
  */
 import { serveDevice, Unavailable } from "../../runtime/device_worker_guest.ts";
-import type { Accumulation, Queries } from "../../runtime/kernel.ts";
+import type { Accumulation, AttentionKernel, Queries } from "../../runtime/kernel.ts";
 import { asLse } from "../../runtime/lse.ts";
+import type { ProgramKernel } from "../../runtime/program.ts";
 
 const info = {
   name: "odd",
@@ -18,6 +19,20 @@ const info = {
 };
 
 const never = new Promise<void>(() => {});
+
+/** Its methods are none of its own properties, and want to know what they are called on. */
+class OddKernel implements AttentionKernel {
+  readonly info = info;
+  readonly begin: AttentionKernel["begin"];
+  readonly #answer = 42;
+  constructor(begin: AttentionKernel["begin"]) {
+    this.begin = begin;
+  }
+  programs(): ProgramKernel {
+    const answer = Float32Array.of(this.#answer);
+    return { fill: () => {}, run: () => [answer.slice()], close: () => {} };
+  }
+}
 
 serveDevice((options) => {
   if (options === "unavailable") {
@@ -70,6 +85,9 @@ serveDevice((options) => {
         return options === "finishes with a function" ? { ...attended, odd: () => {} } : attended;
       },
       close: () => {
+        if (typeof options === "object" && (options as { readonly throws: boolean }).throws) {
+          throw new Error("thrown in close");
+        }
         if (!closed) open--;
         closed = true;
       },
@@ -83,5 +101,6 @@ serveDevice((options) => {
     channel.postMessage(open);
     channel.close();
   };
+  if (options === "is a class") return Promise.resolve(new OddKernel(begin));
   return Promise.resolve({ info, begin, close });
 });
