@@ -6,6 +6,7 @@
  */
 
 import { contentOf } from "./read_back.ts";
+import { SpareBuffers } from "./spare_buffers.ts";
 
 const scopes = ["validation", "out-of-memory", "internal"] as const;
 
@@ -16,9 +17,12 @@ export class Gpu {
   readonly #lingering = new Set<Promise<unknown>>();
   /** When the work that was queued last is over. */
   #queued: Promise<unknown> = Promise.resolve();
+  /** What comes back after all that was submitted. */
+  readonly #last: SpareBuffers;
 
   constructor(device: GPUDevice) {
     this.device = device;
+    this.#last = new SpareBuffers(device);
     device.addEventListener("uncapturederror", (event) => {
       this.#fault ??= (event as GPUUncapturedErrorEvent).error.message;
     });
@@ -33,7 +37,7 @@ export class Gpu {
    */
   async run<A>(
     work: () => A,
-    until: (value: A) => Promise<unknown> = () => this.device.queue.onSubmittedWorkDone(),
+    until: (value: A) => Promise<unknown> = () => this.idle(),
   ): Promise<A> {
     this.throwFault();
     for (const scope of scopes) this.device.pushErrorScope(scope);
@@ -78,17 +82,26 @@ export class Gpu {
 
   /**
    * As `run`, but waits only until the work that was queued before is over, so that the device always has the next
-   * piece. Deno holds this thread until the device is idle, and then lets the promise wait for another 10 ms: hence
-   * requests that are there already get a turn before that, and the promise has until the next piece is queued.
+   * piece. Deno holds this thread until the device is idle: hence requests that are there already get a turn before that.
    */
   queue(work: () => void): Promise<void> {
     return this.run(work, async () => {
       await new Promise((resolve) => setTimeout(resolve));
       const before = this.#queued;
-      this.#queued = this.device.queue.onSubmittedWorkDone();
+      this.#queued = this.idle();
       this.#queued.catch(() => {}); // whoever waits for it hears of it
       await before;
     });
+  }
+
+  /** Resolves when what was submitted is over. Not `onSubmittedWorkDone`, which takes Deno 10 ms longer than a result. */
+  async idle(): Promise<void> {
+    const last = this.#last.takeResult(4);
+    const encoder = this.device.createCommandEncoder();
+    encoder.clearBuffer(last);
+    this.device.queue.submit([encoder.finish()]);
+    await this.contents([last]);
+    this.#last.giveResult(last);
   }
 
   /** Frees what the device holds; nothing can be computed any more. */
