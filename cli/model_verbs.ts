@@ -120,7 +120,9 @@ export const pull = Command.make(
     silence: Flag.Finite("silence").pipe(
       Flag.filter((seconds) => seconds > 0, () => "more than 0 seconds"),
       Flag.withDefault(60),
-      Flag.withDescription("Seconds without a byte after which a connection is tried again"),
+      Flag.withDescription(
+        "Seconds without a byte after which a connection is given up, and that of a file tried again",
+      ),
     ),
     json,
   },

@@ -55,21 +55,42 @@ const sizeAt = (path: string): Promise<number> =>
 /** A connection that was cut is tried again, from where it was. */
 const tries = { times: 4, schedule: Schedule.exponential("200 millis") };
 
-/** A signal that is given when nothing was heard for so many seconds, or with the outer one. */
+/** What timers know: for more milliseconds they do not wait at all. */
+const longest = 2 ** 31 - 1;
+
+/** Runs what waits for a server, and gives it up where that takes so many seconds, or with the outer signal. */
 const listening = (seconds: number, outer: AbortSignal) => {
   const silent = new AbortController();
-  let timer: ReturnType<typeof setTimeout> | undefined;
-  const end = () => clearTimeout(timer);
-  const heard = () => {
-    end();
-    timer = setTimeout(
+  const wait = async <A>(what: Promise<A>): Promise<A> => {
+    const timer = setTimeout(
       () => silent.abort(new Error(`nothing came for ${seconds} seconds`)),
-      1000 * seconds,
+      Math.min(longest, 1000 * seconds),
     );
+    try {
+      return await what;
+    } finally {
+      clearTimeout(timer);
+    }
   };
-  heard();
-  return { signal: AbortSignal.any([silent.signal, outer]), heard, [Symbol.dispose]: end };
+  return { signal: AbortSignal.any([silent.signal, outer]), wait };
 };
+
+/** The pieces of a body, each of which is waited for. */
+async function* piecesOf(
+  body: ReadableStream<Uint8Array<ArrayBuffer>>,
+  wait: <A>(what: Promise<A>) => Promise<A>,
+) {
+  const pieces = body[Symbol.asyncIterator]();
+  try {
+    for (;;) {
+      const { done, value } = await wait(pieces.next());
+      if (done === true) return;
+      yield value;
+    }
+  } finally {
+    await pieces.return?.();
+  }
+}
 
 /** Fetches what is missing. */
 export const runPull = Effect.fn("runPull")(function* (flags: PullFlags) {
@@ -130,17 +151,17 @@ export const runPull = Effect.fn("runPull")(function* (flags: PullFlags) {
     });
   const listed = yield* Effect.tryPromise({
     try: async (outer): Promise<unknown> => {
-      using listened = listening(flags.silence, outer);
+      const { signal, wait } = listening(flags.silence, outer);
       const all: Array<unknown> = [];
       let page = `${endpoint}/api/models/${name}/tree/${encodeURIComponent(revision)}`;
       for (;;) {
-        const response = await ask(page, listened.signal);
-        if (!response.ok) {
+        const response = await wait(ask(page, signal));
+        if (!response.ok || response.body === null) {
           await response.body?.cancel();
           throw new Error(`${response.status} ${response.statusText}`.trim());
         }
-        const entries: unknown = await response.json();
-        listened.heard();
+        const parts = await Array.fromAsync(piecesOf(response.body, wait));
+        const entries: unknown = JSON.parse(await new Blob(parts).text());
         if (!Array.isArray(entries)) return entries;
         all.push(...entries);
         const [, next] = /<([^>]+)>;\s*rel="next"/.exec(response.headers.get("link") ?? "") ?? [];
@@ -172,12 +193,12 @@ export const runPull = Effect.fn("runPull")(function* (flags: PullFlags) {
     const before = done;
     /** Goes on where an earlier try, or an earlier run, was cut. */
     const fetching = async (outer: AbortSignal) => {
-      using listened = listening(flags.silence, outer);
+      const { signal, wait } = listening(flags.silence, outer);
       await Deno.mkdir(dirname(path), { recursive: true });
       let at = await sizeAt(part);
       if (at > entry.size) at = 0;
       if (at < entry.size || entry.size === 0) {
-        const response = await ask(url, listened.signal, at > 0 ? { range: `bytes=${at}-` } : {});
+        const response = await wait(ask(url, signal, at > 0 ? { range: `bytes=${at}-` } : {}));
         if (!response.ok || response.body === null) {
           await response.body?.cancel();
           throw new Error(`${response.status} ${response.statusText}`.trim());
@@ -186,8 +207,7 @@ export const runPull = Effect.fn("runPull")(function* (flags: PullFlags) {
         if (response.status !== 206) at = 0;
         using file = await Deno.open(part, { write: true, create: true, truncate: at === 0 });
         await file.seek(at, Deno.SeekMode.Start);
-        for await (const bytes of response.body) {
-          listened.heard();
+        for await (const bytes of piecesOf(response.body, wait)) {
           for (let from = 0; from < bytes.length;) from += await file.write(bytes.subarray(from));
           at += bytes.length;
           done = before + at;

@@ -29,7 +29,7 @@ const matrices = 8;
 const [gpuRows, fewRows] = [8192, 64];
 
 /** Bytes of the logits that a turn gives, at most. */
-const mostLogits = 2 ** 28;
+const mostLogits = 2 ** 26;
 
 const memoryOf = ({ ring, equipment, memory = equipment.memory(ring) }: Placing): number => memory;
 
@@ -38,9 +38,8 @@ const weightBytes = ({ model, ring, equipment }: Placing): number =>
   model.weights.reduce((sum, weight) => sum + bytesOfWeight(weight), 0) /
   (equipment.together ? ring : 1);
 
-/** Bytes of a matrix of activations with one row, whose last vector of four may be half empty. */
-const rowBytes = ({ model }: Placing): number =>
-  elementBytes("f32") * 4 * Math.ceil(model.widest / 4);
+/** Bytes of a row of a matrix on a device, whose last vector of four may be half empty. */
+const rowBytes = (columns: number): number => elementBytes("f32") * 4 * Math.ceil(columns / 4);
 
 /**
  * What ranks should hold of a turn at once. New tokens: more where all have a GPU, on which a turn waits for as long as it
@@ -54,9 +53,10 @@ export const turnLimits = (
     ? gpuRows
     : usualRows;
   const largest = Math.min(...devices.map(({ largestTensor }) => largestTensor));
-  const fitting = (memoryOf(placing) - weightBytes(placing)) / 4 / matrices / rowBytes(placing);
-  const held = Math.min(usual, largest / rowBytes(placing));
-  const logits = Math.min(largest, mostLogits) / elementBytes("f32") / placing.model.vocabulary;
+  const { widest, vocabulary } = placing.model;
+  const fitting = (memoryOf(placing) - weightBytes(placing)) / 4 / matrices / rowBytes(widest);
+  const held = Math.min(usual, largest / rowBytes(widest));
+  const logits = Math.min(largest, mostLogits) / rowBytes(vocabulary);
   return {
     rowsAtOnce: Math.max(1, Math.floor(Math.min(held, Math.max(fewRows, fitting)))),
     logitsAtOnce: Math.max(1, Math.floor(logits)),
@@ -65,7 +65,7 @@ export const turnLimits = (
 
 /** Bytes of weights and of activations, which are float32, on a rank. */
 const fixedBytes = (placing: Placing): number =>
-  weightBytes(placing) + matrices * turnLimits(placing).rowsAtOnce * rowBytes(placing);
+  weightBytes(placing) + matrices * turnLimits(placing).rowsAtOnce * rowBytes(placing.model.widest);
 
 /** Tokens that the crew has room for, of all texts together. */
 export const longestContext = (placing: Placing): number => {

@@ -72,14 +72,17 @@ interface Text<E> {
   reading: boolean;
   /** How the tokens of its sequence had been read by then. */
   ways: Readonly<Record<Way, number>>;
-  /** Tokens that some session has had of it. */
+  /** Tokens that some session has had of it, and those of them that sessions before this one had. */
   furthest: number;
+  before: number;
+  /** Sessions in turn that were lost and had nothing new of it. */
+  losses: number;
 }
 
 /** Of a text that has no sequence yet. */
 const unread = { reading: true, ways: { ring: 0, star: 0 } };
 
-/** Sessions that may end in turn without anything new. */
+/** Sessions that may be lost in turn without anything new of a text: it may be what they are lost by. */
 const patience = 3;
 
 /** Starts an engine; it ends with the scope, and so does what it is saying. */
@@ -96,7 +99,6 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
   /** Texts that were given up while a step was going on with them. */
   const left = new Set<Text<E>>();
   let stepping = false;
-  let failures = 0;
   const arrivals = yield* Queue.unbounded<void>();
   let nextSequence = 0;
   const outer = yield* Effect.scope;
@@ -232,8 +234,6 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
   const enter = (text: Text<E>, count: number, logits: Float32Array | undefined) => {
     text.next = text.next.slice(count);
     const length = session.lengthOf(text.sequence!);
-    // Only what no session before came to is new.
-    if (length > text.furthest) failures = 0;
     text.furthest = Math.max(text.furthest, length);
     if (!texts.has(text)) return;
     if (logits === undefined) {
@@ -289,7 +289,6 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
   });
   const failAll = (cause: Cause.Cause<E | SessionError>) =>
     Effect.sync(() => {
-      failures = 0;
       for (const { heard } of texts) Queue.failCauseUnsafe(heard, cause);
       texts.clear();
     });
@@ -298,7 +297,14 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
     Effect.gen(function* () {
       yield* Scope.close(scope, Exit.void);
       scope = yield* Scope.fork(outer);
-      if (++failures > patience) return yield* Effect.fail(error);
+      for (const text of texts) {
+        if (text.sequence === undefined) continue;
+        text.losses = text.furthest > text.before ? 0 : text.losses + 1;
+        text.before = text.furthest;
+        if (text.losses < patience) continue;
+        texts.delete(text);
+        Queue.failCauseUnsafe(text.heard, Cause.fail(error));
+      }
       yield* lost(error);
       const next = yield* Scope.provide(open, scope);
       session = next;
@@ -334,7 +340,8 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
           Effect.sync((): Text<E> => {
             const continuation = new Continuation(asked, tokens);
             const text: Text<E> = {
-              ...{ asked, continuation, heard, sequence: undefined, next: [], furthest: 0 },
+              ...{ asked, continuation, heard, sequence: undefined, next: [] },
+              ...{ furthest: 0, before: 0, losses: 0 },
               ...unread,
             };
             texts.add(text);

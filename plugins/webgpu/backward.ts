@@ -476,7 +476,7 @@ export class WebgpuBackward {
     const { batch, heads, headDim, tokens } = queries;
     const dq = new Float32Array(batch * tokens * heads * headDim);
     if (placed === undefined) return dq;
-    // One piece at a time, because dq twice may be more than the device has.
+    // One piece at a time, because dq and its copies may be more than the device has.
     for (const piece of placed.rows) {
       const copies: Array<GPUBuffer> = [];
       try {

@@ -72,12 +72,12 @@ export class Gpu {
 
   /** The contents of memory of `resultBuffer`, as part of what `run` waits for. */
   async contents(results: ReadonlyArray<GPUBuffer>): Promise<ReadonlyArray<ArrayBuffer>> {
-    const contents = await Promise.all(results.map(contentOf));
-    for (const { lingers } of contents) {
-      this.#lingering.add(lingers);
-      lingers.finally(() => this.#lingering.delete(lingers)).catch(() => {});
-    }
-    return contents.map(({ bytes }) => bytes);
+    return await Promise.all(results.map((result) =>
+      contentOf(result, (promise) => {
+        this.#lingering.add(promise);
+        promise.finally(() => this.#lingering.delete(promise)).catch(() => {});
+      })
+    ));
   }
 
   /**
@@ -100,8 +100,13 @@ export class Gpu {
     const encoder = this.device.createCommandEncoder();
     encoder.clearBuffer(last);
     this.device.queue.submit([encoder.finish()]);
-    await this.contents([last]);
-    this.#last.giveResult(last);
+    try {
+      await this.contents([last]);
+      this.#last.giveResult(last);
+    } catch (cause) {
+      last.destroy();
+      throw cause;
+    }
   }
 
   /** Frees what the device holds; nothing can be computed any more. */

@@ -8,7 +8,7 @@ import { bytesOf } from "../../runtime/dtype.ts";
 import { type HeadProduct, headProduct, type HeadVectors } from "../../runtime/head_product.ts";
 import type { Gpu } from "./gpu.ts";
 import { unshared } from "./key_memory.ts";
-import { resultBuffer } from "./read_back.ts";
+import { SpareBuffers } from "./spare_buffers.ts";
 
 /** `LANES` and `TILE` of the program. */
 const lanes = 32, tile = 4;
@@ -24,12 +24,14 @@ const part = ({ values, first }: HeadVectors, begin: number, count: number): Flo
 export class HeadProducts {
   readonly #gpu: Gpu;
   readonly #largestBuffer: number;
+  readonly #results: SpareBuffers;
   readonly #code: string;
   #pipeline: Promise<GPUComputePipeline> | undefined;
 
   /** `text` is the program, for those who want to see a wrong one refused. */
   constructor(gpu: Gpu, largestBuffer: number, text = code) {
     this.#gpu = gpu;
+    this.#results = new SpareBuffers(gpu.device);
     this.#largestBuffer = largestBuffer;
     this.#code = text;
   }
@@ -124,6 +126,7 @@ export class HeadProducts {
       ...[matrix.first, matrix.head, into.first, into.row, into.head],
     );
     const made: Array<GPUBuffer> = [];
+    const copies: Array<GPUBuffer> = [];
     try {
       const [content] = await this.#gpu.read(() => {
         const { STORAGE, UNIFORM, COPY_DST, COPY_SRC } = GPUBufferUsage;
@@ -155,15 +158,16 @@ export class HeadProducts {
         );
         pass.dispatchWorkgroups(Math.ceil(rows / lanes), Math.ceil(columns / tile), heads);
         pass.end();
-        const home = resultBuffer(device, into.values.byteLength);
-        made.push(home);
+        const home = this.#results.takeResult(into.values.byteLength);
+        copies.push(home);
         encoder.copyBufferToBuffer(inputs[3]!, 0, home, 0, home.size);
         device.queue.submit([encoder.finish()]);
-        return [home];
+        return copies;
       });
       bytesOf(into.values).set(new Uint8Array(content!));
+      for (const copy of copies.splice(0)) this.#results.giveResult(copy);
     } finally {
-      for (const buffer of made) buffer.destroy();
+      for (const buffer of [...made, ...copies]) buffer.destroy();
     }
   }
 }

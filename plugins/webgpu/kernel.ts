@@ -383,7 +383,7 @@ export class WebgpuAttention {
     const { batch, heads, headDim, tokens } = queries;
     const o = new Float32Array(batch * tokens * heads * headDim);
     const lse = asLse(new Float32Array(batch * heads * tokens));
-    // One piece at a time, because a large state twice may be more than the device has.
+    // One piece at a time, because a large state and its copies may be more than the device has.
     for (const piece of pieces) {
       const { from } = piece;
       const copies: Array<GPUBuffer> = [];

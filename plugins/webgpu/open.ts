@@ -113,7 +113,7 @@ export const openWebgpu = async (options: WebgpuOptions = {}): Promise<Attention
       subgroups = await checkSubgroups(gpu, options.blocking?.lanes ?? vector);
     } catch (cause) {
       const found = cause instanceof Error ? cause.message : String(cause);
-      gpu?.device.destroy(); // whatever such a program did to it
+      await gpu?.close(); // whatever such a program did to it
       gpu = undefined;
       versions = versions.filter((version) => !version.subgroups);
       if (versions.length === 0) {
@@ -199,7 +199,12 @@ export const openWebgpu = async (options: WebgpuOptions = {}): Promise<Attention
   const products = new HeadProducts(gpu, largestBuffer);
   const decoder = new DecoderKernels(gpu.device);
   // The smallest program, so that a driver that computes wrongly is known at once.
-  await attention.prepare("f32", 4);
+  try {
+    await attention.prepare("f32", 4);
+  } catch (cause) {
+    await gpu.close();
+    throw cause;
+  }
   return {
     info: {
       name: "webgpu",

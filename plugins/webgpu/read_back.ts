@@ -19,21 +19,22 @@ export const resultBuffer = (device: GPUDevice, size: number): GPUBuffer => {
   return buffer;
 };
 
-/** The content of such memory, once what was submitted before is over. It is gone with `unmap` or `destroy`. */
-export interface Content {
-  readonly bytes: ArrayBuffer;
-  /** A promise of WebGPU that may resolve later; it concerns nobody any more. */
-  readonly lingers: Promise<unknown>;
-}
-
-/** Waits for the content of memory. */
-export const contentOf = async (buffer: GPUBuffer): Promise<Content> => {
-  const lingers = buffer.mapAsync(GPUMapMode.READ);
-  lingers.catch(() => {}); // or whoever waits for it hears of it
+/**
+ * The content of such memory, once what was submitted before is over. It is gone with `unmap` or `destroy`.
+ *
+ * @param linger Is given the promise of WebGPU, which may settle later and concerns nobody then.
+ */
+export const contentOf = async (
+  buffer: GPUBuffer,
+  linger: (promise: Promise<unknown>) => void,
+): Promise<ArrayBuffer> => {
+  const mapped = buffer.mapAsync(GPUMapMode.READ);
+  linger(mapped);
+  mapped.catch(() => {}); // or whoever waits for it hears of it
   try {
-    return { bytes: buffer.getMappedRange(), lingers };
+    return buffer.getMappedRange();
   } catch {
-    await lingers;
-    return { bytes: buffer.getMappedRange(), lingers };
+    await mapped;
+    return buffer.getMappedRange();
   }
 };

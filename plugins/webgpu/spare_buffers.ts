@@ -7,6 +7,9 @@
 
 import { ofResults, resultBuffer } from "./read_back.ts";
 
+/** Bytes of memory of a result that is kept. */
+const largestKept = 2 ** 26;
+
 /** The buffers of one device that nobody uses at the moment. */
 export class SpareBuffers {
   readonly #device: GPUDevice;
@@ -42,10 +45,11 @@ export class SpareBuffers {
     this.#spare.push(buffer);
   }
 
-  /** The same for memory whose content was copied. */
+  /** The same for memory whose content was copied, where it is not so much that it should not stay. */
   giveResult(buffer: GPUBuffer): void {
     buffer.unmap();
-    this.give(buffer);
+    if (buffer.size <= largestKept) this.give(buffer);
+    else buffer.destroy();
   }
 
   /** Frees what nobody uses. */

@@ -403,23 +403,36 @@ it(
 );
 
 it(
-  "sessions that are lost at the same place again and again are not begun anew for ever",
+  "a text at which sessions are lost again and again ends alone",
   Effect.gen(function* () {
     const failure = new LinkFailed({ run: "r", self: "a", peer: "b", needed: "it", found: "gone" });
     let opened = 0;
+    const broken = Array.from({ length: 100 }, (_, i) => i);
     const open = Effect.sync(() => {
       opened++;
       const told = new Told();
-      let turns = 0;
-      told.before = Effect.suspend(() => ++turns > 7 ? Effect.fail(failure) : Effect.void);
+      // A session is lost when it has 28 tokens of that text.
+      told.before = Effect.suspend(() =>
+        [...told.sequences.values()].some((ids) => ids.length > 27 && ids[27] === 27)
+          ? Effect.fail(failure)
+          : Effect.void
+      );
       return told.session;
     });
     const engine = yield* startEngine({ open, tokens, piece: 4 });
-    // Each session reads 28 tokens of it, of which those after the first are nothing new.
-    const text = asked(Array.from({ length: 100 }, (_, i) => i), 1);
-    const error = yield* Effect.flip(Stream.runCollect(engine.say(text)));
-    assert.equal(error, failure);
-    assert.equal(opened, 4);
+    const told = yield* Effect.forkChild(
+      Effect.flip(Stream.runCollect(engine.say(asked(broken, 1)))),
+    );
+    // Those that come and go beside it have something new in every session.
+    const others = Array.from({ length: 12 }, (_, i) => [50 + i, i]);
+    const said = yield* Effect.forEach(
+      others,
+      (prompt) => Stream.runCollect(engine.say(asked(prompt, 3))),
+    );
+    assert.deepEqual(said.map(idsOf), others.map((prompt) => sayings(prompt, 3)));
+    assert.equal(yield* Fiber.join(told), failure);
+    // The first session read what none had read before, three did not, and one is there for others.
+    assert.equal(opened, 5);
   }),
 );
 

@@ -34,7 +34,7 @@ for (const [i, model] of modelCases.entries()) {
     const ids = idsFor(i, 61);
     const needed = referenceOf(model, tensors, ids);
     for (const { device, rings } of devices) {
-      // Some of the families, each wait of which takes 10 ms here.
+      // Some of the families: `deno task models` has them all.
       if (device === webgpu && !everything && i % 3 !== 1) continue;
       await onRings(folder, device, rings, (session, ring) =>
         Effect.gen(function* () {
@@ -180,7 +180,7 @@ for (const [i, model] of modelCases.entries()) {
       const prompt = idsFor(i, 19);
       const all: Array<ReadonlyArray<number>> = [];
       for (const { device, rings } of devices) {
-        // Each token waits for the device several times, which takes 10 ms each on this one.
+        // Each token waits for the device several times.
         if (device === webgpu && !everything) continue;
         await onRings(
           folder,

@@ -37,9 +37,13 @@ Deno.test("a turn has more tokens on GPUs, and no more than a device or a quarte
 
 Deno.test("a turn gives no more logits than a device or a message should hold", () => {
   const logitsOn = (device: DeviceInfo) => turnLimits(placed([device])).logitsAtOnce;
-  assert.equal(logitsOn(gpu), Math.floor(2 ** 28 / 20_000));
+  assert.equal(logitsOn(gpu), Math.floor(2 ** 26 / 20_000));
   assert.equal(logitsOn({ ...gpu, largestTensor: 3 * 20_000 + 1 }), 3);
   assert.equal(logitsOn({ ...gpu, largestTensor: 1 }), 1);
+  // 5 logits take 8.
+  const model = { ...sized("f32"), vocabulary: 5 };
+  const small = placed([{ ...gpu, largestTensor: 100 }], { model });
+  assert.equal(turnLimits(small).logitsAtOnce, 3);
 });
 
 Deno.test("the longest context is what weights, as they are held, and activations leave", () => {

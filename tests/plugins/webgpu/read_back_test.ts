@@ -18,18 +18,20 @@ const memory = (map: Promise<undefined>, atOnce = false) => {
 Deno.test("content that is there is not waited for", async () => {
   const never = Promise.withResolvers<undefined>();
   const { buffer, bytes } = memory(never.promise, true);
-  assert.equal((await contentOf(buffer)).bytes, bytes);
+  const lingering: Array<Promise<unknown>> = [];
+  assert.equal(await contentOf(buffer, (promise) => void lingering.push(promise)), bytes);
+  assert.equal(lingering.length, 1);
 });
 
 Deno.test("content that is not there is waited for", async () => {
   const later = Promise.withResolvers<undefined>();
   const { buffer, bytes } = memory(later.promise);
-  const content = contentOf(buffer);
+  const content = contentOf(buffer, () => {});
   later.resolve(undefined);
-  assert.equal((await content).bytes, bytes);
+  assert.equal(await content, bytes);
 });
 
 Deno.test("why content never comes is said by the promise", async () => {
   const { buffer } = memory(Promise.reject(new Error("the device was lost")));
-  await assert.rejects(contentOf(buffer), /the device was lost/);
+  await assert.rejects(contentOf(buffer, () => {}), /the device was lost/);
 });
