@@ -17,8 +17,6 @@ export interface EngineOptions<E> {
   /** Opens a session, with whoever is there then; it ends with the scope. */
   readonly open: Effect.Effect<Session, E, Scope.Scope>;
   readonly tokens: Pick<TextTokens, "decode">;
-  /** Tokens of a prompt that are read in one step; by default as many as a turn of the session has. */
-  readonly piece?: number;
   /** Tokens for which there is room, of all texts together; asked once a session is open. */
   readonly room?: () => number;
   /**
@@ -87,8 +85,9 @@ const patience = 3;
 
 /** Starts an engine; it ends with the scope, and so does what it is saying. */
 export const startEngine = Effect.fn("startEngine")(function* <E>(
-  { open, tokens, piece, room = () => Infinity, kept = 0, saved, lost = () => Effect.void }:
-    EngineOptions<E>,
+  { open, tokens, room = () => Infinity, kept = 0, saved, lost = () => Effect.void }: EngineOptions<
+    E
+  >,
 ): Effect.fn.Return<Engine<E>, E, Scope.Scope> {
   /** Texts that are wanted, from the one that came first on. */
   const texts = new Set<Text<E>>();
@@ -262,7 +261,7 @@ export const startEngine = Effect.fn("startEngine")(function* <E>(
   /** Lets texts grow. */
   const grow = Effect.fnUntraced(function* (growing: ReadonlyArray<Text<E>>) {
     const pieces = growing.map(({ next }) => {
-      const count = Math.min(piece ?? session.tokensAtOnce, next.length);
+      const count = Math.min(session.tokensAtOnce, next.length);
       return { count, wanted: count === next.length ? 1 : 0 };
     });
     const found = yield* session.extend(growing.map(({ sequence, next }, i) => ({

@@ -16,7 +16,7 @@ class Told {
   before: Effect.Effect<void, LinkFailed> = Effect.void;
 
   readonly session: Session = {
-    tokensAtOnce: 8,
+    tokensAtOnce: 4,
     extend: (extensions) =>
       Effect.gen({ self: this }, function* () {
         for (const { sequence, ids } of extensions) {
@@ -69,7 +69,7 @@ it(
   "texts of all lengths grow together, each as if it were alone",
   Effect.gen(function* () {
     const { session } = new Told();
-    const engine = yield* startEngine({ open: Effect.succeed(session), tokens, piece: 4 });
+    const engine = yield* startEngine({ open: Effect.succeed(session), tokens });
     const prompts = Array.from(
       { length: 6 },
       (_, i) => Array.from({ length: 1 + 3 * i }, (_, j) => i + j),
@@ -90,7 +90,7 @@ it(
     const told = new Told();
     const [reached, go] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()];
     const engine = yield* startEngine({
-      ...{ open: Effect.succeed(told.session), tokens, piece: 4, kept: 1000 },
+      ...{ open: Effect.succeed(told.session), tokens, kept: 1000 },
     });
     const say = (prompt: ReadonlyArray<number>, most: number) =>
       Stream.runCollect(engine.say(asked(prompt, most)));
@@ -128,7 +128,7 @@ it(
   Effect.gen(function* () {
     const told = new Told();
     const engine = yield* startEngine({
-      ...{ open: Effect.succeed(told.session), tokens, piece: 4, kept: 1000 },
+      ...{ open: Effect.succeed(told.session), tokens, kept: 1000 },
     });
     const say = (prompt: ReadonlyArray<number>, most = 5) =>
       Effect.map(Stream.runCollect(engine.say(asked(prompt, most))), (said) => {
@@ -158,7 +158,10 @@ it(
   Effect.gen(function* () {
     const told = new Told();
     const [reached, go] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()];
-    const engine = yield* startEngine({ open: Effect.succeed(told.session), tokens, piece: 8 });
+    const engine = yield* startEngine({
+      open: Effect.succeed({ ...told.session, tokensAtOnce: 8 }),
+      tokens,
+    });
     let steps = 0;
     told.before = Effect.suspend(() =>
       ++steps === 3
@@ -230,7 +233,7 @@ it(
     const shelf = new Shelf(told, 10);
     const book = Array.from({ length: 30 }, (_, i) => i * i % 53);
     const begin = (kept: number) =>
-      startEngine({ open: Effect.succeed(told.session), tokens, piece: 4, kept, saved: shelf });
+      startEngine({ open: Effect.succeed(told.session), tokens, kept, saved: shelf });
     const [reached, go] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()];
     shelf.before = Effect.andThen(Deferred.succeed(reached, undefined), Deferred.await(go));
     const engine = yield* begin(0);
@@ -284,7 +287,12 @@ it(
       Effect.tap(Effect.sync(() => void order.push("saved"))),
     );
     const engine = yield* startEngine({
-      ...{ open: Effect.succeed(told.session), tokens, piece: 40, room: () => 80, saved: shelf },
+      ...{
+        open: Effect.succeed({ ...told.session, tokensAtOnce: 40 }),
+        tokens,
+        room: () => 80,
+        saved: shelf,
+      },
     });
     const [one, other] = [3, 5].map((step) => Array.from({ length: 30 }, (_, i) => i * step));
     // Its prompt is kept, and the text: 60 tokens.
@@ -321,7 +329,12 @@ it(
         ids.length >= 50 && offers++ === 0 ? shelf.offer(session, ids) : undefined,
     };
     const engine = yield* startEngine({
-      ...{ open: Effect.succeed(told.session), tokens, piece: 60, room: () => 100, saved },
+      ...{
+        open: Effect.succeed({ ...told.session, tokensAtOnce: 60 }),
+        tokens,
+        room: () => 100,
+        saved,
+      },
       kept: 1000,
     });
     const say = (begin: number, length: number) =>
@@ -353,7 +366,7 @@ it(
   Effect.gen(function* () {
     const told = new Told();
     const engine = yield* startEngine({
-      ...{ open: Effect.succeed(told.session), tokens, piece: 4, kept: 1000, room: () => 20 },
+      ...{ open: Effect.succeed(told.session), tokens, kept: 1000, room: () => 20 },
     });
     let most = 0;
     told.before = Effect.sync(() => {
@@ -388,7 +401,7 @@ it(
       return told.session;
     });
     const engine = yield* startEngine({
-      ...{ open, tokens, piece: 4, kept: 1000 },
+      ...{ open, tokens, kept: 1000 },
       lost: ({ message }) => Effect.sync(() => void lost.push(message)),
     });
     const prompts = [[1, 2, 3], [4, 5], [6]];
@@ -419,7 +432,7 @@ it(
       );
       return told.session;
     });
-    const engine = yield* startEngine({ open, tokens, piece: 4 });
+    const engine = yield* startEngine({ open, tokens });
     const told = yield* Effect.forkChild(
       Effect.flip(Stream.runCollect(engine.say(asked(broken, 1)))),
     );
@@ -446,7 +459,7 @@ it(
         return tokens.decode(ids);
       },
     };
-    const engine = yield* startEngine({ open: Effect.succeed(session), tokens: odd, piece: 4 });
+    const engine = yield* startEngine({ open: Effect.succeed(session), tokens: odd });
     const [bad, good] = yield* Effect.all([
       Effect.exit(Stream.runCollect(engine.say(asked([13], 3)))),
       Stream.runCollect(engine.say(asked([1, 2], 5))),
