@@ -5,6 +5,7 @@
  *
  * @module
  */
+
 /** What every such buffer is. */
 export const ofResults = {
   label: "result",
