@@ -1,25 +1,12 @@
-// What one tile adds to dk and dv, and its dS or what it adds to dq: the first of two passes or the only one, see
-// `attend_backward_task.wgsl`.
+// What one tile adds to dk and dv, and its dS: the first of two passes, see `attend_backward_task.wgsl`.
 //
 // An invocation owns ROWS consecutive keys of one key head and holds their k, v, dk and dv in registers. It takes four of the
 // tile's query rows at a time, of one query head after the other that reads this key head: each q and dO that it
 // reads serves all its keys, and the sum over the heads stays with it.
 //
 // | grid | x: LANES · ROWS keys of the tile    y: (batch entry, key head), from task.first on |
-//
-// Where subgroups can be relied on, each invocation loads another four components of q and dO and passes them on to
-// all. They are needed twice, before and after P is known; that the second time looks like another number (it is
-// multiplied by task.one) keeps compilers from holding all of them in between, for which there are no registers.
-//
-// The only pass (ONCE) needs them: for dq an invocation takes four components of a row in place of its keys, is passed
-// each dS, and holds those components of all keys of its workgroup. Several workgroups of keys add to the same dq: in a
-// dispatch each of them has a stretch of rows to itself, and in the next turn another one.
 
-//@ if ONCE
-@group(0) @binding(4) var<storage, read_write> rowGradients: array<vec4f>;
-//@ else
 @group(0) @binding(4) var<storage, read_write> scores: array<vec4f>;
-//@ end
 
 // The tile's rows before the first that is beyond position p.
 fn rowsUpTo(p: i32) -> i32 {
@@ -32,20 +19,13 @@ fn backward(
   @builtin(num_workgroups) groups: vec3u,
   @builtin(local_invocation_index) lane: u32,
 ) {
-  let taken = stretchOf(group.x, groups.x);
-  let firstKey = i32(taken * LANES * ROWS);
+  let firstKey = i32(stretchOf(group.x, groups.x) * LANES * ROWS);
   let lastKey = min(firstKey + i32(LANES * ROWS), task.columns) - 1;
-  let firstRow = rowsUpTo(positionAt(task.keySpan, firstKey) - task.ahead - 1);
-  let lastRow = rowsUpTo(positionAt(task.keySpan, lastKey) + task.back) - 1;
-  //@ if ONCE
-  let mine = i32((taken + task.turn) % groups.x * task.rowQuads) * FOUR;
-  let begin = max(firstRow, mine);
-  let end = min(lastRow + 1, mine + i32(task.rowQuads) * FOUR);
-  //@ else
-  let begin = firstRow;
-  let end = lastRow + 1;
-  //@ end
+  let begin = rowsUpTo(positionAt(task.keySpan, firstKey) - task.ahead - 1);
+  let end = rowsUpTo(positionAt(task.keySpan, lastKey) + task.back);
   if (begin >= end) { return; }
+  // A loop with an end that no compiler knows stays a loop, which is less to compile.
+  let quads = QUADS + task.zero;
 
   let entry = (task.first + group.y) / task.kvHeads;
   let keyHead = (task.first + group.y) % task.kvHeads;
@@ -70,7 +50,7 @@ fn backward(
   var dv$r_$c = vec4f(0.0);
   //@ end
   //@ end
-  for (var c = 0u; c < QUADS; c++) {
+  for (var c = 0u; c < quads; c++) {
     //@ for $r < ROWS
     let readK$r = blockAt(place$r, c);
     let readV$r = blockAt(valuePlace$r, c);
@@ -80,22 +60,6 @@ fn backward(
     //@ end
     //@ end
   }
-  //@ if BROADCAST
-  //@ for $p < PARTS
-  let quad$p = min($pu * LANES + lane, QUADS - 1u);
-  //@ end
-  //@ end
-  //@ if ONCE
-  //@ for $l < LANES
-  //@ for $r < ROWS
-  let keyOf$l_$r = u32(min(firstKey + i32($lu * ROWS + $r), task.columns - 1));
-  //@ for $p < PARTS
-  let turned$l_$r_$p =
-    blockAt(placeOf((entry * task.keyTokens + task.column + keyOf$l_$r) * task.kvHeads + keyHead), quad$p);
-  //@ end
-  //@ end
-  //@ end
-  //@ end
 
   var n = 0u;
   loop {
@@ -106,9 +70,6 @@ fn backward(
     // Whole quads of rows, as `scores` has them.
     var i = begin / 4 * 4;
     loop {
-      //@ if BROADCAST
-      let outcomes = outcomeAt(rowBase + u32(min(i + i32(lane % FOUR), task.rows - 1))).xy;
-      //@ end
       //@ for $j < FOUR
       // Rows beyond the tile are shadows of its last one, which see nothing.
       let row$j = u32(min(i + $j, task.rows - 1));
@@ -117,15 +78,7 @@ fn backward(
       //@ end
       let at$j = placeOf(rowBase + row$j);
       let cotangentAt$j = placeOf(task.cotangents + rowBase + row$j);
-      //@ if BROADCAST
-      let outcome$j = subgroupBroadcast(outcomes, $ju);
-      //@ for $p < PARTS
-      let rows$j_$p = rowAt(at$j, quad$p);
-      let cotangents$j_$p = rowAt(cotangentAt$j, quad$p);
-      //@ end
-      //@ else
       let outcome$j = outcomeAt(rowBase + row$j).xy;
-      //@ end
       //@ for $r < ROWS
       var score$r_$j = 0.0;
       var slope$r_$j = 0.0;
@@ -134,11 +87,7 @@ fn backward(
 
       //@ for $c < QUADS
       //@ for $j < FOUR
-      //@ if BROADCAST
-      let q$j_$c = subgroupBroadcast(rows$j_$[$c / LANES], $[$c % LANES]u);
-      //@ else
       let q$j_$c = rowAt(at$j, $cu);
-      //@ end
       //@ for $r < ROWS
       score$r_$j += dot(k$r_$c, q$j_$c);
       //@ end
@@ -146,11 +95,7 @@ fn backward(
       //@ end
       //@ for $c < QUADS
       //@ for $j < FOUR
-      //@ if BROADCAST
-      let dO$j_$c = subgroupBroadcast(cotangents$j_$[$c / LANES], $[$c % LANES]u);
-      //@ else
       let dO$j_$c = rowAt(cotangentAt$j, $cu);
-      //@ end
       //@ for $r < ROWS
       slope$r_$j += dot(v$r_$c, dO$j_$c);
       //@ end
@@ -181,80 +126,20 @@ fn backward(
       //@ end
       //@ end
 
-      //@ if BROADCAST
-      //@ for $j < FOUR
-      //@ for $p < PARTS
-      let rowsAgain$j_$p = rows$j_$p * task.one;
-      let cotangentsAgain$j_$p = cotangents$j_$p * task.one;
-      //@ end
+      //@ for $c < QUADS
+      //@ for $r < ROWS
+      dv$r_$c += p$r_0 * dO0_$c + p$r_1 * dO1_$c + p$r_2 * dO2_$c + p$r_3 * dO3_$c;
       //@ end
       //@ end
       //@ for $c < QUADS
-      //@ for $j < FOUR
-      //@ if BROADCAST
-      let dOAgain$j_$c = subgroupBroadcast(cotangentsAgain$j_$[$c / LANES], $[$c % LANES]u);
-      //@ else
-      let dOAgain$j_$c = dO$j_$c;
-      //@ end
-      //@ end
       //@ for $r < ROWS
-      dv$r_$c += p$r_0 * dOAgain0_$c + p$r_1 * dOAgain1_$c + p$r_2 * dOAgain2_$c +
-        p$r_3 * dOAgain3_$c;
+      dk$r_$c += dS$r_0 * q0_$c + dS$r_1 * q1_$c + dS$r_2 * q2_$c + dS$r_3 * q3_$c;
       //@ end
       //@ end
-      //@ for $c < QUADS
-      //@ for $j < FOUR
-      //@ if BROADCAST
-      let qAgain$j_$c = subgroupBroadcast(rowsAgain$j_$[$c / LANES], $[$c % LANES]u);
-      //@ else
-      let qAgain$j_$c = q$j_$c;
-      //@ end
-      //@ end
-      //@ for $r < ROWS
-      dk$r_$c += dS$r_0 * qAgain0_$c + dS$r_1 * qAgain1_$c + dS$r_2 * qAgain2_$c +
-        dS$r_3 * qAgain3_$c;
-      //@ end
-      //@ end
-      //@ if ONCE
-      //@ for $j < FOUR
-      //@ for $p < PARTS
-      var dq$j_$p = vec4f(0.0);
-      //@ end
-      //@ end
-      //@ for $l < LANES
-      //@ for $j < FOUR
-      //@ for $p < PARTS
-      var sum$l_$j_$p = vec4f(0.0);
-      //@ end
-      //@ for $r < ROWS
-      let passed$l_$r_$j = subgroupBroadcast(dS$r_$j, $lu);
-      //@ for $p < PARTS
-      sum$l_$j_$p += passed$l_$r_$j * turned$l_$r_$p;
-      //@ end
-      //@ end
-      //@ for $p < PARTS
-      dq$j_$p += sum$l_$j_$p; // the keys of a lane first: 250 ms where one sum of all takes 325
-      //@ end
-      //@ end
-      //@ end
-      // A shadow adds nothing to its row.
-      //@ for $p < PARTS
-      //@ if RAGGED
-      if ($pu * LANES + lane < QUADS) {
-      //@ end
-        //@ for $j < FOUR
-        rowGradients[(rowBase + row$j) * QUADS + $pu * LANES + lane] += dq$j_$p;
-        //@ end
-      //@ if RAGGED
-      }
-      //@ end
-      //@ end
-      //@ else
       // Not before: where a compiler writes for one lane after the other, it must put all that is needed later aside.
       //@ for $r < ROWS
       scores[(scoreBase + u32(i / 4)) * task.pitch + u32(myKey + $r)] =
         vec4f(dS$r_0, dS$r_1, dS$r_2, dS$r_3);
-      //@ end
       //@ end
       continuing {
         i += FOUR;
@@ -269,7 +154,7 @@ fn backward(
 
   //@ for $r < ROWS
   if (live$r) {
-    for (var c = 0u; c < QUADS; c++) {
+    for (var c = 0u; c < quads; c++) {
       var dk = vec4f(0.0);
       var dv = vec4f(0.0);
       //@ for $c < QUADS

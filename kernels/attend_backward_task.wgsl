@@ -3,9 +3,9 @@
 // With s = scale · q·k, P = exp(s − lse), D = Σ dO·o and dS = P ∘ (dO·v − D), the gradients are dv = Pᵀ dO,
 // dk = scale · dSᵀ q and dq = scale · dS k: five matrix products. Of a tile, `attend_backward_keys.wgsl` computes P, dS
 // and what the tile adds to dk and dv, and writes dS down; `attend_backward_queries.wgsl` reads it and computes what the
-// tile adds to dq. Computing dS a second time instead would be seven products. Where a workgroup is one subgroup, the
-// former computes what the tile adds to dq as well, and nothing is written down. Nothing is added up by more than one
-// invocation at a time and in another order, so that the same calls give the same bits.
+// tile adds to dq. Computing dS a second time instead would be seven products. Where a workgroup is one subgroup,
+// `attend_backward_once.wgsl` computes all that the tile adds, and nothing is written down. Nothing is added up by more
+// than one invocation at a time and in another order, so that the same calls give the same bits.
 //
 // | task      | the tile and the shapes, one record per dispatch                                          |
 // | rows      | q times scale, and behind all of it dO: [batch, heads, queryTokens, QUADS] each           |
@@ -49,10 +49,10 @@ struct Task {
   // them to the next.
   rowQuads: u32,
   pitch: u32,
-  // 1.0, which no compiler knows.
-  one: f32,
-  // Which stretch of rows each workgroup has.
+  // Which stretch of rows each workgroup has, in the only pass.
   turn: u32,
+  // 0, which no compiler knows.
+  zero: u32,
 }
 
 @group(0) @binding(0) var<uniform> task: Task;

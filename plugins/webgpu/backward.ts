@@ -17,7 +17,7 @@ import {
   type Pass,
   passesOf,
 } from "./backward_program.ts";
-import { destroyRows, placeRows, type Prepared, prepared, type Rows } from "./backward_rows.ts";
+import { destroyRows, placeRows, Preparation, type Prepared, type Rows } from "./backward_rows.ts";
 import { FirstThatWorks } from "./first_that_works.ts";
 import type { Gpu } from "./gpu.ts";
 import { tokensThatFit } from "./kernel.ts";
@@ -108,6 +108,7 @@ export class WebgpuBackward {
   #gradients: GPUBuffer | undefined;
   #scores: GPUBuffer | undefined;
   readonly #results: SpareBuffers;
+  readonly #preparation = new Preparation();
 
   /** `text` gives the programs to run, for those who want to see a wrong one refused. */
   constructor(gpu: Gpu, options: BackwardOptions, text = backwardProgram) {
@@ -192,10 +193,10 @@ export class WebgpuBackward {
   }
 
   #compileOne(variant: BackwardVariant): Compiled {
-    const { pass, dtype, headDim, subgroups } = variant;
+    const { pass, dtype, headDim, form } = variant;
     const label = `backward of ${pass}, ${dtype}, head dim ${headDim}`;
     const layout = this.#layout(variant);
-    const code = (subgroups ? this.#options.directive : "") + this.#program(variant);
+    const code = (form === "once" ? this.#options.directive : "") + this.#program(variant);
     const pipeline = this.#device.createComputePipeline({
       label,
       layout: this.#device.createPipelineLayout({ bindGroupLayouts: [layout] }),
@@ -247,7 +248,7 @@ export class WebgpuBackward {
     for (const { keysIn } of this.#options.choices) {
       this.#tokensAtOnce(keysIn, queries.batch * queries.heads, queries.headDim);
     }
-    let given: Prepared | undefined = prepared(queries, outcome);
+    let given: Prepared | undefined = this.#preparation.prepare(queries, outcome);
     const { attention } = queries;
     let pairs: PairMemory | undefined;
     // With the first block, whose programs say in which kind of memory.
@@ -257,6 +258,7 @@ export class WebgpuBackward {
         const most = this.#tokensAtOnce(keysIn, queries.batch * queries.heads, queries.headDim);
         const rows = await placeRows(this.#gpu, keysIn, most, queries, given);
         placed = { keysIn, rows, pairs };
+        this.#preparation.give(given);
         given = undefined;
       }
       if (placed?.keysIn === keysIn) return placed;
@@ -401,10 +403,8 @@ export class WebgpuBackward {
       const tile = [row, querySpan.count, column, keySpan.count, band.back, band.ahead];
       const tokens = [rows.count, piece.count, heads, kvHeads, first];
       const halves = [batch * rows.count * heads, batch * piece.count * kvHeads];
-      const fields = [...spans, ...tile, ...tokens, ...halves, rowQuads, pitch];
+      const fields = [...spans, ...tile, ...tokens, ...halves, rowQuads, pitch, turn, 0];
       new Int32Array(data, i * stride).set(fields);
-      new Float32Array(data, i * stride)[fields.length] = 1;
-      new Int32Array(data, i * stride)[fields.length + 1] = turn;
     });
     const { UNIFORM, STORAGE, COPY_SRC, COPY_DST } = GPUBufferUsage;
     const size = 2 * batch * piece.count * kvHeads * headDim * 4;

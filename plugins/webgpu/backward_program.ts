@@ -6,6 +6,7 @@
  */
 import keysPass from "../../kernels/attend_backward_keys.wgsl" with { type: "text" };
 import keysTiles from "../../kernels/attend_backward_keys_tiles.wgsl" with { type: "text" };
+import oncePass from "../../kernels/attend_backward_once.wgsl" with { type: "text" };
 import queriesPass from "../../kernels/attend_backward_queries.wgsl" with { type: "text" };
 import queriesTiles from "../../kernels/attend_backward_queries_tiles.wgsl" with { type: "text" };
 import task from "../../kernels/attend_backward_task.wgsl" with { type: "text" };
@@ -21,7 +22,8 @@ export type Pass = "keys" | "queries";
 
 /**
  * How it is computed: `lanes`, in two passes whose invocations have keys or rows of their own; `once`, in one such pass,
- * which needs subgroups; `tiles`, in two passes as matrix products in workgroup memory, which suits GPUs.
+ * which needs workgroups that are one subgroup each; `tiles`, in two passes as matrix products in workgroup memory, which
+ * suits GPUs.
  */
 export type Form = "lanes" | "once" | "tiles";
 
@@ -30,8 +32,6 @@ export interface BackwardAdapter {
   readonly keysIn: KeysIn;
   /** Invocations of a workgroup, unless it computes in tiles, which have their own. */
   readonly lanes: number;
-  /** A workgroup is one subgroup, which can be relied on. */
-  readonly subgroups: boolean;
   readonly form: Form;
 }
 
@@ -41,13 +41,13 @@ export const passesOf = ({ form }: Pick<BackwardAdapter, "form">): ReadonlyArray
 
 const formNames: Readonly<Record<Form, string>> = {
   lanes: "",
-  once: ", at once",
+  once: " and subgroups",
   tiles: ", in tiles",
 };
 
 /** In words. */
-export const nameOf = ({ keysIn, subgroups, form }: BackwardAdapter): string =>
-  `the backward pass with ${keysIn}s${subgroups ? " and subgroups" : ""}${formNames[form]}`;
+export const nameOf = ({ keysIn, form }: BackwardAdapter): string =>
+  `the backward pass with ${keysIn}s${formNames[form]}`;
 
 /** What one program is made for. */
 export interface BackwardVariant extends BackwardAdapter {
@@ -69,10 +69,12 @@ export const fourRows = 4;
 
 /** Keys, or rows in the pass of queries, of an invocation that has them for itself. */
 const rowsOf = (
-  { pass, keysIn, headDim }: Pick<BackwardVariant, "pass" | "keysIn" | "headDim">,
+  { pass, keysIn, headDim, form }: Pick<BackwardVariant, "pass" | "keysIn" | "headDim" | "form">,
 ): number => {
   if (pass === "queries") return fourRows;
-  return keysIn === "buffer" ? 1 : Math.max(1, Math.min(Math.floor(256 / headDim), 4));
+  if (keysIn === "buffer") return 1;
+  const most = form === "once" ? 8 : 4;
+  return Math.max(1, Math.min(Math.floor(64 * most / headDim), most));
 };
 
 /** What tiles need to know of a pass. */
@@ -159,9 +161,15 @@ const access = ({ pass, dtype, headDim, keysIn }: BackwardVariant): ReadonlyArra
 /** Keys whose products are one sum, of tiles in the pass of queries. */
 const chunk = 1024;
 
+/** What follows the shared text where invocations have keys or rows of their own. */
+const ownPass = ({ pass, form }: Pick<BackwardVariant, "pass" | "form">): string => {
+  if (pass === "queries") return queriesPass;
+  return form === "once" ? oncePass : keysPass;
+};
+
 /** The whole WGSL text, but for the directive that adapters with subgroups may ask for. */
 export const backwardProgram = (variant: BackwardVariant): string => {
-  const { pass, headDim, form, subgroups, pairwise = false, pairs } = variant;
+  const { pass, headDim, form, pairwise = false, pairs } = variant;
   const scored = pairs?.scored === true;
   const quads = headDim / 4;
   const asks = {
@@ -213,18 +221,19 @@ export const backwardProgram = (variant: BackwardVariant): string => {
   const { lanes } = variant;
   const rows = rowsOf(variant);
   return [
-    `const ROWS = ${rows}u;`,
     `const LANES = ${lanes}u;`,
+    ...(form === "once"
+      ? [`const HALF = ${lanes / 2}u;`, `const KEYS = ${rows}u;`]
+      : [`const ROWS = ${rows}u;`]),
     ...shared,
-    unroll(pass === "keys" ? keysPass : queriesPass, {
+    unroll(ownPass(variant), {
       ...asks,
       ROWS: rows,
+      KEYS: rows,
       QUADS: quads,
       PARTS: Math.ceil(quads / lanes),
       FOURS: rows / fourRows,
       LANES: lanes,
-      BROADCAST: Number(subgroups),
-      ONCE: Number(form === "once"),
       RAGGED: Number(quads % lanes > 0),
     }),
   ].join("\n");

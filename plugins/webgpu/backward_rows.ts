@@ -18,38 +18,86 @@ export interface Rows extends Piece {
   readonly gradients: GPUBuffer;
 }
 
-/** What `prepared` gives. */
-export type Prepared = ReturnType<typeof prepared>;
-
 /**
  * q times scale and dO of each head, token by token, as the programs read them, and (lse, D, 0, 0) of each row; all of
  * them 0 for a row that saw no key.
  */
-export const prepared = (queries: Queries, { o, lse, cotangent }: Outcome) => {
-  const { batch, heads, headDim, tokens, scale } = queries;
-  const given = decode(queries.dtype, queries.bytes);
-  const [q, dO] = [new Float32Array(given.length), new Float32Array(given.length)];
-  const outcomes = new Float32Array(batch * heads * tokens * 4);
-  for (let b = 0; b < batch; b++) {
-    for (let h = 0; h < heads; h++) {
-      for (let i = 0; i < tokens; i++) {
-        const at = (b * heads + h) * tokens + i;
-        const from = ((b * tokens + i) * heads + h) * headDim;
-        const top = lse[at]!;
-        if (top === -Infinity) continue;
-        let d = 0;
-        for (let c = 0; c < headDim; c++) {
-          const x = cotangent[from + c]!;
-          q[at * headDim + c] = given[from + c]! * scale;
-          dO[at * headDim + c] = x;
-          d += x * o[from + c]!;
+export interface Prepared {
+  readonly q: Float32Array;
+  readonly dO: Float32Array;
+  readonly outcomes: Float32Array;
+}
+
+/** Bytes of memory for what is prepared that is kept. */
+const largestKept = 2 ** 26;
+
+/** What is prepared, in memory that is used again: new memory is half of what it takes, for page faults. */
+export class Preparation {
+  #spare: Prepared | undefined;
+
+  prepare(queries: Queries, { o, lse, cotangent }: Outcome): Prepared {
+    const { batch, heads, headDim, tokens, scale } = queries;
+    const given = decode(queries.dtype, queries.bytes);
+    const prepared = this.#take(given.length, batch * heads * tokens);
+    const { q, dO, outcomes } = prepared;
+    for (let b = 0; b < batch; b++) {
+      for (let h = 0; h < heads; h++) {
+        for (let i = 0; i < tokens; i++) {
+          const at = (b * heads + h) * tokens + i;
+          const from = ((b * tokens + i) * heads + h) * headDim;
+          const top = lse[at]!;
+          const saw = top !== -Infinity;
+          outcomes[4 * at] = saw ? top : 0;
+          outcomes[4 * at + 1] = saw
+            ? placeHead(given, scale, cotangent, o, from, q, dO, at * headDim, headDim)
+            : 0;
+          if (saw) continue;
+          q.fill(0, at * headDim, (at + 1) * headDim);
+          dO.fill(0, at * headDim, (at + 1) * headDim);
         }
-        outcomes[4 * at] = top;
-        outcomes[4 * at + 1] = d;
       }
     }
+    return prepared;
   }
-  return { q, dO, outcomes };
+
+  #take(elements: number, rows: number): Prepared {
+    const spare = this.#spare;
+    this.#spare = undefined;
+    if (spare?.q.length === elements && spare.outcomes.length === 4 * rows) return spare;
+    return {
+      q: new Float32Array(elements),
+      dO: new Float32Array(elements),
+      outcomes: new Float32Array(4 * rows),
+    };
+  }
+
+  /** Takes back what nobody reads any more. */
+  give(prepared: Prepared): void {
+    const { q, outcomes } = prepared;
+    if (2 * q.byteLength + outcomes.byteLength <= largestKept) this.#spare = prepared;
+  }
+}
+
+/** Writes q and dO of one head of a token to where they belong. Gives its D. A function of its own, which engines optimise at once. */
+const placeHead = (
+  given: Float32Array,
+  scale: number,
+  cotangent: Float32Array,
+  o: Float32Array,
+  from: number,
+  q: Float32Array,
+  dO: Float32Array,
+  at: number,
+  headDim: number,
+): number => {
+  let d = 0;
+  for (let c = 0; c < headDim; c++) {
+    const x = cotangent[from + c]!;
+    q[at + c] = given[from + c]! * scale;
+    dO[at + c] = x;
+    d += x * o[from + c]!;
+  }
+  return d;
 };
 
 /** Uploads what is known of query rows, in pieces of up to `most` tokens. */

@@ -177,19 +177,16 @@ export const openWebgpu = async (options: WebgpuOptions = {}): Promise<Attention
   const backward = new WebgpuBackward(gpu, {
     choices: [
       ...(versions.some(({ file }) => file === "attend_tiles")
-        ? [{ keysIn: "buffer", lanes, subgroups: false, form: "tiles" } as const]
+        ? [{ keysIn: "buffer", lanes, form: "tiles" } as const]
         : []),
       // A workgroup that is one subgroup needs a single pass; the next best has two.
       ...versions.flatMap(({ keysIn, subgroups }) =>
         (subgroups ? ["once", "lanes"] as const : ["lanes"] as const).map((form) => ({
-          ...{ keysIn, subgroups, lanes, form },
+          ...{ keysIn, lanes, form },
         }))
       ),
-    ].filter(({ keysIn, subgroups, form }, i, all) =>
-      i ===
-        all.findIndex((other) =>
-          other.keysIn === keysIn && other.subgroups === subgroups && other.form === form
-        )
+    ].filter(({ keysIn, form }, i, all) =>
+      i === all.findIndex((other) => other.keysIn === keysIn && other.form === form)
     ),
     warn,
     directive: subgroups.directive,

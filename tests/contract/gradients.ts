@@ -114,8 +114,8 @@ const manyBlocks: DeviceCase = {
 const besideKeys: DeviceCase = {
   name: "rows that begin one after the keys, of a small head",
   run: checkGradients(
-    whole(problem({ tokens: 203, heads: 1, kvHeads: 1, headDim: 8, attention: window(30) }), {
-      queries: [stretch(1, 203)],
+    whole(problem({ tokens: 403, heads: 1, kvHeads: 1, headDim: 8, attention: window(30) }), {
+      queries: [stretch(1, 403)],
     }),
   ),
 };

@@ -181,22 +181,50 @@ const queriesPass = (fault: string, ...changes: Changes) =>
 const backwardHost = (fault: string, ...changes: Changes) =>
   backwardWgsl(fault, "plugins/webgpu/backward.ts", ...changes);
 
+/** What may go wrong wherever an invocation, whose i-th key has the name `key`, owns keys. */
+const ownKeysFaults = (pass: typeof keysPass, key: string): ReadonlyArray<Fault> => [
+  pass("dk and dv are swapped", [
+    `gradients[keyAt${key} * QUADS + c] += dk;`,
+    `gradients[keyAt${key} * QUADS + c] += dv;`,
+  ], [
+    `gradients[(task.values + keyAt${key}) * QUADS + c] += dv;`,
+    `gradients[(task.values + keyAt${key}) * QUADS + c] += dk;`,
+  ]),
+  pass("query heads are tiled over key heads, not grouped", [
+    "keyHead * sharing + n;",
+    "keyHead + n * task.kvHeads;",
+  ]),
+  pass("the heads that share a key are not summed up", [
+    "break if n >= sharing;",
+    "break if true;",
+  ]),
+  pass("every batch entry reads the first one's queries", [
+    "(entry * task.heads + head) * task.queryTokens + task.row;",
+    "head * task.queryTokens + task.row;",
+  ]),
+  pass("the mask is off by one", [
+    `rowsUpTo(position${key} - task.ahead - 1);`,
+    `rowsUpTo(position${key} - task.ahead);`,
+  ]),
+  pass("the window is one token too long", [
+    `u32(rowsUpTo(position${key} + task.back) - low${key})`,
+    `u32(rowsUpTo(position${key} + task.back + 1) - low${key})`,
+  ]),
+  pass("rows are not taken in whole quads", ["begin / 4 * 4;", "begin;"]),
+  pass("what another stretch of rows gave to dk is lost", ["+= dk;", "= dk;"]),
+  pass("what another stretch of rows gave to dv is lost", ["+= dv;", "= dv;"]),
+];
+
 /** The same in the backward pass of GPUs: the contract of gradients must notice. */
 const backwardWgslFaults: ReadonlyArray<Fault> = [
-  keysPass("dk and dv are swapped", [
-    "gradients[keyAt$r * QUADS + c] += dk;",
-    "gradients[keyAt$r * QUADS + c] += dv;",
-  ], [
-    "gradients[(task.values + keyAt$r) * QUADS + c] += dv;",
-    "gradients[(task.values + keyAt$r) * QUADS + c] += dk;",
-  ]),
+  ...ownKeysFaults(keysPass, "$r"),
   keysPass("dk is summed up in float16", [
-    "dk$r_$c += dS$r_0 * qAgain0_$c",
+    "dk$r_$c += dS$r_0 * q0_$c",
     `dk$r_$c = vec4f(
         unpack2x16float(pack2x16float(dk$r_$c.xy)),
         unpack2x16float(pack2x16float(dk$r_$c.zw)),
       );
-      dk$r_$c += dS$r_0 * qAgain0_$c`,
+      dk$r_$c += dS$r_0 * q0_$c`,
   ]),
   keysPass("D is forgotten", ["slope$r_$j -= outcome$j.y;", ""]),
   keysPass("the log-sum-exp is forgotten", [
@@ -204,35 +232,9 @@ const backwardWgslFaults: ReadonlyArray<Fault> = [
     "weight(score$r_$j, 8.0)",
   ]),
   keysPass("the log-sum-exp is that of another head", [
-    "outcomeAt(rowBase + u32(",
-    "outcomeAt(rowBase - n * task.queryTokens + u32(",
-  ], [
     "outcomeAt(rowBase + row$j)",
     "outcomeAt(rowBase - n * task.queryTokens + row$j)",
   ]),
-  keysPass("query heads are tiled over key heads, not grouped", [
-    "keyHead * sharing + n;",
-    "keyHead + n * task.kvHeads;",
-  ]),
-  keysPass("the heads that share a key are not summed up", [
-    "break if n >= sharing;",
-    "break if true;",
-  ]),
-  keysPass("every batch entry reads the first one's queries", [
-    "(entry * task.heads + head) * task.queryTokens + task.row;",
-    "head * task.queryTokens + task.row;",
-  ]),
-  keysPass("the mask is off by one", [
-    "rowsUpTo(position$r - task.ahead - 1);",
-    "rowsUpTo(position$r - task.ahead);",
-  ]),
-  keysPass("the window is one token too long", [
-    "u32(rowsUpTo(position$r + task.back) - low$r)",
-    "u32(rowsUpTo(position$r + task.back + 1) - low$r)",
-  ]),
-  keysPass("rows of dS lie elsewhere than where they are read", ["begin / 4 * 4;", "begin;"]),
-  keysPass("what another stretch of rows gave to dk is lost", ["+= dk;", "= dk;"]),
-  keysPass("what another stretch of rows gave to dv is lost", ["+= dv;", "= dv;"]),
   queriesPass("what another stretch of keys gave to dq is lost", ["+= dq;", "= dq;"]),
   queriesPass("dS that was not written counts", [
     "select(0.0, scores$[$r / FOUR]_$j[$[$r % FOUR]], u32(k + $j - low$r) < count$r);",
@@ -284,24 +286,57 @@ const tilesBackwardFaults: ReadonlyArray<Fault> = [
   queriesTiles("what another tile gave to dq is lost", ["+= dq$r_$o;", "= dq$r_$o;"]),
 ];
 
+const onlyPass = (fault: string, ...changes: Changes) =>
+  backwardWgsl(fault, "kernels/attend_backward_once.wgsl", ...changes);
+
 /** The same where one pass does it all, which software adapters alone have. */
 const singlePassFaults: ReadonlyArray<Fault> = [
-  keysPass("what other keys gave to dq is lost", ["+= dq$j_$p;", "= dq$j_$p;"]),
-  keysPass("dq has the dS of other keys", [
-    "subgroupBroadcast(dS$r_$j, $lu)",
-    "subgroupBroadcast(dS$r_$j, 0u)",
+  ...ownKeysFaults(onlyPass, "$k"),
+  onlyPass("dv is summed up in float16", [
+    "dv$k_$c += p$k_0 * dOAgain0_$c",
+    `dv$k_$c = vec4f(
+        unpack2x16float(pack2x16float(dv$k_$c.xy)),
+        unpack2x16float(pack2x16float(dv$k_$c.zw)),
+      );
+      dv$k_$c += p$k_0 * dOAgain0_$c`,
   ]),
-  keysPass("dq has other keys", ["i32($lu * ROWS + $r)", "i32($lu * ROWS)"]),
-  keysPass("components that a row does not have are written to the next one", [
+  onlyPass("D is forgotten", [
+    "p$k_$j * (slope$k[$j] - outcome$j.y);",
+    "p$k_$j * slope$k[$j];",
+  ]),
+  onlyPass("the log-sum-exp is forgotten", [
+    "weight(s$k[$j], outcome$j.x)",
+    "weight(s$k[$j], 8.0)",
+  ]),
+  onlyPass("the log-sum-exp is that of another head", [
+    "outcomeAt(rowBase + min(",
+    "outcomeAt(rowBase - n * task.queryTokens + min(",
+  ]),
+  onlyPass("the log-sum-exp is that of the row before", [
+    "lane % FOUR + (",
+    "lane % FOUR / 2u + (",
+  ]),
+  onlyPass("what other keys gave to dq is lost", ["+= dq$j_$p;", "= dq$j_$p;"]),
+  onlyPass("what other keys gave to the far half of dq is lost", ["+= far$j_$p;", "= far$j_$p;"]),
+  onlyPass("the far half of dq is the near one", ["place ^ HALF", "place"]),
+  onlyPass("dq has the dS of other keys", [
+    "subgroupBroadcast(dS$k, $lu)",
+    "subgroupBroadcast(dS$k, 0u)",
+  ]),
+  onlyPass("dq has other keys", ["i32(l * KEYS + $k)", "i32(l * KEYS)"]),
+  onlyPass("components that a row does not have are written to the next one", [
     "if ($pu * LANES + lane < QUADS) {",
     "if (true) {",
   ]),
-  keysPass("the next stretch of rows counts as well", [
+  onlyPass("components of the far half that a row does not have are written to the next one", [
+    "if ($pu * LANES + HALF + lane < QUADS) {",
+    "if (true) {",
+  ]),
+  onlyPass("the next stretch of rows counts as well", [
     "mine + i32(task.rowQuads) * FOUR",
     "mine + i32(task.rowQuads + 1u) * FOUR",
   ]),
-  keysPass("rows are not taken in whole quads", ["begin / 4 * 4;", "begin;"]),
-  keysPass("a workgroup has the same rows in every turn", [
+  onlyPass("a workgroup has the same rows in every turn", [
     "(taken + task.turn) % groups.x",
     "taken",
   ]),
@@ -492,7 +527,6 @@ Deno.test({
             choices: [{
               keysIn: software && form !== "tiles" ? "texture" : "buffer",
               lanes: software ? adapter!.info.subgroupMaxSize : 64,
-              subgroups: software && form !== "tiles",
               form,
             }],
             warn: assert.fail,

@@ -144,7 +144,6 @@ const withBackward = async (
     choices: [{
       keysIn: software ? "texture" : "buffer",
       lanes: software ? adapter!.info.subgroupMaxSize : 64,
-      subgroups: software,
       form: software ? "once" : "tiles",
     }],
     warn: assert.fail,
@@ -189,13 +188,11 @@ onAdapter(
 const inTwo: BackwardAdapter = {
   keysIn: software ? "texture" : "buffer",
   lanes: software ? adapter!.info.subgroupMaxSize : 64,
-  subgroups: software,
   form: "lanes",
 };
 const inTiles: BackwardAdapter = {
   keysIn: "buffer",
   lanes: 64,
-  subgroups: false,
   form: "tiles",
 };
 /** Passes whose program may be wrong, with what they belong to. */
@@ -285,7 +282,6 @@ onAdapter(
         choices: (["texture", "buffer"] as const).map((keysIn) => ({
           keysIn,
           lanes,
-          subgroups: false,
           form: "lanes" as const,
         })),
         warn: (sentence) => warnings.push(sentence),
@@ -320,7 +316,6 @@ onAdapter(
       choices: (["texture", "buffer"] as const).map((keysIn) => ({
         keysIn,
         lanes: software ? adapter!.info.subgroupMaxSize : 64,
-        subgroups: false,
         form: "lanes" as const,
       })),
       warn: () => {},
