@@ -124,8 +124,8 @@ fn backward(
       unread |= (bitsOf(dk$k_$c) | bitsOf(dv$k_$c)) & vec4u(place / LANES);
       //@ end
       //@ end
-      let given = lane % FOUR + (unread.x | unread.y | unread.z | unread.w);
-      let outcomes = outcomeAt(rowBase + min(u32(i) + given, u32(task.rows - 1))).xy;
+      let ofQuad = lane % FOUR + (unread.x | unread.y | unread.z | unread.w);
+      let outcomes = outcomeAt(rowBase + min(u32(i) + ofQuad, u32(task.rows - 1))).xy;
       //@ for $j < FOUR
       // Rows beyond the tile are shadows of its last one, which see nothing.
       let row$j = u32(min(i + $j, task.rows - 1));
