@@ -45,15 +45,23 @@ export class Preparation {
         for (let i = 0; i < tokens; i++) {
           const at = (b * heads + h) * tokens + i;
           const from = ((b * tokens + i) * heads + h) * headDim;
-          const top = lse[at]!;
-          const saw = top !== -Infinity;
-          outcomes[4 * at] = saw ? top : 0;
-          outcomes[4 * at + 1] = saw
-            ? placeHead(given, scale, cotangent, o, from, q, dO, at * headDim, headDim)
-            : 0;
-          if (saw) continue;
-          q.fill(0, at * headDim, (at + 1) * headDim);
-          dO.fill(0, at * headDim, (at + 1) * headDim);
+          if (lse[at] === -Infinity) {
+            for (const x of [q, dO]) x.fill(0, at * headDim, (at + 1) * headDim);
+            outcomes.fill(0, 4 * at, 4 * at + 2);
+            continue;
+          }
+          outcomes[4 * at] = lse[at]!;
+          outcomes[4 * at + 1] = placeHead(
+            given,
+            scale,
+            cotangent,
+            o,
+            from,
+            q,
+            dO,
+            at * headDim,
+            headDim,
+          );
         }
       }
     }
@@ -78,7 +86,10 @@ export class Preparation {
   }
 }
 
-/** Writes q and dO of one head of a token to where they belong. Gives its D. A function of its own, which engines optimise at once. */
+/**
+ * Writes q and dO of one head of a token to where they belong. Gives its D. A function of its own, which engines
+ * optimise at once.
+ */
 const placeHead = (
   given: Float32Array,
   scale: number,

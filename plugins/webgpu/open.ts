@@ -179,9 +179,9 @@ export const openWebgpu = async (options: WebgpuOptions = {}): Promise<Attention
       ...(versions.some(({ file }) => file === "attend_tiles")
         ? [{ keysIn: "buffer", lanes, form: "tiles" } as const]
         : []),
-      // A workgroup that is one subgroup needs a single pass; the next best has two.
+      // On a CPU a workgroup that is one subgroup needs a single pass; the next best has two.
       ...versions.flatMap(({ keysIn, subgroups }) =>
-        (subgroups ? ["once", "lanes"] as const : ["lanes"] as const).map((form) => ({
+        (subgroups && software ? ["once", "lanes"] as const : ["lanes"] as const).map((form) => ({
           ...{ keysIn, lanes, form },
         }))
       ),
