@@ -23,6 +23,9 @@ fn attend(
   @builtin(workgroup_id) group: vec3u,
   @builtin(num_workgroups) groups: vec3u,
   @builtin(local_invocation_index) lane: u32,
+  //@ if BROADCAST
+  @builtin(subgroup_invocation_id) place: u32,
+  //@ end
 ) {
   let firstRow = stretchOf(group.x, groups.x) * LANES * ROWS;
   let lastRow = min(firstRow + LANES * ROWS, task.rows) - 1u;
@@ -59,14 +62,16 @@ fn attend(
   var allO$r_$c = vec4f(0.0);
   //@ end
   //@ end
-  for (var c = 0u; c < QUADS; c++) {
-    //@ for $r < ROWS
-    let read$r = queries[query$r + c] * task.scale;
+  // Loops with an end that no compiler knows stay loops, which is less to compile.
+  let quads = QUADS + task.zero;
+  //@ for $r < ROWS
+  for (var c = 0u; c < quads; c++) {
+    let read = queries[query$r + c] * task.scale;
     //@ for $c < QUADS
-    q$r_$c = select(q$r_$c, read$r, c == $cu);
-    //@ end
+    q$r_$c = select(q$r_$c, read, c == $cu);
     //@ end
   }
+  //@ end
   //@ if BROADCAST
   //@ for $p < PARTS
   let quad$p = min($pu * LANES + lane, QUADS - 1u);
@@ -201,22 +206,43 @@ fn attend(
   }
   //@ end
 
+  //@ if BROADCAST
+  // The lower half of a workgroup writes for the other one as well: see `attend_backward_once.wgsl`.
+  let farFirst = firstRow + (place ^ HALF) * ROWS;
+  //@ end
   //@ for $r < ROWS
+  let before$r = tops[top$r];
+  let old$r = select(LOWEST, before$r.x, before$r.y > 0.0);
+  let new$r = max(old$r, allM$r);
+  let keep$r = weight(old$r, new$r);
+  let add$r = weight(allM$r, new$r);
   if (live$r) {
-    let before = tops[top$r];
-    let top = select(LOWEST, before.x, before.y > 0.0);
-    let highest = max(top, allM$r);
-    let keep = weight(top, highest);
-    let add = weight(allM$r, highest);
-    let l = before.y * keep + allL$r * add;
+    let l = before$r.y * keep$r + allL$r * add$r;
     let lost = worst$r >= INFINITE;
-    tops[top$r] = vec2f(highest, select(l, -1.0, lost || before.y < 0.0));
-    for (var c = 0u; c < QUADS; c++) {
-      var o = vec4f(0.0);
-      //@ for $c < QUADS
-      o = select(o, allO$r_$c, c == $cu);
-      //@ end
-      outputs[query$r + c] = outputs[query$r + c] * keep + o * add;
+    tops[top$r] = vec2f(new$r, select(l, -1.0, lost || before$r.y < 0.0));
+  }
+  //@ if BROADCAST
+  let farRow$r = min(farFirst + $ru, task.rows - 1u);
+  let far$r = ((group.z * task.queryTokens + task.row + farRow$r) * task.heads + group.y) * QUADS;
+  let farKeep$r = subgroupShuffle(keep$r, place ^ HALF);
+  let farAdd$r = subgroupShuffle(add$r, place ^ HALF);
+  //@ end
+  for (var c = 0u; c < quads; c++) {
+    var o = vec4f(0.0);
+    //@ for $c < QUADS
+    o = select(o, allO$r_$c, c == $cu);
+    //@ end
+    //@ if BROADCAST
+    let farO = subgroupShuffle(o, place ^ HALF);
+    if (lane < HALF && farFirst + $ru < task.rows) {
+      outputs[far$r + c] = outputs[far$r + c] * farKeep$r + farO * farAdd$r;
+    }
+    let writes = lane < HALF && live$r;
+    //@ else
+    let writes = live$r;
+    //@ end
+    if (writes) {
+      outputs[query$r + c] = outputs[query$r + c] * keep$r + o * add$r;
     }
   }
   //@ end

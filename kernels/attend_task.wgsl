@@ -43,6 +43,8 @@ struct Task {
   heads: u32,
   kvHeads: u32,
   scale: f32,
+  // 0, which no compiler knows.
+  zero: u32,
 }
 
 @group(0) @binding(0) var<uniform> task: Task;

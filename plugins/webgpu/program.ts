@@ -221,6 +221,7 @@ export const program = (made: Variant): string => {
     `const OTHERS0 = ${others(0)};`,
     `const OTHERS1 = ${others(1)};`,
     `const LANES = ${LANES}u;`,
+    `const HALF = ${Math.ceil(LANES / 2)}u;`,
     `const QUADS = ${QUADS}u;`,
     `const CLEAR = ${pairwise || version.file === "attend_wide" ? never : clearGroup(made)};`,
     `const CHUNK = ${tiled ? tiles.chunk : 256};`,

@@ -46,11 +46,11 @@ const backwardWgsl = unchecked("plugins/webgpu/backward.ts", [[
 /** The same in the program of GPUs: the device contract must notice. */
 const wgslFaults: ReadonlyArray<Fault> = [
   wgsl("a score beyond the range is passed over", "attend", [
-    "select(l, -1.0, lost || before.y < 0.0)",
-    "select(l, -1.0, before.y < 0.0)",
+    "select(l, -1.0, lost || before$r.y < 0.0)",
+    "select(l, -1.0, before$r.y < 0.0)",
   ]),
   wgsl("a score beyond the range is forgotten by the next block", "attend", [
-    "lost || before.y < 0.0",
+    "lost || before$r.y < 0.0",
     "lost",
   ]),
   wgsl("key heads are tiled over query heads, not repeated", "attend", [
@@ -75,8 +75,8 @@ const wgslFaults: ReadonlyArray<Fault> = [
     },
   },
   wgsl("scores are not scaled", "attend", [
-    "let read$r = queries[query$r + c] * task.scale;",
-    "let read$r = queries[query$r + c];",
+    "let read = queries[query$r + c] * task.scale;",
+    "let read = queries[query$r + c];",
   ]),
   wgsl("two workgroups take the same rows", "workgroups", ["0x52614370u", "0x52614340u"]),
   wgsl("positions are local indices", "span", [
@@ -100,12 +100,28 @@ const wgslFaults: ReadonlyArray<Fault> = [
     "allO$r_$c + o$r_$c * addChunk$r;",
   ]),
   wgsl("what earlier blocks gave is not rescaled", "attend", [
-    "outputs[query$r + c] * keep + o * add;",
-    "outputs[query$r + c] + o * add;",
+    "outputs[query$r + c] * keep$r + o * add$r;",
+    "outputs[query$r + c] + o * add$r;",
   ]),
   wgsl("what a block gives is not rescaled", "attend", [
-    "outputs[query$r + c] * keep + o * add;",
-    "outputs[query$r + c] * keep + o;",
+    "outputs[query$r + c] * keep$r + o * add$r;",
+    "outputs[query$r + c] * keep$r + o;",
+  ]),
+  wgsl("the far half of a workgroup is rescaled as the near one is", "attend", [
+    "outputs[far$r + c] * farKeep$r + farO * farAdd$r;",
+    "outputs[far$r + c] * keep$r + farO * farAdd$r;",
+  ]),
+  wgsl("what a block gives the far half is not rescaled", "attend", [
+    "farO * farAdd$r;",
+    "farO;",
+  ]),
+  wgsl("the far half gets what the near one has", "attend", [
+    "subgroupShuffle(o, place ^ HALF)",
+    "o",
+  ]),
+  wgsl("rows beyond the tile are written by the near half", "attend", [
+    "lane < HALF && farFirst + $ru < task.rows",
+    "lane < HALF",
   ]),
   wgsl("the sum of weights is not rescaled", "attend", ["l$r * keep$r + sum$r", "l$r + sum$r"]),
   wgsl("the accumulator is float16", "attend", [
@@ -117,8 +133,8 @@ const wgslFaults: ReadonlyArray<Fault> = [
       );`,
   ]),
   wgsl("a row without keys begins with a maximum of 0", "attend", [
-    "select(LOWEST, before.x, before.y > 0.0)",
-    "before.x",
+    "select(LOWEST, before$r.x, before$r.y > 0.0)",
+    "before$r.x",
   ]),
   wgsl("shadows of the last key count", "attend", [
     "u32(key$j - low$r) < count$r;",
