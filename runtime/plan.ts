@@ -356,7 +356,8 @@ const planWith = (spec: PlanSpec, attention: Attention): Plan => {
   // By part first, then by stop: each wave of parts is a pass of its own. With all of a rank's own blocks sent first,
   // every rank would wait for its right neighbour to take the second one, and none ever could. Everything that moves has
   // a place in one order, of wave, stop and block, which all ranks keep: what comes first can always move, since its
-  // sender has nothing to do before, and its receiver has room for all that one stop and the next may bring it.
+  // sender has nothing to do before, and its receiver has room for all that one stop and the next may bring it. A wave has
+  // the i-th part of a shard and the i-th from its end: what one of them leaves to do less, the other one makes up for.
   const pieces = keys.map((shard, home) =>
     cut(
       shard,
@@ -365,7 +366,7 @@ const planWith = (spec: PlanSpec, attention: Attention): Plan => {
       (span) => edgesOf(attention, span, shards.filter((_, rank) => rank !== home), looking),
     )
   );
-  const waves = Math.max(...pieces.map((shard) => shard.length));
+  const waves = Math.ceil(Math.max(...pieces.map((shard) => shard.length)) / 2);
   const drafts = shards.map((): Draft => ({
     steps: [],
     receives: [],
@@ -378,9 +379,12 @@ const planWith = (spec: PlanSpec, attention: Attention): Plan => {
   for (let wave = 0; wave < waves; wave++) {
     const inWave: Array<{ readonly block: BlockPlan; readonly steps: ReadonlyArray<StepPlan> }> =
       [];
-    pieces.forEach((shard, home) => {
-      const piece = shard[wave];
-      if (piece === undefined) return;
+    const ofWave = pieces.flatMap((shard, home) => {
+      const mirror = shard.length - 1 - wave;
+      const both = mirror > wave ? [wave, mirror] : mirror === wave ? [wave] : [];
+      return both.map((i) => ({ piece: shard[i]!, home }));
+    });
+    for (const { piece, home } of ofWave) {
       const path: Array<number> = [];
       const block = {
         id: blocks.length,
@@ -400,8 +404,12 @@ const planWith = (spec: PlanSpec, attention: Attention): Plan => {
         return { block, distance, state, pairs, tiles };
       });
       inWave.push({ block, steps });
-    });
-    const stops = Math.max(0, ...inWave.map(({ block }) => block.path.length));
+    }
+    // A block sets out when it would have come by around the ring. Else those of all ranks would come to the first one that
+    // needs most of them at once, which under a causal mask then waits for the others.
+    const late = ({ home, path }: BlockPlan) =>
+      path.length === 0 ? 0 : (path[0]! - home + ring) % ring - 1;
+    const stops = Math.max(0, ...inWave.map(({ block }) => late(block) + block.path.length));
     for (let stop = 0; stop <= stops + 1; stop++) {
       for (const { stops, homingStops } of drafts) {
         stops.push(0);
@@ -409,31 +417,28 @@ const planWith = (spec: PlanSpec, attention: Attention): Plan => {
       }
       for (const { block, steps } of inWave) {
         const { home, path } = block;
-        const [from, rank, to] = [stop - 1, stop, stop + 1].map((at) =>
-          at === 0 ? home : path[at - 1]
-        );
+        const own = drafts[home]!;
+        const at = stop - late(block);
+        if (stop === 0) {
+          own.steps.push(steps[0]!);
+          if (steps[0]!.pairs > 0) own.homing.push({ block, own: true });
+        }
+        if (at === 0 && path.length > 0) own.sends.push({ block, to: path[0]! });
+        if (at <= 0) continue;
+        const [from, rank, to] = [at - 2, at - 1, at].map((i) => i === -1 ? home : path[i]);
+        const shares = at > 1 && from !== undefined ? { from } : {};
         if (rank !== undefined) {
           const draft = drafts[rank]!;
-          const step = steps[(rank - home + ring) % ring]!;
-          draft.steps.push(step);
-          if (stop > 0) {
-            draft.receives.push({ block, from: from!, ...(to === undefined ? {} : { to }) });
-            draft.stops[draft.stops.length - 1]!++;
-          }
+          const onward = to === undefined ? {} : { to };
+          draft.steps.push(steps[(rank - home + ring) % ring]!);
+          draft.receives.push({ block, from: from!, ...onward });
+          draft.stops[draft.stops.length - 1]!++;
           if (to !== undefined) draft.sends.push({ block, to });
-          const shares = stop > 1 ? { from: from! } : {};
-          if (stop > 1) draft.homingStops[draft.homingStops.length - 1]!++;
-          if (step.pairs > 0) {
-            draft.homing.push({
-              block,
-              own: true,
-              ...shares,
-              ...(stop === 0 ? {} : { to: to ?? home }),
-            });
-          }
-        } else if (stop > 1 && from !== undefined) {
-          drafts[home]!.homing.push({ block, own: false, from });
-          drafts[home]!.homingStops[drafts[home]!.homingStops.length - 1]!++;
+          if (at > 1) draft.homingStops[draft.homingStops.length - 1]!++;
+          draft.homing.push({ block, own: true, ...shares, to: to ?? home });
+        } else if (at > 1 && from !== undefined) {
+          own.homing.push({ block, own: false, from });
+          own.homingStops[own.homingStops.length - 1]!++;
         }
       }
     }
