@@ -209,7 +209,7 @@ const ringReading =
   "Medians with [least..most] over the rounds. The bare kernel gets the whole sequence in one " +
   "block; the calls of a ring are what its ranks ask of the device, block by block, without the " +
   "ring. All ranks share one device in one process. Links at 50 % and 90 % are as slow as makes " +
-  "a block of the busiest rank travel for that share of the time of the calls of one step. " +
+  "the K and V of one rank travel for that share of the time of the calls of one step. " +
   "Hidden by timeline: the " +
   "share of the time in which blocks were arriving during which no rank stood still for want of " +
   "one. Hidden by time: 1 − (time − time with a free link) / time on the link. The error is the " +

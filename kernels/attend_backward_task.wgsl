@@ -3,7 +3,7 @@
 // With s = scale · q·k, P = exp(s − lse), D = Σ dO·o and dS = P ∘ (dO·v − D), the gradients are dv = Pᵀ dO,
 // dk = scale · dSᵀ q and dq = scale · dS k: five matrix products. Of a tile, `attend_backward_keys.wgsl` computes P, dS
 // and what the tile adds to dk and dv, and writes dS down; `attend_backward_queries.wgsl` reads it and computes what the
-// tile adds to dq. Computing dS a second time instead would be seven products. Where a workgroup is one subgroup,
+// tile adds to dq. Computing dS a second time instead would be seven products. On a CPU, where a workgroup is one subgroup,
 // `attend_backward_once.wgsl` computes all that the tile adds, and nothing is written down. Nothing is added up by more
 // than one invocation at a time and in another order, so that the same calls give the same bits.
 //

@@ -146,8 +146,8 @@ export interface Plan extends PlanSpec {
 }
 
 /**
- * Shards travel in about this many blocks, so that a rank holds little more than its own shard: one block being
- * received, one waiting and one in use.
+ * Shards travel in about this many blocks, so that a rank holds little more than its own shard and as much again: what
+ * comes from two others of the two blocks of a wave.
  */
 const blocksPerShard = 4;
 /** Smaller blocks would cost more in waits than they save in memory. */
@@ -406,7 +406,7 @@ const planWith = (spec: PlanSpec, attention: Attention): Plan => {
       inWave.push({ block, steps });
     }
     // A block sets out when it would have come by around the ring. Else those of all ranks would come to the first one that
-    // needs most of them at once, which under a causal mask then waits for the others.
+    // needs them at once, and it would have to have room for them.
     const late = ({ home, path }: BlockPlan) =>
       path.length === 0 ? 0 : (path[0]! - home + ring) % ring - 1;
     const stops = Math.max(0, ...inWave.map(({ block }) => late(block) + block.path.length));

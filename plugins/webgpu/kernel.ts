@@ -337,7 +337,7 @@ export class WebgpuAttention {
       const shapes = [rows.count, keyTokens, heads, kvHeads];
       const fields = [...spans, ...tile, ...shapes];
       data.set(fields, i * stride / 4);
-      new Float32Array(data.buffer, i * stride)[fields.length] = scale;
+      new Float32Array(data.buffer, i * stride)[fields.length] = scale; // and `zero` is 0
     });
     if (this.#tasks === undefined || this.#tasks.size < data.byteLength) {
       this.#tasks?.destroy();

@@ -36,6 +36,10 @@ export const checkSubgroups = async (
   size: number,
   text = countSubgroup,
 ): Promise<Subgroups> => {
+  // The halves of a workgroup exchange what they have, and its first four what they know of four rows.
+  if (size < 4 || (size & (size - 1)) !== 0) {
+    throw new Error(`a workgroup of ${size}, where a power of two from 4 on is needed`);
+  }
   let refusal: unknown;
   for (const directive of ["", "enable subgroups;\n"]) {
     let found: Uint32Array;

@@ -255,7 +255,7 @@ const homingFaults: ReadonlyArray<Fault> = [
     fault: "the shares of other ranks never come home",
     changes: {
       "runtime/plan.ts": [[
-        "drafts[home]!.homing.push({ block, own: false, from });",
+        "own.homing.push({ block, own: false, from });",
         "",
       ]],
     },

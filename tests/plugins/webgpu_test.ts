@@ -489,6 +489,9 @@ onAdapter("subgroups are counted, by whichever directive compiles", async () => 
       await assert.rejects(late, /invocation 0 found 1 in its own/);
     }
     await assert.rejects(checkSubgroups(gpu, vector, () => "nonsense"), /nonsense/);
+    for (const size of [1, 2, 12]) {
+      await assert.rejects(checkSubgroups(gpu, size), /where a power of two from 4 on is needed/);
+    }
   } finally {
     await gpu.close();
   }
