@@ -146,8 +146,8 @@ export interface Plan extends PlanSpec {
 }
 
 /**
- * Shards travel in about this many blocks, so that a rank holds little more than its own shard and as much again: what
- * comes from two others of the two blocks of a wave.
+ * Shards travel in about this many blocks, so that a rank holds little more than its own shard: one block being
+ * received, one waiting and one in use.
  */
 const blocksPerShard = 4;
 /** Smaller blocks would cost more in waits than they save in memory. */
@@ -321,14 +321,14 @@ interface Draft {
   readonly receives: Array<RankPlan["receives"][number]>;
   readonly sends: Array<RankPlan["sends"][number]>;
   readonly homing: Array<HomingPlan>;
-  /** How many blocks it receives at each stop of each wave, and the gradients of how many. */
-  readonly stops: Array<number>;
-  readonly homingStops: Array<number>;
+  /** How many blocks it receives at each place of the order, and the gradients of how many. */
+  readonly places: Array<number>;
+  readonly homingPlaces: Array<number>;
 }
 
-/** What two stops that follow each other may bring. */
-const twoStops = (stops: ReadonlyArray<number>): number =>
-  Math.max(0, ...stops.map((count, i) => count + (stops[i + 1] ?? 0)));
+/** What one stop and the next may bring, of a block and of its other end: three places that follow each other. */
+const threePlaces = (places: ReadonlyArray<number>): number =>
+  Math.max(0, ...places.map((count, i) => count + (places[i + 1] ?? 0) + (places[i + 2] ?? 0)));
 
 const planWith = (spec: PlanSpec, attention: Attention): Plan => {
   const { problem, layout, weights, wire, gradients = false } = spec;
@@ -354,10 +354,10 @@ const planWith = (spec: PlanSpec, attention: Attention): Plan => {
   );
 
   // By part first, then by stop: each wave of parts is a pass of its own. With all of a rank's own blocks sent first,
-  // every rank would wait for its right neighbour to take the second one, and none ever could. Everything that moves has
-  // a place in one order, of wave, stop and block, which all ranks keep: what comes first can always move, since its
-  // sender has nothing to do before, and its receiver has room for all that one stop and the next may bring it. A wave has
-  // the i-th part of a shard and the i-th from its end: what one of them leaves to do less, the other one makes up for.
+  // every rank would wait for its right neighbour to take the second one, and none ever could. A wave has the i-th part of
+  // a shard and the i-th from its end: what one of them leaves to do less, the other one makes up for. Everything that
+  // moves has a place in one order, of wave, stop, end and block, which all ranks keep: what comes first can always move,
+  // since its sender has nothing to do before, and its receiver has room for all that is there before it goes on.
   const pieces = keys.map((shard, home) =>
     cut(
       shard,
@@ -372,19 +372,20 @@ const planWith = (spec: PlanSpec, attention: Attention): Plan => {
     receives: [],
     sends: [],
     homing: [],
-    stops: [],
-    homingStops: [],
+    places: [],
+    homingPlaces: [],
   }));
   const blocks: Array<BlockPlan> = [];
   for (let wave = 0; wave < waves; wave++) {
-    const inWave: Array<{ readonly block: BlockPlan; readonly steps: ReadonlyArray<StepPlan> }> =
-      [];
+    const ends: ReadonlyArray<
+      Array<{ readonly block: BlockPlan; readonly steps: ReadonlyArray<StepPlan> }>
+    > = [[], []];
     const ofWave = pieces.flatMap((shard, home) => {
       const mirror = shard.length - 1 - wave;
       const both = mirror > wave ? [wave, mirror] : mirror === wave ? [wave] : [];
-      return both.map((i) => ({ piece: shard[i]!, home }));
+      return both.map((i, end) => ({ piece: shard[i]!, home, end }));
     });
-    for (const { piece, home } of ofWave) {
+    for (const { piece, home, end } of ofWave) {
       const path: Array<number> = [];
       const block = {
         id: blocks.length,
@@ -403,19 +404,21 @@ const planWith = (spec: PlanSpec, attention: Attention): Plan => {
         const state = pairs === 0 ? "skip" : pairs === all ? "full" : "partial";
         return { block, distance, state, pairs, tiles };
       });
-      inWave.push({ block, steps });
+      ends[end]!.push({ block, steps });
     }
     // A block sets out when it would have come by around the ring. Else those of all ranks would come to the first one that
     // needs them at once, and it would have to have room for them.
     const late = ({ home, path }: BlockPlan) =>
       path.length === 0 ? 0 : (path[0]! - home + ring) % ring - 1;
+    const inWave = ends.flat();
     const stops = Math.max(0, ...inWave.map(({ block }) => late(block) + block.path.length));
-    for (let stop = 0; stop <= stops + 1; stop++) {
-      for (const { stops, homingStops } of drafts) {
-        stops.push(0);
-        homingStops.push(0);
+    for (let place = 0; place <= 2 * stops + 3; place++) {
+      const stop = Math.floor(place / 2);
+      for (const { places, homingPlaces } of drafts) {
+        places.push(0);
+        homingPlaces.push(0);
       }
-      for (const { block, steps } of inWave) {
+      for (const { block, steps } of ends[place % 2]!) {
         const { home, path } = block;
         const own = drafts[home]!;
         const at = stop - late(block);
@@ -432,13 +435,13 @@ const planWith = (spec: PlanSpec, attention: Attention): Plan => {
           const onward = to === undefined ? {} : { to };
           draft.steps.push(steps[(rank - home + ring) % ring]!);
           draft.receives.push({ block, from: from!, ...onward });
-          draft.stops[draft.stops.length - 1]!++;
+          draft.places[draft.places.length - 1]!++;
           if (to !== undefined) draft.sends.push({ block, to });
-          if (at > 1) draft.homingStops[draft.homingStops.length - 1]!++;
+          if (at > 1) draft.homingPlaces[draft.homingPlaces.length - 1]!++;
           draft.homing.push({ block, own: true, ...shares, to: to ?? home });
         } else if (at > 1 && from !== undefined) {
           own.homing.push({ block, own: false, from });
-          own.homingStops[own.homingStops.length - 1]!++;
+          own.homingPlaces[own.homingPlaces.length - 1]!++;
         }
       }
     }
@@ -451,11 +454,11 @@ const planWith = (spec: PlanSpec, attention: Attention): Plan => {
   }
 
   const ranks = shards.map((shard, rank): RankPlan => {
-    const { steps, receives, sends, homing, stops, homingStops } = drafts[rank]!;
+    const { steps, receives, sends, homing, places, homingPlaces } = drafts[rank]!;
     const tokens = tokensOf(shard);
     const sum = (values: ReadonlyArray<number>) => values.reduce((a, b) => a + b, 0);
-    const room = Math.max(passingBlocks, twoStops(stops));
-    const homingRoom = Math.max(1, twoStops(homingStops));
+    const room = Math.max(passingBlocks, threePlaces(places));
+    const homingRoom = Math.max(1, threePlaces(homingPlaces));
     const kvBytes = tokensOf(keys[rank]!) * tokenBytes +
       sum(receives.map(({ block }) => block.bytes).sort((a, b) => b - a).slice(0, room));
     const rows = batch * tokens * heads;

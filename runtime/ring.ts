@@ -3,9 +3,9 @@
  * on to the right, chunk by chunk, while the device computes on the ones that are here. Left and right are the
  * neighbours, or where a mask leaves ranks out, the next ones that need the block.
  *
- * There is room for as many blocks beside those at home as the plan says, at least three: one that arrives, one that is
- * queued on the device, one that it computes on. A slow device makes the left neighbour wait instead of making a queue
- * grow.
+ * There is room for three blocks beside those at home: one that arrives, one that is queued on the device, one that it
+ * computes on; for more where several ranks send at once. A slow device makes the left neighbour wait instead of making
+ * a queue grow.
  *
  * @module
  */
